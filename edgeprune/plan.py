@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from edgeprune.errors import PlanError
@@ -26,8 +27,8 @@ class Cut:
     keep: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        inside = all(0 <= a < b for a, b in zip(self.keep, (*self.keep[1:], self.width), strict=True))
-        if not self.keep or not inside:
+        bounded = (-1, *self.keep, self.width)
+        if not self.keep or any(a >= b for a, b in pairwise(bounded)):
             raise PlanError(
                 f"{self.root}: the kept channels must be increasing, at least one, and below {self.width}; "
                 f"received {len(self.keep)} of them: {self.keep[:6]}"
