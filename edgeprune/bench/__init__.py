@@ -1,0 +1,1 @@
+"""Latency that can be trusted: measured interleaved, compared with an interval, recorded with its machine."""

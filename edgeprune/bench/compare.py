@@ -1,0 +1,84 @@
+"""Says faster, slower or no change, and only when the samples carry it.
+
+The speed-up is the ratio of the two medians; its interval comes from drawing whole rounds of the interleaved
+measurement again, the same rounds for both, so what slowed both at once cancels. An interval that covers 1, or a
+ratio within 2% of it, is no change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeprune.bench.measure import Samples
+from edgeprune.bench.statistics import bootstrap_medians, draw_rounds
+from edgeprune.errors import DataError
+
+FEWEST_ROUNDS = 8
+Word = Literal["faster", "slower", "no change"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The candidate against the baseline: speedup = median(baseline) / median(candidate), in [ci_low, ci_high]."""
+
+    vs: str
+    word: Word
+    speedup: float
+    ci_low: float
+    ci_high: float
+    confidence: float
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Verdict:
+        """Read what `to_json` wrote."""
+        return Verdict(**data)
+
+    def __str__(self) -> str:
+        return f"{self.word} {self.speedup:.2f}x [{self.ci_low:.2f}, {self.ci_high:.2f}]"
+
+
+def compare(
+    baseline: Samples,
+    candidate: Samples,
+    *,
+    vs: str = "baseline",
+    confidence: float = 0.99,
+    threshold: float = 1.02,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Verdict:
+    """Compare two runners that one call of `measure` took interleaved.
+
+    vs: the baseline's name, recorded. DataError when their rounds differ, since then nothing pairs them.
+    """
+    if baseline.rounds != candidate.rounds or not baseline.rounds:
+        raise DataError(
+            f"{baseline.rounds} rounds against {candidate.rounds}: expected samples of one interleaved measurement"
+        )
+    speedup = float(np.median(baseline.latency_s) / np.median(candidate.latency_s))
+    draws = draw_rounds(baseline.rounds, resamples, seed)
+    ratios = bootstrap_medians(baseline.latency_s, baseline.round, draws) / bootstrap_medians(
+        candidate.latency_s, candidate.round, draws
+    )
+    low, high = (float(q) for q in np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    word, why = _word(speedup, low, high, threshold, baseline.rounds)
+    return Verdict(vs, word, speedup, low, high, confidence, why)
+
+
+def _word(speedup: float, low: float, high: float, threshold: float, rounds: int) -> tuple[Word, str]:
+    if rounds < FEWEST_ROUNDS:
+        return "no change", f"{rounds} rounds are too few to say; {FEWEST_ROUNDS} are needed: measure longer"
+    if low <= 1.0 <= high:
+        return "no change", "the interval covers 1"
+    if 1 / threshold <= speedup <= threshold:
+        return "no change", f"the ratio is within {threshold:g}"
+    return ("faster" if speedup > 1 else "slower"), "the interval excludes 1"

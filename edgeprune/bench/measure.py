@@ -1,0 +1,147 @@
+"""Times several runners fairly on one machine: the same minutes, the same noise, the same caches.
+
+Warm-up goes on until two windows agree. Then rounds: in each round every runner runs one block of calls, in an order
+drawn anew, so that a slow minute of the machine falls on all of them; `Samples.round` keeps which block a time
+belongs to, and the interval of edgeprune.bench.compare is drawn from whole rounds. The first call of a block finds
+the caches full of another network and is not recorded. Between the two clock readings of a sample stands one call of
+`Runner.infer` and nothing else.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import UsageError
+from edgeprune.runtime.runner import Feeds, Runner
+
+BLOCK_S = 0.03
+WINDOW_AGREEMENT = 0.02
+MOST_WARMUP = 5.0  # times warmup_s, then measuring starts and `settled` is False
+FEWEST_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Times of one runner. latency_s: (n,) seconds; round: (n,) which round each was taken in, increasing from 0.
+
+    settled: whether two warm-up windows agreed within 2%. warmup_s, warmup_runs: what the warm-up took.
+    """
+
+    latency_s: NDArray[np.float64]
+    round: NDArray[np.int64]
+    settled: bool = True
+    warmup_s: float = 0.0
+    warmup_runs: int = 0
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there were."""
+        return int(self.round[-1]) + 1 if len(self.round) else 0
+
+
+def measure(
+    runners: Mapping[str, Runner],
+    feeds: Mapping[str, Feeds],
+    *,
+    warmup_s: float = 1.0,
+    min_s: float = 3.0,
+    min_runs: int = 200,
+    seed: int = 0,
+    observe: Callable[[], object] | None = None,
+) -> dict[str, Samples]:
+    """Measure every runner of `runners`, interleaved, on `feeds[name]`.
+
+    Each gets at least `min_s` seconds of recorded calls, `min_runs` of them, in at least 20 rounds. `observe` is
+    called after each round, outside the timed part (clocks, temperature). UsageError when a runner has no feeds.
+    """
+    if not runners or min_runs < 1 or min_s < 0 or warmup_s < 0:
+        raise UsageError(
+            f"nothing to measure: {len(runners)} runners, {min_runs} runs, {min_s} s; expected at least one of each"
+        )
+    if missing := sorted(set(runners) - set(feeds)):
+        raise UsageError(
+            f"no input for {', '.join(missing)}; feeds holds {', '.join(sorted(feeds)) or 'nothing'}"
+        )
+    with _quiet():
+        warm = {name: _warm_up(runner, feeds[name], warmup_s) for name, runner in runners.items()}
+        sizes = {name: max(2, round(BLOCK_S / max(w.typical_s, 1e-7))) for name, w in warm.items()}
+        sizes = {name: min(size, max(2, -(-min_runs // 2))) for name, size in sizes.items()}
+        blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in runners}
+        order, random = list(runners), np.random.default_rng(seed)
+        while not all(_enough(b, min_s, min_runs) for b in blocks.values()):
+            random.shuffle(order)
+            for name in order:
+                blocks[name].append(_block(runners[name], feeds[name], sizes[name]))
+            if observe is not None:
+                observe()
+    return {name: _samples(blocks[name], warm[name]) for name in runners}
+
+
+@dataclass(frozen=True)
+class _Warm:
+    typical_s: float
+    settled: bool
+    seconds: float
+    runs: int
+
+
+def _warm_up(runner: Runner, feeds: Feeds, least_s: float) -> _Warm:
+    """Run for at least `least_s` and until the medians of two windows, each a quarter of it, are within 2%."""
+    start, runs, previous, most_s = time.perf_counter(), 0, 0.0, MOST_WARMUP * max(least_s, 0.1)
+    while True:
+        window: list[float] = []
+        window_start = time.perf_counter()
+        while not window or time.perf_counter() - window_start < least_s / 4:
+            begin = time.perf_counter()
+            runner.infer(feeds)
+            window.append(time.perf_counter() - begin)
+        runs += len(window)
+        median, seconds = float(np.median(window)), time.perf_counter() - start
+        settled = abs(median - previous) <= WINDOW_AGREEMENT * median
+        if (settled and seconds >= least_s) or seconds >= most_s:
+            return _Warm(median, settled, seconds, runs)
+        previous = median
+
+
+def _block(runner: Runner, feeds: Feeds, size: int) -> NDArray[np.float64]:
+    clock, infer = time.perf_counter_ns, runner.infer
+    times = np.empty(size, np.int64)
+    infer(feeds)
+    for i in range(size):
+        begin = clock()
+        infer(feeds)
+        times[i] = clock() - begin
+    return times * 1e-9
+
+
+def _enough(blocks: list[NDArray[np.float64]], min_s: float, min_runs: int) -> bool:
+    if len(blocks) * (len(blocks[0]) if blocks else 0) < min_runs or (
+        len(blocks) < FEWEST_ROUNDS and min_s > 0
+    ):
+        return False
+    return float(sum(b.sum() for b in blocks)) >= min_s
+
+
+def _samples(blocks: list[NDArray[np.float64]], warm: _Warm) -> Samples:
+    numbers = np.repeat(np.arange(len(blocks), dtype=np.int64), [len(b) for b in blocks])
+    return Samples(np.concatenate(blocks), numbers, warm.settled, warm.seconds, warm.runs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the garbage collector out of the timed part."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
