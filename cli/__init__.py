@@ -1,0 +1,1 @@
+"""The command line: words -> one library call -> a printed report. Nothing here knows torch."""

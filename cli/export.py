@@ -1,0 +1,20 @@
+"""`edgeprune export`: its examples, and how its result is shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgeprune.cli import show as page
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES = (
+    "edgeprune export runs/prune-resnet50-1 --to onnx",
+    "edgeprune export runs/prune-resnet50-1 --images camera/ --batch 1:8:32 -o out/",
+)
+
+
+def show(facts: page.Facts, console: Console) -> None:
+    """Print what `edgeprune.commands.export` returned."""
+    page.result(facts, console)

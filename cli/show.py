@@ -1,0 +1,158 @@
+"""Results as text: any JSON result as labelled facts and tables, sized to the terminal.
+
+Numbers carry their unit by the name of their key: macs, params, *_bytes, *_ms, accuracy. A result's `next` is the next
+command to type; `warnings` were printed on stderr already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Facts = Mapping[str, Any]
+_LAST = ("next", "warnings")
+_WORDS = {
+    "macs": "MACs",
+    "onnx": "ONNX",
+    "p50": "p50",
+    "csv": "CSV",
+    "json": "JSON",
+    "cpu": "CPU",
+    "gpu": "GPU",
+}
+
+
+def result(facts: Facts, console: Console) -> None:
+    """Print a result whose shape is not known: scalars first, then groups, then tables, then the next command."""
+    shown = {k: v for k, v in facts.items() if k not in _LAST and v not in (None, "", [], {}, ())}
+    pairs({k: v for k, v in shown.items() if not _nested(v)}, console)
+    for key, value in shown.items():
+        if isinstance(value, Mapping):
+            console.print(f"\n[bold]{label(key)}[/bold]")
+            pairs(flat(value), console)
+        elif _rows(value):
+            table(value, console, title=label(key))
+    next_command(facts, console)
+
+
+def pairs(facts: Facts, console: Console) -> None:
+    """One fact a line, names in a column."""
+    from rich.table import Table
+
+    if not facts:
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in facts.items():
+        grid.add_row(label(key), _plain(value, key))
+    console.print(grid)
+
+
+def table(rows: Sequence[Facts], console: Console, *, title: str = "", columns: Sequence[str] = ()) -> None:
+    """Rows that share keys; numbers to the right. `columns` chooses and orders the keys."""
+    from rich import box
+    from rich.table import Table
+
+    keys = list(columns) or list(dict.fromkeys(k for row in rows for k in row))
+    keys = [k for k in keys if any(row.get(k) is not None for row in rows)]
+    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for key in keys:
+        numeric = all(isinstance(row.get(key), int | float | None) for row in rows)
+        drawn.add_column(label(key), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(_plain(row.get(k), k) for k in keys))
+    console.print(drawn)
+
+
+def next_command(facts: Facts, console: Console) -> None:
+    """The command that usually comes next, alone on its line so that it can be copied."""
+    if command := facts.get("next"):
+        console.print("\n[dim]next:[/dim]")
+        console.print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def flat(facts: Facts, prefix: str = "") -> dict[str, Any]:
+    """Nested facts as one level: {"a": {"b": 1}} -> {"a b": 1}; tables inside are counted."""
+    found: dict[str, Any] = {}
+    for key, value in facts.items():
+        name = f"{prefix} {key}".strip()
+        if isinstance(value, Mapping):
+            found |= flat(value, name)
+        elif _rows(value):
+            found[name] = f"{len(value)} entries (--json lists them)"
+        elif value not in (None, "", [], ()):
+            found[name] = value
+    return found
+
+
+def label(key: str) -> str:
+    """A key as a heading: "accuracy_before" -> "Accuracy before"."""
+    words = [_WORDS.get(w, w) for w in key.replace("_", " ").split()]
+    text = " ".join(words)
+    return text if words and words[0] in _WORDS.values() else text[:1].upper() + text[1:]
+
+
+def value(item: Any, key: str = "") -> str:
+    """A value as a reader wants it, with the unit that its key implies."""
+    words = set(key.lower().replace("_", " ").split())
+    if item is None:
+        return "-"
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, int | float):
+        return number(item, words)
+    if isinstance(item, list | tuple):
+        return ", ".join(value(i, key) for i in item)
+    return str(item)
+
+
+def number(item: float, words: set[str]) -> str:
+    """A number with the unit that the words of its key imply."""
+    if words & {"accuracy", "share", "kept"} and 0 <= item <= 1:
+        return f"{100 * item:.1f}%"
+    if words & {"macs", "params", "parameters"}:
+        return count(item)
+    if "bytes" in words:
+        return size(item)
+    if "ms" in words:
+        return f"{item:.3g} ms" if item < 100 else f"{item:.0f} ms"
+    if isinstance(item, int) or item == int(item) and abs(item) < 1e6:
+        return f"{int(item)}"
+    return f"{item:.4g}"
+
+
+def count(item: float) -> str:
+    """1_230_000 -> "1.23 M"; a fraction below 1 stays a percentage."""
+    if 0 < item < 1:
+        return f"{100 * item:.1f}%"
+    for unit, step in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if item >= step:
+            return f"{item / step:.3g} {unit}"
+    return f"{item:g}"
+
+
+def size(item: float) -> str:
+    """Bytes in units of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if item < 1024 or unit == "GiB":
+            return f"{item:.0f} {unit}" if unit == "B" else f"{item:.1f} {unit}"
+        item /= 1024
+    raise AssertionError("unreachable")
+
+
+def _plain(item: Any, key: str) -> Any:
+    from rich.text import Text
+
+    return Text(value(item, key))  # never markup: a class may be called "[red]"
+
+
+def _rows(item: Any) -> bool:
+    return isinstance(item, list | tuple) and bool(item) and all(isinstance(i, Mapping) for i in item)
+
+
+def _nested(item: Any) -> bool:
+    return isinstance(item, Mapping) or _rows(item)
