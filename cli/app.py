@@ -1,7 +1,7 @@
-"""The program: words are parsed, one library function is called, its result is printed, and one object owns the exit code.
+"""Words are parsed, one library function is called, its result printed; one object owns the exit code.
 
-Typer only parses: a command's callback returns a `Request`, which runs here, outside the parser. The implementation
-(`edgeprune.commands.<name>`) is imported when its command runs, and not before. Stdout holds the result and nothing
+Typer only parses: a command's callback returns a `Request`, which runs here, outside the parser. The module
+`edgeprune.commands.<name>` is imported when its command runs, and not before. Stdout holds the result and nothing
 else; whatever a library prints while it works goes to stderr.
 
 Exit codes: those of edgeprune.errors; 2 for words that make no sense; 141 when the reader of stdout is gone.
@@ -72,19 +72,9 @@ class Program:
         except BrokenPipeError:
             _forget_stdout()
             return PIPE_CLOSED
-        except (KeyboardInterrupt, errors.Interrupted) as err:
-            return self._fail(str(err) or "interrupted", errors.Interrupted.exit_code)
-        except errors.EdgePruneError as err:
-            return self._fail(str(err), err.exit_code)
-        except ModuleNotFoundError as err:
-            missing = _missing(err)
-            return self._fail(str(missing), missing.exit_code) if missing else self._unexpected(err)
-        except OSError as err:
-            if err.errno == errno.ENOSPC:
-                return self._fail(f"no space is left on the device: {err}", errors.DiskFull.exit_code)
-            return self._unexpected(err)
-        except Exception as err:
-            return self._unexpected(err)
+        except (KeyboardInterrupt, Exception) as err:
+            known = meaning(err)
+            return self._fail(str(known), known.exit_code) if known else self._unexpected(err)
 
     def _run(self) -> int:
         request = self._parse()
@@ -159,8 +149,19 @@ def _implementation(command: str) -> Any:
     return getattr(importlib.import_module(f"edgeprune.commands.{command}"), command)
 
 
+def meaning(err: BaseException) -> errors.EdgePruneError | None:
+    """The error that an exception means to the user; None when the fault is our own."""
+    if isinstance(err, errors.EdgePruneError):
+        return err
+    if isinstance(err, KeyboardInterrupt):
+        return errors.Interrupted("interrupted")
+    if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+        return errors.DiskFull(f"no space is left on the device: {err}")
+    return _missing(err) if isinstance(err, ModuleNotFoundError) else None
+
+
 def _missing(err: ModuleNotFoundError) -> errors.MissingHere | None:
-    """A package that is not installed here, as an error with its remedy; None when the fault is our own."""
+    """A package that is not installed here, with the remedy."""
     top = (err.name or "").partition(".")[0]
     if not top or top == "edgeprune":
         return None

@@ -1,12 +1,13 @@
-"""The dataclasses of edgeprune.options as Typer commands: each option is defined there, once, and nowhere here.
+"""The dataclasses of edgeprune.options as Typer commands: each option is defined there, once, not here.
 
-What this adds to every command: --config, --json, --debug. A command's callback returns a `Request`; it does no work.
+Added to every command: --config, --json, --debug. A command's callback returns a `Request` and does no work.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
@@ -63,8 +64,8 @@ def application() -> typer.Typer:
             (
                 "Start here:  edgeprune demo",
                 "What is installed:  edgeprune doctor",
-                "Exit codes: 0 done, 1 error, 2 usage, 3 budget not met, 4 parity failed, 5 something is missing here, "
-                "130 interrupted.",
+                "Exit codes: 0 done, 1 error, 2 usage, 3 budget not met, 4 parity failed, "
+                "5 something is missing here, 130 interrupted.",
             )
         ),
         rich_markup_mode="rich",
@@ -108,7 +109,7 @@ def callback(name: str, cls: type) -> Callable[..., Request]:
     parameters += [_keyword("config", Path | None, None, _config_option(name))]
     parameters += [
         _keyword(
-            "as_json", bool, False, _flag("--json", "Print the result as JSON on stdout, and nothing else.")
+            "as_json", bool, False, _flag("--json", "Print the result as JSON, and nothing else, on stdout.")
         ),
         _keyword(
             "debug", bool, False, _flag("--debug", "Show the traceback of an error, and libraries' warnings.")
@@ -143,7 +144,7 @@ def single(hint: Any) -> type:
 
 
 def flags(field: Field[Any], hint: Any) -> tuple[str, ...]:
-    """The words that set a field; a switch can be turned off too, so that a flag can overrule the config file."""
+    """The words that set a field; a switch has both, so that a flag can overrule the config file."""
     if given := field.metadata.get("flags"):
         return tuple(given)
     word = field.name.replace("_", "-")
