@@ -1,8 +1,8 @@
 """Says faster, slower or no change, and only when the samples carry it.
 
 The speed-up is the ratio of the two medians; its interval comes from drawing whole rounds of the interleaved
-measurement again, the same rounds for both, so what slowed both at once cancels. An interval that covers 1, or a
-ratio within 2% of it, is no change.
+measurement again, the same rounds for both, so what slowed both at once cancels. An interval that covers 1,
+or a ratio within 2% of it, is no change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Word = Literal["faster", "slower", "no change"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The candidate against the baseline: speedup = median(baseline) / median(candidate), in [ci_low, ci_high]."""
+    """speedup = median of the baseline / median of the candidate, inside [ci_low, ci_high]."""
 
     vs: str
     word: Word
@@ -62,7 +62,7 @@ def compare(
     """
     if baseline.rounds != candidate.rounds or not baseline.rounds:
         raise DataError(
-            f"{baseline.rounds} rounds against {candidate.rounds}: expected samples of one interleaved measurement"
+            f"{baseline.rounds} rounds against {candidate.rounds}: expected samples of one measurement"
         )
     speedup = float(np.median(baseline.latency_s) / np.median(candidate.latency_s))
     draws = draw_rounds(baseline.rounds, resamples, seed)

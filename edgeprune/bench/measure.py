@@ -1,10 +1,10 @@
 """Times several runners fairly on one machine: the same minutes, the same noise, the same caches.
 
-Warm-up goes on until two windows agree. Then rounds: in each round every runner runs one block of calls, in an order
-drawn anew, so that a slow minute of the machine falls on all of them; `Samples.round` keeps which block a time
-belongs to, and the interval of edgeprune.bench.compare is drawn from whole rounds. The first call of a block finds
-the caches full of another network and is not recorded. Between the two clock readings of a sample stands one call of
-`Runner.infer` and nothing else.
+Warm-up goes on until two windows agree. Then rounds: in each round every runner runs one block of calls, in
+an order drawn anew, so that a slow minute of the machine falls on all of them; `Samples.round` keeps which
+block a time belongs to, and the interval of edgeprune.bench.compare is drawn from whole rounds. The first
+call of a block finds the caches full of another network and is not recorded. Between the two clock readings
+of a sample stands one call of `Runner.infer` and nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FEWEST_ROUNDS = 20
 
 @dataclass(frozen=True)
 class Samples:
-    """Times of one runner. latency_s: (n,) seconds; round: (n,) which round each was taken in, increasing from 0.
+    """Times of one runner. latency_s: (n,) seconds; round: (n,) the round of each, increasing from 0.
 
     settled: whether two warm-up windows agreed within 2%. warmup_s, warmup_runs: what the warm-up took.
     """
@@ -58,12 +58,13 @@ def measure(
 ) -> dict[str, Samples]:
     """Measure every runner of `runners`, interleaved, on `feeds[name]`.
 
-    Each gets at least `min_s` seconds of recorded calls, `min_runs` of them, in at least 20 rounds. `observe` is
-    called after each round, outside the timed part (clocks, temperature). UsageError when a runner has no feeds.
+    Each gets at least `min_s` seconds of recorded calls, `min_runs` of them, in at least 20 rounds.
+    `observe` is called after each round, outside the timed part (clocks, temperature). UsageError when a
+    runner has no feeds.
     """
     if not runners or min_runs < 1 or min_s < 0 or warmup_s < 0:
         raise UsageError(
-            f"nothing to measure: {len(runners)} runners, {min_runs} runs, {min_s} s; expected at least one of each"
+            f"nothing to measure: {len(runners)} runners, {min_runs} runs, {min_s} s; expected one at least"
         )
     if missing := sorted(set(runners) - set(feeds)):
         raise UsageError(
@@ -93,7 +94,7 @@ class _Warm:
 
 
 def _warm_up(runner: Runner, feeds: Feeds, least_s: float) -> _Warm:
-    """Run for at least `least_s` and until the medians of two windows, each a quarter of it, are within 2%."""
+    """Run for at least `least_s` and until two windows, each a quarter of it, are within 2%."""
     start, runs, previous, most_s = time.perf_counter(), 0, 0.0, MOST_WARMUP * max(least_s, 0.1)
     while True:
         window: list[float] = []

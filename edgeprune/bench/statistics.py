@@ -1,7 +1,7 @@
 """What a column of latencies says: percentiles first, the mean never alone.
 
-Percentiles are numpy's linear interpolation on the sorted samples. A percentile that too few samples stand behind is
-None: p99 from 100 samples on, p99.9 from 10 000.
+Percentiles are numpy's linear interpolation on the sorted samples. A percentile that too few samples stand
+behind is None: p99 from 100 samples on, p99.9 from 10 000.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Latency:
 
 
 def summary(latency_s: ArrayLike) -> Latency:
-    """Summarise latencies given in seconds, shape (n,), n >= 1; std is the sample's (n - 1), 0 for one sample."""
+    """Summarise latencies given in seconds, shape (n,), n >= 1; std has n - 1 below, 0 for one."""
     ms = np.asarray(latency_s, np.float64) * 1e3
     if ms.ndim != 1 or not ms.size or not np.isfinite(ms).all():
         raise DataError(
@@ -76,9 +76,10 @@ def throughput(latency: Latency, batch: int) -> float:
 def bootstrap_medians(
     times: NDArray[np.float64], rounds: NDArray[np.int64], draws: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Medians of `times` (n,) when whole rounds are drawn again: draws (B, R) of how often each round counts -> (B,).
+    """Medians of `times` (n,) when whole rounds are drawn again -> (B,).
 
-    The lower weighted median. It is sorted once: a draw only changes the weights.
+    draws (B, R): how often each round counts. The lower weighted median; sorted once, a draw only changes
+    weights.
     """
     order = np.argsort(times, kind="stable")
     ordered, owner = times[order], rounds[order]
@@ -92,8 +93,8 @@ def bootstrap_medians(
 def draw_rounds(rounds: int, resamples: int, seed: int) -> NDArray[np.int64]:
     """How often each round is drawn: (resamples, rounds), rows sum to at least `rounds`.
 
-    Circular block bootstrap (Politis and Romano 1992) with blocks of rounds^(1/3): neighbouring rounds share the
-    machine's mood, so they are drawn together.
+    Circular block bootstrap (Politis and Romano 1992) with blocks of rounds^(1/3): neighbouring rounds
+    share the machine's mood, so they are drawn together.
     """
     length = max(1, round(rounds ** (1 / 3)))
     random = np.random.default_rng(seed)

@@ -1,8 +1,8 @@
 """ONNX files run by ONNX Runtime: the provider that was asked for or an error, never a silent fallback.
 
-Settings are those of a fair comparison: a stated number of threads, one operator after another, and no spinning,
-which on a shared machine takes the cores from the very work it waits for (25.1 ms against 17.1 ms, INT8 ResNet-18,
-two threads on two shared cores).
+Settings are those of a fair comparison: a stated number of threads, one operator after another, and no
+spinning, which on a shared machine takes the cores from the very work it waits for (25.1 ms against 17.1
+ms, INT8 ResNet-18, two threads on two shared cores).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OrtRunner:
         self._session = session
 
     def infer(self, feeds: Feeds) -> dict[str, Array]:
-        """Run once: outputs by name, each the caller's own. ModelError says which shapes were given and expected."""
+        """Run once: outputs by name. ModelError says which shapes were given and expected."""
         try:
             return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         except Exception as err:

@@ -1,6 +1,7 @@
-"""A PyTorch network behind the Runner protocol, for numbers beside the deployed ones and as a parity reference.
+"""A PyTorch network behind the Runner protocol, to measure beside deployed ones and as parity reference.
 
-The one runtime that imports torch, and only when it is opened. It takes a callable: reading checkpoints is above it.
+The one runtime that imports torch, and only when it is opened. It takes a callable: reading checkpoints is
+above it.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def open(
     threads: int = 1,
     device: str = "cpu",
 ) -> TorchRunner:
-    """Wrap `function`, which takes one tensor for each of `inputs` and returns one (or a sequence) for `outputs`.
+    """Wrap `function`: it takes a tensor for each of `inputs`, returns one (or a sequence) for `outputs`.
 
     A module is moved to `device` and set to eval. threads: of the whole process until `close`; 0 leaves them.
     """
