@@ -182,9 +182,8 @@ def _keyword(name: str, kind: Any, default: Any, word: Any) -> inspect.Parameter
 
 def _help(field: Field[Any]) -> str:
     text = str(field.metadata.get("help", ""))
-    names = [
-        n for n in NAMES.get(field.name, ()) if n not in text.replace(",", " ").replace(".", " ").split()
-    ]
+    said = re.findall(r"[\w-]+", text)
+    names = [n for n in NAMES.get(field.name, ()) if n not in said]
     return f"{text} Names: {', '.join(names)}." if names else text
 
 

@@ -1,7 +1,7 @@
 """Results as text: any JSON result as labelled facts and tables, sized to the terminal.
 
-Numbers carry their unit by the name of their key: macs, params, *_bytes, *_ms, accuracy. A result's `next` is the next
-command to type; `warnings` were printed on stderr already.
+Numbers carry their unit by the name of their key: macs, params, *_bytes, *_ms, accuracy. A result's `next` is
+the next command to type; `warnings` were printed on stderr already.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 def result(facts: Facts, console: Console) -> None:
-    """Print a result whose shape is not known: scalars first, then groups, then tables, then the next command."""
+    """Print a result of any shape: scalars, groups, tables, the next command."""
     shown = {k: v for k, v in facts.items() if k not in _LAST and v not in (None, "", [], {}, ())}
     pairs({k: v for k, v in shown.items() if not _nested(v)}, console)
     for key, value in shown.items():
@@ -120,7 +120,7 @@ def number(item: float, words: set[str]) -> str:
         return size(item)
     if "ms" in words:
         return f"{item:.3g} ms" if item < 100 else f"{item:.0f} ms"
-    if isinstance(item, int) or item == int(item) and abs(item) < 1e6:
+    if isinstance(item, int) or (item.is_integer() and abs(item) < 1e6):
         return f"{int(item)}"
     return f"{item:.4g}"
 

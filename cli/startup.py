@@ -1,8 +1,8 @@
 """How CPU libraries behave in this process, set before any of them is imported.
 
-Threads that spin while they wait starve each other on a busy machine: two of them fell from 64 to 5 images a second in
-training, and passive waiting brought most of it back. Memory of activations that is mapped and unmapped at every step
-costs as much again; glibc is asked through mallopt(3), which needs no second start of the program.
+Threads that spin while they wait starve each other on a busy machine: in training, two of them fell from 64 to 5
+images a second, and waiting passively, with activations kept from being mapped and unmapped at every step,
+brought most of it back. glibc is asked through mallopt(3), which needs no second start of the program.
 Training commands get both. `bench` gets only its threads: it measures what a plain program would see.
 What the user has set in the environment stays, save for --threads, which is more explicit.
 EDGEPRUNE_NO_MALLOPT=1 leaves the allocator alone.
@@ -19,7 +19,7 @@ from typing import Any
 
 TRAINING = frozenset({"adapt", "prune", "demo"})
 
-# mallopt(3): M_MMAP_MAX = 0 keeps big blocks on the heap; the other two keep the heap from shrinking and growing.
+# Keys of mallopt(3): no mapped blocks, so that big ones stay on the heap; a heap that does not shrink.
 _MALLOPT = {
     -4: ("MALLOC_MMAP_MAX_", 0),
     -1: ("MALLOC_TRIM_THRESHOLD_", 1 << 30),
@@ -59,4 +59,5 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):
         return False
     chosen = [(key, value) for key, (name, value) in _MALLOPT.items() if name not in os.environ]
-    return all([mallopt(key, value) == 1 for key, value in chosen])
+    taken = [mallopt(key, value) == 1 for key, value in chosen]
+    return all(taken)
