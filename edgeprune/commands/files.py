@@ -1,0 +1,86 @@
+"""A word that names a file or a run folder -> an artefact that is open for inference, without torch where possible."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgeprune import artifact, header
+from edgeprune.artifact import Artifact, TensorSpec
+from edgeprune.errors import DataError, UsageError
+from edgeprune.images import Preprocess
+from edgeprune.runtime.runner import Runner
+
+
+def find(word: str, runtime: str = "auto") -> Artifact:
+    """The artefact a word stands for: in a run folder the ONNX file, or the checkpoint when torch is asked for."""
+    path = Path(word)
+    if not path.is_dir():
+        return artifact.read(path)
+    exported = path / "model.onnx"
+    if runtime in ("auto", "ort") and exported.is_file():
+        return artifact.read(exported)
+    if runtime == "torch":
+        return artifact.read(header.locate(path))
+    raise DataError(f"{path}: holds no model.onnx; make it with: edgeprune export {path}")
+
+
+def open_runner(word: str, runtime: str, threads: int, trust: Iterable[str]) -> tuple[Artifact, Runner]:
+    """The artefact and its open runner; UsageError when the runtime does not take such a file."""
+    found = find(word, runtime)
+    if runtime == "auto":
+        runtime = "torch" if found.kind == "checkpoint" else "ort"
+    if runtime == "ort" and found.kind == "onnx":
+        from edgeprune.runtime import ort
+
+        return found, ort.open(found, threads=threads)
+    if runtime == "torch" and found.kind == "checkpoint":
+        return found, _open_torch(found, threads, trust)
+    raise UsageError(f"--runtime {runtime} does not run {found.path} (a file of kind {found.kind})")
+
+
+def _open_torch(found: Artifact, threads: int, trust: Iterable[str]) -> Runner:
+    from edgeprune import checkpoint
+    from edgeprune.runtime import torch as torch_runtime
+
+    network = checkpoint.read(found.path, trust)
+    shape = ("batch", 3, *network.preprocess.size)
+    inputs = [TensorSpec("images", shape)]
+    outputs = [TensorSpec("logits", ("batch", len(network.classes)))]
+    return torch_runtime.open(network.module, inputs, outputs, threads=threads)
+
+
+def _facts(found: Artifact) -> dict[str, object]:
+    if found.kind == "checkpoint":
+        return dict(header.read(found.path).document)
+    if found.meta:
+        return dict(found.meta)
+    if found.kind == "onnx":
+        import onnx
+
+        model = onnx.load(found.path, load_external_data=False)
+        text = {p.key: p.value for p in model.metadata_props}.get("edgeprune")
+        return dict(json.loads(text)) if text else {}
+    return {}
+
+
+def preprocess(found: Artifact) -> Preprocess:
+    """How images enter the artefact; DataError when nothing says so."""
+    facts = _facts(found).get("preprocess")
+    if not isinstance(facts, dict):
+        raise DataError(f"{found.path}: nothing says how its images are prepared; export it with edgeprune")
+    return Preprocess.from_json(facts)
+
+
+def classes(found: Artifact) -> tuple[str, ...]:
+    """The class names of the artefact; DataError when nothing says them."""
+    names = _facts(found).get("classes")
+    if not isinstance(names, list):
+        raise DataError(f"{found.path}: nothing says its class names; export it with edgeprune")
+    return tuple(str(n) for n in names)
+
+
+def short_name(path: Path) -> str:
+    """A name for tables: "runs/slim/model.onnx" -> "slim/model.onnx"."""
+    return "/".join(path.resolve().parts[-2:])
