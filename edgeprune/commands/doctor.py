@@ -1,0 +1,221 @@
+"""`edgeprune doctor`: what is installed, what works when it is tried, and what to install for the rest.
+
+Works with the base packages alone, and says so when even one of those is broken. "Works" means that something ran:
+a package that is there and cannot be loaded is not well. Nothing is changed, save the cache when asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import edgeprune
+from edgeprune import catalog
+from edgeprune.options import DoctorOptions
+
+
+@dataclass(frozen=True)
+class Package:
+    """A distribution, the extra that brings it ("" is the base), and its version; None when it is not installed."""
+
+    name: str
+    extra: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something that was tried: what came out, and the remedy when it did not work."""
+
+    name: str
+    works: bool
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class DoctorResult:
+    """What doctor found. `cache` holds folder, bytes, and freed_bytes when it was emptied."""
+
+    version: str
+    python: str
+    machine: str
+    packages: tuple[Package, ...]
+    runtimes: tuple[Check, ...]
+    sensors: tuple[Check, ...]
+    cache: Mapping[str, Any]
+    complaints: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def doctor(options: DoctorOptions) -> DoctorResult:
+    """Look at this installation and this machine; empty the image cache when `clear_cache` is set."""
+    packages = installed()
+    return DoctorResult(
+        version=edgeprune.__version__,
+        python=f"{platform.python_version()} ({sys.executable})",
+        machine=f"{platform.system()} {platform.release()} {platform.machine()}",
+        packages=packages,
+        runtimes=tuple(_tried(name, *_RUNTIMES[name]) for name in _RUNTIMES),
+        sensors=(
+            _tried("power", "", _power),
+            _tried("gpu", "", _gpu),
+            _tried("temperature", "", _temperature),
+        ),
+        cache=_cache(options),
+        complaints=tuple(complaints(packages)),
+    )
+
+
+def installed() -> tuple[Package, ...]:
+    """Every distribution that EdgePrune can use, in the order of the extras in pyproject.toml."""
+    return tuple(Package(name, extra, _version(name)) for extra, names in _PACKAGES.items() for name in names)
+
+
+def complaints(packages: tuple[Package, ...], python: tuple[int, int] = sys.version_info[:2]) -> list[str]:
+    """What is wrong with this set of packages, each with its remedy."""
+    there = {p.name for p in packages if p.version}
+    found = []
+    if {"onnxruntime", "onnxruntime-gpu"} <= there:
+        found.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu (or onnxruntime)"
+        )
+    if not {"onnxruntime", "onnxruntime-gpu"} & there:
+        found.append("no ONNX Runtime: bench and predict cannot run ONNX files: pip install 'edgeprune[cpu]'")
+    lost = sorted(p.name for p in packages if not p.extra and not p.version)
+    if lost:
+        found.append(f"missing from the base: {', '.join(lost)}: pip install --upgrade edgeprune")
+    if "torch" not in there:
+        where = "" if python >= (3, 11) else "; it needs Python 3.11 or later"
+        found.append(
+            f"no torch: adapt, prune and export do not run here: pip install 'edgeprune[compress]'{where}"
+        )
+    return found
+
+
+# The extras of pyproject.toml; a test holds the two equal.
+_PACKAGES: Mapping[str, tuple[str, ...]] = {
+    "": ("numpy", "pillow", "onnx", "typer", "rich", "safetensors", "filelock", "platformdirs", "tomli-w"),
+    "compress": (
+        "torch",
+        "torchvision",
+        "timm",
+        "torch-pruning",
+        "lightning-fabric",
+        "onnxscript",
+        "onnxslim",
+    ),
+    "cpu": ("onnxruntime",),
+    "gpu": ("onnxruntime-gpu",),
+    "cuda": ("cuda-python",),
+    "tensorrt": ("tensorrt",),
+    "rtx": ("tensorrt-rtx",),
+    "pycuda": ("pycuda",),
+    "report": ("matplotlib", "jinja2"),
+    "demo": ("scikit-learn", "mlxtend"),
+}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _tried(name: str, extra: str, attempt: Callable[[], tuple[bool, str]]) -> Check:
+    remedy = f"pip install 'edgeprune[{extra}]'" if extra else ""
+    try:
+        works, detail = attempt()
+    except ModuleNotFoundError as err:
+        return Check(name, False, f"{err.name} is not installed", remedy)
+    except Exception as err:  # a broken driver or wheel may raise anything; that is the finding
+        return Check(name, False, " ".join(f"{type(err).__name__}: {err}".split())[:200], remedy)
+    return Check(name, works, detail, "" if works else remedy)
+
+
+def _onnxruntime() -> tuple[bool, str]:
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    shape = [1, 2]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {"x": np.array([[-1.0, 2.0]], np.float32)})
+    right = bool(np.array_equal(answer, [[0.0, 2.0]]))
+    names = ", ".join(p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers())
+    return right, f"{onnxruntime.__version__}; providers: {names}"
+
+
+def _torch() -> tuple[bool, str]:
+    torch: Any = importlib.import_module("torch")
+    right = float(torch.nn.functional.relu(torch.tensor([-1.0, 2.0])).sum()) == 2.0
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+    return right, f"{torch.__version__}; threads: {torch.get_num_threads()}; CUDA device: {cuda}"
+
+
+# How each runtime of the catalogue is tried; a test holds the names equal.
+_RUNTIMES: Mapping[str, tuple[str, Callable[[], tuple[bool, str]]]] = {
+    "ort": (catalog.RUNTIMES["ort"].extra, _onnxruntime),
+    "torch": (catalog.RUNTIMES["torch"].extra, _torch),
+}
+
+
+def _power() -> tuple[bool, str]:
+    from edgeprune.bench import power
+
+    sensor, why = power.find()
+    if sensor is None:
+        return False, why
+    return True, f"{type(sensor).__name__}: {sensor.watts():.1f} W now"
+
+
+def _gpu() -> tuple[bool, str]:
+    from edgeprune.bench import nvml
+
+    card, why = nvml.describe()
+    return card is not None, why if card is None else ", ".join(f"{k} {v}" for k, v in card.items() if v)
+
+
+def _temperature() -> tuple[bool, str]:
+    from edgeprune.bench import machine
+
+    celsius = machine.state()["temp_c"]
+    return celsius is not None, "no thermal zone here" if celsius is None else f"{celsius:.0f} °C"
+
+
+def _cache(options: DoctorOptions) -> dict[str, Any]:
+    """Size of the decoded-image cache, after emptying it when asked."""
+    folder = cache_folder(options.cache)
+    before = _bytes(folder)
+    if not options.clear_cache:
+        return {"folder": str(folder), "bytes": before}
+    for entry in list(folder.iterdir()) if folder.is_dir() else []:
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    after = _bytes(folder)
+    return {"folder": str(folder), "bytes": after, "freed_bytes": before - after}
+
+
+def cache_folder(chosen: Path | None) -> Path:
+    """Where decoded images are kept."""
+    import platformdirs
+
+    return chosen or platformdirs.user_cache_path("edgeprune") / "images"
+
+
+def _bytes(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0

@@ -1,0 +1,138 @@
+"""`edgeprune inspect`: what a checkpoint or an ONNX file is, layer by layer, old -> new width. Torch-free.
+
+Only `--prunable` needs torch: it tries every coupling of a network and says which can be cut, and why not the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeprune import artifact, count, header
+from edgeprune.commands import files
+from edgeprune.errors import DataError, UsageError
+from edgeprune.options import InspectOptions, ModelOptions
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One layer: its shape now, and the shape in the dense network where that is another one."""
+
+    name: str
+    shape: tuple[int, ...]
+    dense: tuple[int, ...] | None = None
+    macs: int | None = None
+
+
+@dataclass(frozen=True)
+class InspectResult:
+    """What the file says of itself. `couplings` is filled by --prunable alone."""
+
+    file: Path | str
+    kind: str
+    facts: Mapping[str, Any]
+    layers: tuple[LayerFacts, ...] = ()
+    couplings: tuple[Mapping[str, Any], ...] = ()
+    history: tuple[Mapping[str, Any], ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "file": str(self.file),
+            "kind": self.kind,
+            **self.facts,
+            "layers": [asdict(layer) for layer in self.layers],
+            "couplings": [dict(c) for c in self.couplings],
+            "history": [dict(h) for h in self.history],
+        }
+
+
+def inspect(options: InspectOptions) -> InspectResult:
+    """Describe a file or a run folder, or with `prunable` a network. Errors: any EdgePruneError."""
+    if not options.file:
+        raise UsageError("nothing to inspect: give a run folder, a checkpoint or an ONNX file")
+    if options.prunable:
+        return _prunable(options)
+    path = Path(options.file)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return _checkpoint(path)
+    found = artifact.read(path)
+    if found.kind != "onnx":
+        raise DataError(f"{path}: a file of kind {found.kind} cannot be looked into yet; expected a checkpoint or ONNX")
+    return _onnx(path)
+
+
+def _checkpoint(path: Path) -> InspectResult:
+    head = header.read(path)
+    document = head.document
+    dense = {name: tuple(shape) for name, shape in document["dense"].items()}
+    layers = tuple(
+        LayerFacts(name.removesuffix(".weight"), shape, dense.get(name) if dense.get(name) != shape else None)
+        for name, shape in head.shapes.items()
+        if name.endswith(".weight") and len(shape) > 1
+    )
+    facts = {
+        "model": document["spec"],
+        "classes": list(document["classes"]),
+        "preprocess": document["preprocess"],
+        "parameters": _parameters(head.shapes),
+        "dense_parameters": _parameters(dense),
+        "bytes": head.path.stat().st_size,
+        "sha256": artifact.sha256(head.path),
+        "libraries": document["libraries"],
+    }
+    history = tuple(_short(entry) for entry in document["history"])
+    return InspectResult(head.path, "checkpoint", facts, layers, history=history)
+
+
+def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    total = 0
+    for name, shape in shapes.items():
+        if name.rpartition(".")[2] not in buffers:
+            size = 1
+            for side in shape:
+                size *= side
+            total += size
+    return total
+
+
+def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("command", "finished", "method", "objective") if key in entry}
+
+
+def _onnx(path: Path) -> InspectResult:
+    found = artifact.read(path)
+    counted = count.count(path)
+    facts = {
+        "macs": counted.macs,
+        "parameters": counted.params,
+        "bytes": path.stat().st_size,
+        "sha256": found.sha256,
+        "inputs": [asdict(t) for t in found.inputs],
+        "outputs": [asdict(t) for t in found.outputs],
+        "parents": list(found.parents),
+        "classes": list(files.classes(found)) if found.meta else [],
+    }
+    layers = tuple(LayerFacts(layer.name, layer.weight_shape or (), None, layer.macs) for layer in counted.layers)
+    return InspectResult(path, "onnx", facts, layers)
+
+
+def _prunable(options: InspectOptions) -> InspectResult:
+    from edgeprune.opening import open_network
+    from edgeprune.prune import graph
+
+    # Random weights will do: what is coupled with what does not depend on them.
+    word = options.file
+    model_options = ModelOptions(weights=None if Path(word).exists() else "none", trust=options.trust)
+    network, _ = open_network(word, model_options)
+    couplings = graph.find(network.module, network.example())
+    rows = tuple(
+        {"layer": c.root, "width": c.width, "layers": len(c.members), "prunable": c.frozen is None, "why": c.frozen}
+        for c in couplings.all
+    )
+    frozen = sum(c.frozen is not None for c in couplings.all)
+    facts = {"model": network.spec, "couplings_found": len(couplings.all), "frozen": frozen}
+    return InspectResult(word, "network", facts, couplings=rows)

@@ -1,0 +1,82 @@
+"""`edgeprune predict`: an artefact and images -> the class of each image, with its confidence. Torch-free for ONNX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune import artifact, images
+from edgeprune.commands import files
+from edgeprune.commands.bench import answers
+from edgeprune.errors import OutputExists, UsageError
+from edgeprune.options import PredictOptions
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One of the answers for an image: rank 1 is the most likely; confidence is its softmax share, in 0..1."""
+
+    image: str
+    rank: int
+    name: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """All answers, and the images that could not be read."""
+
+    predictions: tuple[Prediction, ...]
+    skipped: tuple[str, ...]
+    csv: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "predictions": [asdict(p) for p in self.predictions],
+            "skipped": list(self.skipped),
+            "csv": str(self.csv) if self.csv else None,
+        }
+
+
+def predict(options: PredictOptions) -> PredictResult:
+    """Name the `top` likeliest classes of each image, in the order of the file names."""
+    if options.images is None:
+        raise UsageError("--images is missing: the folder or zip of images to name")
+    if options.csv and options.csv.exists() and not options.force:
+        raise OutputExists(f"{options.csv} exists; --force replaces it")
+    refs = images.find(options.images)
+    found, runner = files.open_runner(options.artifact, "auto", options.threads, options.trust)
+    names = files.classes(found)
+    if not 1 <= options.top <= len(names):
+        raise UsageError(f"--top {options.top}: expected 1 to {len(names)}, the number of classes")
+    predictions: list[Prediction] = []
+    with runner:
+        for logits, kept in answers(found, runner, refs):
+            for row, ref in zip(logits, kept, strict=True):
+                predictions.extend(_best(row, ref.name, names, options.top))
+    read = {p.image for p in predictions}
+    result = PredictResult(tuple(predictions), tuple(r.name for r in refs if r.name not in read), options.csv)
+    if options.csv:
+        artifact.write_atomically(options.csv, _csv(result.predictions).encode())
+    return result
+
+
+def _best(logits: Any, image: str, names: tuple[str, ...], top: int) -> list[Prediction]:
+    exponents = np.exp(logits.astype(np.float64) - logits.max())
+    shares = exponents / exponents.sum()
+    order = np.argsort(-shares, kind="stable")[:top]
+    return [Prediction(image, rank, names[int(k)], float(shares[k])) for rank, k in enumerate(order, 1)]
+
+
+def _csv(predictions: tuple[Prediction, ...]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, ["image", "rank", "name", "confidence"])
+    writer.writeheader()
+    writer.writerows({**asdict(p), "confidence": f"{p.confidence:.6f}"} for p in predictions)
+    return out.getvalue()
