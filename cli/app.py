@@ -1,8 +1,8 @@
 """Words are parsed, one library function is called, its result printed; one object owns the exit code.
 
 Typer only parses: a command's callback returns a `Request`, which runs here, outside the parser. The module
-`edgeprune.commands.<name>` is imported when its command runs, not before. Stdout holds the result and nothing else;
-whatever a library prints while it works goes to stderr.
+`edgeprune.commands.<name>` is imported when its command runs, not before. Stdout holds the result and
+nothing else; whatever a library prints while it works goes to stderr.
 
 Exit codes: those of edgeprune.errors; 2 for words that make no sense; 141 when the reader of stdout is gone.
 """

@@ -1,8 +1,8 @@
 """A TOML file with options -> defaults of one command. Keys are field names; `[adapt]` holds adapt's alone.
 
-A key at the top may be for any command, so one file can serve several; a key that no command knows, or of the
-wrong type, is an error that names the file, the key and the nearest. Paths start at the working directory, as those
-typed do.
+A key at the top may be for any command, so one file can serve several; a key that no command knows, or of
+the wrong type, is an error that names the file, the key and the nearest. Paths start at the working
+directory, as those typed do.
 """
 
 from __future__ import annotations

@@ -58,10 +58,13 @@ def table(rows: Sequence[Facts], console: Console, *, title: str = "", columns: 
     from rich.table import Table
 
     keys = list(columns) or list(dict.fromkeys(k for row in rows for k in row))
-    keys = [k for k in keys if any(row.get(k) is not None for row in rows)]
+    keys = [k for k in keys if any(row.get(k) not in (None, "") for row in rows)]
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for key in keys:
-        numeric = all(isinstance(row.get(key), int | float | None) for row in rows)
+        numeric = all(
+            isinstance(row.get(key), int | float | None) and not isinstance(row.get(key), bool)
+            for row in rows
+        )
         drawn.add_column(label(key), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(_plain(row.get(k), k) for k in keys))

@@ -1,8 +1,9 @@
 """How CPU libraries behave in this process, set before any of them is imported.
 
-Threads that spin while they wait starve each other on a busy machine: in training, two of them fell from 64 to 5
-images a second, and waiting passively, with activations kept from being mapped and unmapped at every step,
-brought most of it back. glibc is asked through mallopt(3), which needs no second start of the program.
+Threads that spin while they wait starve each other on a busy machine: in training, two of them fell from 64
+to 5 images a second, and waiting passively, with activations kept from being mapped and unmapped at every
+step, brought most of it back. glibc is asked through mallopt(3), which needs no second start of the
+program.
 Training commands get both. `bench` gets only its threads: it measures what a plain program would see.
 What the user has set in the environment stays, save for --threads, which is more explicit.
 EDGEPRUNE_NO_MALLOPT=1 leaves the allocator alone.

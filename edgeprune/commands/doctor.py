@@ -1,7 +1,7 @@
 """`edgeprune doctor`: what is installed, what works when it is tried, and what to install for the rest.
 
-Works with the base packages alone, and says so when even one of those is broken. "Works" means that something ran:
-a package that is there and cannot be loaded is not well. Nothing is changed, save the cache when asked.
+Works with the base packages alone. "Works" means that something ran: a package that is there and cannot be
+loaded is not well. Nothing is changed, save the cache when asked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgeprune.options import DoctorOptions
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution, the extra that brings it ("" is the base), and its version; None when it is not installed."""
+    """A distribution, the extra that brings it ("" is the base), its version; None: not installed."""
 
     name: str
     extra: str

@@ -1,0 +1,72 @@
+"""An import only points down. Floors 0 and 1 and the device-side commands work where torch cannot be imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgeprune
+
+PACKAGE = Path(edgeprune.__file__).parent
+ROOT = PACKAGE.parent
+FLOORS = ["errors", "artifact", "plan", "catalog", "options", "images", "header", "count", "run", "progress"]
+DEVICE = [f"commands.{c}" for c in ("bench", "predict", "inspect", "doctor")]
+
+BLOCKER = """
+import importlib, importlib.abc, sys
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"{{name}} was imported", name=name)
+sys.meta_path.insert(0, Blocker())
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+
+
+def modules(folder: str) -> list[str]:
+    return [
+        f"{folder}.{p.stem}"
+        for p in sorted((PACKAGE / folder).glob("*.py"))
+        if p.stem not in ("__init__", "__main__")
+    ]
+
+
+def device_side() -> list[str]:
+    return [
+        "edgeprune." + m for m in [*FLOORS, *modules("runtime"), *modules("bench"), *modules("cli"), *DEVICE]
+    ]
+
+
+def without(blocked: set[str], names: list[str]) -> subprocess.CompletedProcess[str]:
+    code = BLOCKER.format(blocked=blocked, names=names)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_an_import_only_points_down() -> None:
+    pytest.importorskip("importlinter")
+    if not (ROOT / "pyproject.toml").is_file():
+        pytest.skip("not a checkout")
+    code = "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", device_side())
+def test_the_device_side_is_all_there(name: str) -> None:
+    assert importlib.util.find_spec(name)
+
+
+def test_the_device_side_imports_without_torch() -> None:
+    done = without({"torch", "torchvision", "timm", "torch_pruning", "lightning_fabric"}, device_side())
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_blocker_blocks() -> None:
+    done = without({"torch"}, ["torch"])
+    assert done.returncode != 0
+    assert "torch was imported" in done.stderr
