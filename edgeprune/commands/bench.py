@@ -24,8 +24,9 @@ from edgeprune.bench.result import BenchResult, Measured
 from edgeprune.bench.statistics import FLOATING_COV, summary
 from edgeprune.commands import files
 from edgeprune.errors import DataError, OutputExists, UsageError
+from edgeprune.export.parity import logits
 from edgeprune.options import BenchOptions
-from edgeprune.runtime.runner import Array, Feeds, Runner
+from edgeprune.runtime.runner import Feeds, Runner
 
 
 @dataclass(frozen=True)
@@ -150,30 +151,19 @@ def _row(options: BenchOptions, opened: tuple[Artifact, Runner], samples: Sample
 
 
 def _quality(options: BenchOptions, found: Artifact, runner: Runner) -> Mapping[str, Any] | None:
-    """Share of the labelled images that the artefact names right; None without --evaluate."""
-    if options.evaluate is None:
-        return None
+    return accuracy(found, runner, options.evaluate) if options.evaluate else None
+
+
+def accuracy(found: Artifact, runner: Runner, folder: Path) -> dict[str, Any]:
+    """Share of the labelled images in `folder` that the artefact names right; DataError when the classes differ."""
     names = files.classes(found)
-    refs = [r for r in images.find(options.evaluate) if r.label is not None]
+    refs = [r for r in images.find(folder) if r.label is not None]
     unknown = sorted({str(r.label) for r in refs} - set(names))
     if unknown or not refs:
-        raise DataError(f"{options.evaluate}: class folders {unknown[:3]} are not the model's: {', '.join(names[:8])}")
+        raise DataError(f"{folder}: class folders {unknown[:3]} are not the model's: {', '.join(names[:8])}")
     right = seen = 0
-    for logits, kept in answers(found, runner, refs):
-        for row, ref in zip(logits, kept, strict=True):
+    for batch, kept in images.batches(refs, files.preprocess(found), 32):
+        for row, ref in zip(logits(runner, batch), kept, strict=True):
             right += names[int(row.argmax())] == ref.label
             seen += 1
     return {"accuracy": right / seen, "images": seen, "labels_used": "evaluation only"}
-
-
-def answers(found: Artifact, runner: Runner, refs: list[images.ImageRef]) -> Any:
-    """Yield (logits (n, K), the n references) over images, in the batches that the artefact takes."""
-    spec = runner.inputs[0]
-    fixed = spec.shape[0] if isinstance(spec.shape[0], int) else None
-    size = fixed or 32
-    for pixels, kept in images.batches(refs, files.preprocess(found), size):
-        batch: Array = pixels.astype(spec.dtype)
-        if len(batch) < size and fixed:  # a fixed batch is filled up, and the surplus answers are dropped
-            batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-        logits = runner.infer({spec.name: np.ascontiguousarray(batch)})[runner.outputs[0].name]
-        yield logits[: len(kept)], kept

@@ -12,8 +12,8 @@ import numpy as np
 
 from edgeprune import artifact, images
 from edgeprune.commands import files
-from edgeprune.commands.bench import answers
 from edgeprune.errors import OutputExists, UsageError
+from edgeprune.export.parity import logits
 from edgeprune.options import PredictOptions
 
 
@@ -56,19 +56,19 @@ def predict(options: PredictOptions) -> PredictResult:
     if not 1 <= options.top <= len(names):
         raise UsageError(f"--top {options.top}: expected 1 to {len(names)}, the number of classes")
     predictions: list[Prediction] = []
+    skipped: list[str] = []
     with runner:
-        for logits, kept in answers(found, runner, refs):
-            for row, ref in zip(logits, kept, strict=True):
+        for batch, kept in images.batches(refs, files.preprocess(found), 32, skipped):
+            for row, ref in zip(logits(runner, batch), kept, strict=True):
                 predictions.extend(_best(row, ref.name, names, options.top))
-    read = {p.image for p in predictions}
-    result = PredictResult(tuple(predictions), tuple(r.name for r in refs if r.name not in read), options.csv)
+    result = PredictResult(tuple(predictions), tuple(skipped), options.csv)
     if options.csv:
         artifact.write_atomically(options.csv, _csv(result.predictions).encode())
     return result
 
 
-def _best(logits: Any, image: str, names: tuple[str, ...], top: int) -> list[Prediction]:
-    exponents = np.exp(logits.astype(np.float64) - logits.max())
+def _best(row: Any, image: str, names: tuple[str, ...], top: int) -> list[Prediction]:
+    exponents = np.exp(row - row.max())
     shares = exponents / exponents.sum()
     order = np.argsort(-shares, kind="stable")[:top]
     return [Prediction(image, rank, names[int(k)], float(shares[k])) for rank, k in enumerate(order, 1)]
