@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -172,6 +173,10 @@ def _missing(err: ModuleNotFoundError) -> errors.MissingHere | None:
 
 def _one_line(err: Any, said: list[str]) -> str:
     message = str(err.format_message()).rstrip()
+    opts = getattr(getattr(err, "param", None), "opts", ())
+    received = [word for flag, word in itertools.pairwise(said) if flag in opts]
+    if received and received[-1] not in message:
+        message = f"{message.rstrip('.')}; received {received[-1]!r}"
     command = next((w for w in said if w in COMMANDS), "")
     stop = "" if message.endswith((".", "?", ")")) else "."
     return f"{message}{stop} Try 'edgeprune {command + ' ' if command else ''}--help'"

@@ -1,4 +1,4 @@
-"""`--help` of every command needs no torch, numpy, onnx or timm, has an example, and keeps the order of work."""
+"""`--help` needs no torch, numpy, onnx or timm; each command has an example; the order is that of work."""
 
 from __future__ import annotations
 
