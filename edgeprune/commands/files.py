@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from edgeprune import artifact, header
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.errors import DataError, UsageError
 from edgeprune.images import Preprocess
+from edgeprune.runtime import metadata
 from edgeprune.runtime.runner import Runner
 
 
@@ -60,8 +60,7 @@ def _facts(found: Artifact) -> dict[str, object]:
         import onnx
 
         model = onnx.load(found.path, load_external_data=False)
-        text = {p.key: p.value for p in model.metadata_props}.get("edgeprune")
-        return dict(json.loads(text)) if text else {}
+        return metadata.from_props({p.key: p.value for p in model.metadata_props})
     return {}
 
 
