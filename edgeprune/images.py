@@ -1,0 +1,367 @@
+"""The one definition of how a file becomes an input: used by training, parity, bench and predict alike.
+
+Must work without torch, take what real folders hold (nested folders, zips, phones' rotated JPEGs, greyscale, CMYK,
+16-bit, palettes, junk of other systems), and never let one bad file end the work on the good ones.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from edgeprune.errors import DataError, nearest
+
+_FILTERS: Mapping[str, Image.Resampling] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+# Named, so that a file cannot choose a decoder that starts another program (EPS) or follows other files.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_ENDINGS = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    }
+)
+_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_LARGEST = 1 << 29  # bytes of one zip member; more is a bomb or no image
+_WIDE = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class UnreadableImage(DataError):
+    """One file is truncated or no image; callers that read many skip it and say so."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What an image goes through before the network.
+
+    `size` (H, W) in pixels; `mean` and `std` per channel, of RGB pixels in 0..1; `interpolation` of the resize;
+    `crop`: share of the resized short side that the centre crop keeps (224 of 256 is 0.875).
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise DataError(f"image size {self.size}: expected a height and a width of at least 1 pixel")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise DataError(
+                f"mean {self.mean}, std {self.std}: expected three numbers each, one a channel, std > 0"
+            )
+        if self.interpolation not in _FILTERS:
+            raise DataError(
+                f"interpolation {self.interpolation!r} is not known; {nearest(self.interpolation, _FILTERS)}"
+            )
+        if not 0 < self.crop <= 1:
+            raise DataError(
+                f"crop {self.crop}: expected the kept share of the short side, above 0 and at most 1"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, the inverse of from_json."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Preprocess:
+        """Read what to_json wrote; DataError when a field is missing or makes no sense."""
+        try:
+            height, width = (int(n) for n in data["size"])
+            mean, std = (tuple(float(x) for x in data[key]) for key in ("mean", "std"))
+            rest = (str(data.get("interpolation", "bilinear")), float(data.get("crop", 1.0)))
+        except (KeyError, TypeError, ValueError) as err:
+            raise DataError(
+                f"preprocessing {dict(data)!r} cannot be read ({err!r}); expected size, mean, std"
+            ) from err
+        return cls((height, width), mean, std, *rest)
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where an image is: `name` is its posix path within `root`, a folder or a zip; `label` its first folder level."""
+
+    root: Path
+    name: str
+    label: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.name}"
+
+
+def find(root: Path) -> list[ImageRef]:
+    """List every file under a folder or in a zip, sorted by name; junk of macOS and Windows is left out.
+
+    A folder or zip that holds one folder only is entered first, as often as it is so; the class is the first folder
+    level after that. Files are not opened here: what turns out to be no image is skipped by those who read.
+    DataError when there is no image file by its ending, or when `root` is neither a folder nor a zip.
+    """
+    names = sorted(n for n in _names(root) if not _is_junk(n))
+    if not any(looks_like_image(n) for n in names):
+        held = f"{len(names)} other files" if names else "nothing"
+        raise DataError(
+            f"{root}: no images there ({held}); expected JPEG, PNG, WebP or BMP files, nested in any way"
+        )
+    depth = 0
+    while len({PurePosixPath(n).parts[depth] for n in names if looks_like_image(n)}) == 1 and all(
+        len(PurePosixPath(n).parts) > depth + 1 for n in names if looks_like_image(n)
+    ):
+        depth += 1
+    return [ImageRef(root, n, _label(n, depth)) for n in names]
+
+
+def _label(name: str, depth: int) -> str | None:
+    parts = PurePosixPath(name).parts
+    return parts[depth] if len(parts) > depth + 1 else None
+
+
+def _names(root: Path) -> Iterator[str]:
+    if root.is_dir():
+        yield from _walk(root)
+    elif not root.exists():
+        raise DataError(f"{root}: no such folder or zip; expected images")
+    else:
+        try:
+            with zipfile.ZipFile(root) as archive:
+                yield from (i.filename for i in archive.infolist() if not i.is_dir())
+        except (zipfile.BadZipFile, OSError) as err:
+            raise DataError(f"{root}: neither a folder nor a whole zip ({err}); expected images") from err
+
+
+def _walk(root: Path) -> Iterator[str]:
+    # Data sets are often linked together, so links are followed; a link to a parent is entered once.
+    seen: set[str] = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()
+        inner = Path(folder).relative_to(root)
+        yield from ((inner / f).as_posix() for f in files)
+
+
+def _is_junk(name: str) -> bool:
+    return any(p.startswith(".") or p.lower() in _JUNK for p in PurePosixPath(name).parts)
+
+
+def looks_like_image(name: str) -> bool:
+    """Say whether the ending of a name is that of an image."""
+    return PurePosixPath(name).suffix.lower() in _ENDINGS
+
+
+def classes(refs: Iterable[ImageRef]) -> tuple[str, ...]:
+    """Distinct labels, sorted; files of no class and files that are no image by their ending do not count."""
+    return tuple(sorted({r.label for r in refs if r.label is not None and looks_like_image(r.name)}))
+
+
+def open_rgb(ref: ImageRef, at_least: tuple[int, int] | None = None) -> Image.Image:
+    """Decode one file to an upright 8-bit RGB image; UnreadableImage when it is truncated or no image.
+
+    EXIF rotation is applied; 16-bit grey is scaled by 1/257; transparent pixels are laid on white (ours: the colour under a
+    transparent pixel is arbitrary). `at_least` (H, W) lets a large JPEG be decoded at 1/2, 1/4 or 1/8, never below that size.
+    """
+    try:
+        with Image.open(_source(ref), formats=_FORMATS) as image:
+            if at_least is not None:
+                short = max(at_least)  # rotation may swap the sides
+                image.draft(None, (short, short))
+            image.load()
+            return _upright(_rgb(image), image)
+    except UnreadableImage:
+        raise
+    except Exception as err:  # a hostile or broken file can raise anything inside a decoder
+        cause = (
+            "not an image"
+            if isinstance(err, Image.UnidentifiedImageError)
+            else str(err) or type(err).__name__
+        )
+        raise UnreadableImage(f"{ref}: {cause}") from err
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in _WIDE:
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise UnreadableImage("32-bit pixels have no agreed range; expected 8 or 16 bits")
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UnreadableImage("floating-point pixels have no agreed range; expected 8 or 16 bits")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
+    try:
+        if original.getexif().get(0x0112, 1) == 1:
+            return rgb
+        rgb.info = dict(original.info)
+        return ImageOps.exif_transpose(rgb)
+    except Exception:  # broken EXIF beside whole pixels: keep the pixels
+        return rgb
+
+
+_open = threading.local()
+
+
+def _source(ref: ImageRef) -> Path | BytesIO:
+    if ref.root.is_dir():
+        return ref.root / ref.name
+    archive = _archive(ref.root)
+    if archive.getinfo(ref.name).file_size > _LARGEST:
+        raise UnreadableImage(f"{ref}: larger than {_LARGEST >> 20} MiB unpacked")
+    return BytesIO(archive.read(ref.name))
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    # A handle for each thread: readers of one ZipFile wait for each other. It closes when its thread ends.
+    stat = path.stat()
+    key = (path, stat.st_mtime_ns, stat.st_size)
+    if getattr(_open, "key", None) != key:
+        _open.archive, _open.key = zipfile.ZipFile(path), key
+    return _open.archive  # type: ignore[no-any-return]
+
+
+def resize(image: Image.Image, pre: Preprocess) -> NDArray[np.uint8]:
+    """Resize so that the short side covers size/crop, then centre crop: uint8 (H, W, 3).
+
+    The sizes round as in torchvision's Resize and CenterCrop, so published accuracies hold.
+    """
+    height, width = pre.size
+    # The small number is for shares such as 224/232, whose quotient may fall just below 232.
+    covered_h, covered_w = (math.floor(n / pre.crop + 1e-6) for n in pre.size)
+    w, h = image.size
+    if covered_h * w <= covered_w * h:  # the width is the side that has to be covered
+        to = (covered_w, max(height, covered_w * h // w))
+    else:
+        to = (max(width, covered_h * w // h), covered_h)
+    if to != image.size:
+        image = image.resize(to, _FILTERS[pre.interpolation])
+    top, left = round((to[1] - height) / 2), round((to[0] - width) / 2)
+    return np.asarray(image, dtype=np.uint8)[top : top + height, left : left + width]
+
+
+def normalise(batch: NDArray[np.uint8], pre: Preprocess) -> NDArray[np.float32]:
+    """Turn uint8 (N, H, W, 3) into contiguous float32 (N, 3, H, W): (pixel / 255 - mean) / std."""
+    scale, shift = scale_shift(pre)
+    out = np.empty((batch.shape[0], 3, *batch.shape[1:3]), np.float32)
+    np.multiply(batch.transpose(0, 3, 1, 2), scale[:, None, None], out=out)
+    out += shift[:, None, None]
+    return out
+
+
+def scale_shift(pre: Preprocess) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Give (3,) scale and (3,) shift with normalised = pixel * scale + shift, for pixels in 0..255."""
+    mean, std = np.asarray(pre.mean, np.float64), np.asarray(pre.std, np.float64)
+    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+
+def load(ref: ImageRef, pre: Preprocess) -> NDArray[np.uint8]:
+    """Open and resize one file: uint8 (H, W, 3); UnreadableImage when it cannot be read."""
+    # Twice the wanted size, so that the resize and not the JPEG decoder decides what the pixels look like.
+    wanted = (math.ceil(2 * pre.size[0] / pre.crop), math.ceil(2 * pre.size[1] / pre.crop))
+    return resize(open_rgb(ref, wanted), pre)
+
+
+def load_all(
+    refs: Sequence[ImageRef], pre: Preprocess, threads: int | None = None
+) -> Iterator[tuple[ImageRef, NDArray[np.uint8] | UnreadableImage]]:
+    """Load every file on threads, in order; a file that cannot be read comes as its error, and ends nothing."""
+
+    def one(ref: ImageRef) -> NDArray[np.uint8] | UnreadableImage:
+        try:
+            return load(ref, pre)
+        except UnreadableImage as err:
+            return err
+
+    yield from zip(refs, ahead(one, refs, threads or min(16, (os.cpu_count() or 1) + 1)), strict=True)
+
+
+def ahead(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """Map `work` over `items` on threads, in order, a bounded number of items ahead of the reader."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= 4 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def batches(
+    refs: Sequence[ImageRef], pre: Preprocess, size: int, skipped: list[str] | None = None
+) -> Iterator[tuple[NDArray[np.float32], list[ImageRef]]]:
+    """Yield normalised float32 (n, 3, H, W) with the refs that made it, n = size but for the last, in order.
+
+    What cannot be read is left out and its message appended to `skipped`; DataError when nothing can be read.
+    """
+    lost = skipped if skipped is not None else []
+    rows: list[NDArray[np.uint8]] = []
+    kept: list[ImageRef] = []
+    good = 0
+    for ref, row in load_all(refs, pre):
+        if isinstance(row, UnreadableImage):
+            lost.append(str(row))
+            continue
+        rows.append(row)
+        kept.append(ref)
+        good += 1
+        if len(rows) == size:
+            yield normalise(np.stack(rows), pre), kept
+            rows, kept = [], []
+    if rows:
+        yield normalise(np.stack(rows), pre), kept
+    if not good:
+        raise none_readable(refs, lost)
+
+
+def none_readable(refs: Sequence[ImageRef], lost: Sequence[str]) -> DataError:
+    """Make the error for a set in which not one file can be read."""
+    where = refs[0].root if refs else "the images"
+    return DataError(
+        f"{where}: none of the {len(refs)} files can be read as an image; the first: {lost[0] if lost else '-'}"
+    )

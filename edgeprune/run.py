@@ -1,0 +1,394 @@
+"""A run is a folder that a kill at any moment, a full disk or a second process cannot damage.
+
+    runs/adapt-resnet50-1/  model.safetensors config.toml metrics.jsonl log.txt  (+ resume/ while it works)
+
+`run.json` marks the folder as ours (so `--force` never empties a foreign one), `done.json` marks a finished run, `.lock` is held
+while a process works in it and `.owner.json` says which. Whole files are written atomically; the two that grow, by lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import filelock
+import tomli_w
+
+from edgeprune.artifact import write_atomically
+from edgeprune.errors import DiskFull, OutputExists, RunError, RunLocked, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_OURS = frozenset({".lock", ".owner.json"})
+# What may differ between the call that began a run and the one that resumes it.
+_FREE = frozenset(
+    {
+        "resume",
+        "force",
+        "output",
+        "dry_run",
+        "threads",
+        "device",
+        "cache",
+        "config",
+        "debug",
+        "json",
+        "offline",
+    }
+)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk (or quota, or file size limit) inside the block into DiskFull about `path`."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in _FULL:
+            raise
+        raise DiskFull(
+            f"{path}: no space left to write it ({err.strerror}); what was written before is intact: "
+            "free some space, then go on with --resume"
+        ) from err
+
+
+class Run:
+    """An open run folder: a context manager that holds the lock. `resumed` says that an earlier process began it."""
+
+    path: Path
+    resumed: bool
+
+    def __init__(self, path: Path, command: str, model: str) -> None:
+        """Lock `path`, an existing folder; use `Run.create`. RunLocked when another process has it."""
+        self.path, self.command, self.model, self.resumed = path, command, model, False
+        self._lock = filelock.FileLock(path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunLocked(
+                f"{path}: in use by {_owner(path)}; wait for it, stop it, or choose another folder with -o"
+            ) from None
+        except (OSError, NotImplementedError) as err:
+            raise RunError(
+                f"{path}: cannot be locked ({err}); choose a folder on a local, writable disk with -o"
+            ) from err
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | None,
+        *,
+        command: str,
+        model: str,
+        config: Mapping[str, Any],
+        force: bool = False,
+        resume: bool = False,
+    ) -> Run:
+        """Make the folder of a new run, take up an unfinished one (`resume`), or replace one (`force`).
+
+        Without a path: runs/<command>-<model>-<n>, the first free n, or with `resume` the last unfinished one. `resume` where
+        nothing is starts anew. Errors: OutputExists, RunLocked, RunError (another command, model or config), DiskFull.
+        """
+        if force and resume:
+            raise UsageError("--force starts again and --resume goes on: give one of them")
+        path = path or _default(command, model, resume)
+        if path.exists() and not path.is_dir():
+            raise OutputExists(
+                f"{path}: a file is there; expected a folder to write the run into: choose another with -o"
+            )
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path, command, model)
+            try:
+                run._begin(config, force, resume)
+            except BaseException:
+                run.close()
+                raise
+        return run
+
+    @property
+    def resume_dir(self) -> Path:
+        """The folder of snapshots, made on use; it goes when the run finishes."""
+        folder = self.path / "resume"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _begin(self, config: Mapping[str, Any], force: bool, resume: bool) -> None:
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+        write_atomically(self.path / ".owner.json", json.dumps(owner).encode())
+        there = _contents(self.path)
+        marker = _json(self.path / "run.json")
+        if there and marker is None:
+            raise OutputExists(
+                f"{self.path}: holds files that are no run of edgeprune ({there[0]}): choose another folder with -o"
+            )
+        if marker is not None and resume:
+            self._take_up(marker, config)
+            return
+        if marker is not None:
+            if not force:
+                raise OutputExists(_occupied(self.path, marker))
+            self._empty()
+        write_atomically(
+            self.path / "run.json",
+            json.dumps({"command": self.command, "model": self.model, "started": _now()}, indent=2).encode(),
+        )
+        self.save_config(config)
+        self.log(f"{self.command} {self.model}: started")
+
+    def _take_up(self, marker: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        if is_done(self.path):
+            raise OutputExists(_occupied(self.path, marker))
+        was = (marker.get("command"), marker.get("model"))
+        if was != (self.command, self.model):
+            raise RunError(
+                f"{self.path}: was begun as '{was[0]} {was[1]}', now '{self.command} {self.model}'; resume with the same words"
+            )
+        saved, now = saved_config(self.path), _plain(config)
+        changed = sorted(
+            k
+            for k in {*saved, *now} - _FREE
+            if (self.path / "config.toml").exists() and saved.get(k) != now.get(k)
+        )
+        if changed:
+            pairs = ", ".join(f"{k} {saved.get(k)!r} -> {now.get(k)!r}" for k in changed)
+            raise RunError(
+                f"{self.path}: began with other settings ({pairs}); resume with the same, or start again with --force"
+            )
+        self.resumed = True
+        for name in ("metrics.jsonl", "log.txt"):
+            _drop_torn_line(self.path / name)
+        _drop_parts(self.path)
+        self.save_config(config)
+        self.log(f"{self.command} {self.model}: resumed")
+
+    def _empty(self) -> None:
+        # done.json goes first and run.json stays: a kill in between leaves an unfinished run, which is ours to take.
+        (self.path / "done.json").unlink(missing_ok=True)
+        for entry in self.path.iterdir():
+            if entry.name in _OURS or entry.name == "run.json":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def log(self, text: str) -> None:
+        """Append a line with the time (UTC) to log.txt."""
+        self._append("log.txt", f"{_now()} {' '.join(text.splitlines())}\n")
+
+    def metric(self, **values: Any) -> None:
+        """Append one JSON line to metrics.jsonl; numbers that are not finite become null."""
+        self._append("metrics.jsonl", json.dumps(_finite(values), allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl so far."""
+        return metrics(self.path)
+
+    @property
+    def metrics_position(self) -> int:
+        """Bytes of metrics.jsonl: keep it in a snapshot, and give it to `rewind_metrics` on resume."""
+        file = self.path / "metrics.jsonl"
+        return file.stat().st_size if file.exists() else 0
+
+    def rewind_metrics(self, position: int) -> None:
+        """Forget the metric lines written after a snapshot, which the resumed steps will write again."""
+        if position < self.metrics_position:
+            os.truncate(self.path / "metrics.jsonl", position)
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write a whole file of the run, atomically; DiskFull leaves the earlier one as it was."""
+        target = self.path / name
+        with writing(target):
+            write_atomically(target, data)
+        return target
+
+    def save_config(self, config: Mapping[str, Any]) -> Path:
+        """Write config.toml: the resolved options; None is left out, paths and tuples become strings and arrays."""
+        return self.write("config.toml", tomli_w.dumps(_plain(config)).encode())
+
+    def finish(self, results: Mapping[str, Any] | None = None) -> None:
+        """Mark the run as finished, with its results (JSON values), and remove resume/."""
+        done = {
+            "command": self.command,
+            "model": self.model,
+            "finished": _now(),
+            "results": _finite(dict(results or {})),
+        }
+        self.write("done.json", json.dumps(done, indent=2).encode())
+        shutil.rmtree(self.path / "resume", ignore_errors=True)
+        self.log(f"{self.command} {self.model}: finished")
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        (self.path / ".owner.json").unlink(missing_ok=True)
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            with contextlib.suppress(OSError, DiskFull):
+                self.log(f"stopped: {type(error).__name__}: {error}")
+        self.close()
+
+    def _append(self, name: str, line: str) -> None:
+        target = self.path / name
+        with writing(target), target.open("ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            data = line.encode()
+            try:
+                # A write may be cut short by a full disk; the rest then raises, and the half line goes.
+                while data:
+                    data = data[file.write(data) or 0 :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(file.fileno(), before)
+                raise
+
+
+def is_done(path: Path) -> bool:
+    """Say whether a run folder is that of a finished run."""
+    return _json(path / "done.json") is not None
+
+
+def results(path: Path) -> dict[str, Any]:
+    """The results of a finished run; RunError when it has not finished or is no run."""
+    done = _json(path / "done.json")
+    if done is None:
+        raise RunError(f"{path}: not a finished run (no done.json); finish it with --resume")
+    return dict(done.get("results", {}))
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a run's metrics.jsonl; a torn last line, of a run that is being written, is left out."""
+    file = path / "metrics.jsonl"
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def saved_config(path: Path) -> dict[str, Any]:
+    """The resolved options of a run; empty when there are none."""
+    try:
+        return tomllib.loads((path / "config.toml").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise RunError(f"{path / 'config.toml'}: not TOML ({err}); start again with --force") from err
+
+
+def _default(command: str, model: str, resume: bool) -> Path:
+    stem = f"{command}-{_short(model)}"
+    numbers = [
+        int(m[1]) for p in Path("runs").glob("*") if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))
+    ]
+    if resume and numbers:
+        for number in sorted(numbers, reverse=True):
+            path = Path("runs") / f"{stem}-{number}"
+            if _json(path / "run.json") is not None and not is_done(path):
+                return path
+    number = max(numbers, default=0) + 1
+    while True:  # another process may take the same number at the same moment
+        path = Path("runs") / f"{stem}-{number}"
+        try:
+            with writing(path):
+                path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _short(model: str) -> str:
+    """A run's name for its model: 'timm:resnet18' -> 'resnet18', 'runs/adapt-resnet18-3' -> 'resnet18'."""
+    name = re.split(r"[:/\\]", model.rstrip("/\\"))[-1] or "model"
+    name = name.removesuffix(".safetensors").removesuffix(".onnx")
+    if found := re.fullmatch(r"(?:adapt|prune|export|bench)-(.+)-\d+", name):
+        name = found[1]
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "model"
+
+
+def _occupied(path: Path, marker: Mapping[str, Any]) -> str:
+    done = _json(path / "done.json")
+    what = f"{marker.get('command', 'run')} {marker.get('model', '')}".strip()
+    if done is not None:
+        return f"{path}: the run '{what}' finished there on {done.get('finished', 'an unknown day')}, nothing is left to resume; --force replaces it, -o takes another folder"
+    return f"{path}: an unfinished run '{what}', begun on {marker.get('started', 'an unknown day')}; --resume goes on with it, --force starts again"
+
+
+def _owner(path: Path) -> str:
+    owner = _json(path / ".owner.json")
+    if owner is None:
+        return "another process"
+    return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+
+
+def _contents(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if p.name not in _OURS and not _is_part(p.name))
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".part")
+
+
+def _drop_parts(path: Path) -> None:
+    for part in path.rglob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+def _drop_torn_line(file: Path) -> None:
+    if file.exists():
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return _finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
