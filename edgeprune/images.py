@@ -1,28 +1,43 @@
 """The one definition of how a file becomes an input: used by training, parity, bench and predict alike.
 
-Must work without torch, take what real folders hold (nested folders, zips, phones' rotated JPEGs, greyscale, CMYK,
-16-bit, palettes, junk of other systems), and never let one bad file end the work on the good ones.
+Must work without torch, take what real folders hold (nesting, zips, junk of other systems), and never let
+one bad file end the work on the good ones.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import threading
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from edgeprune import decoding
+from edgeprune.decoding import UnreadableImage
 from edgeprune.errors import DataError, nearest
+
+__all__ = [
+    "ImageRef",
+    "Preprocess",
+    "UnreadableImage",
+    "batches",
+    "classes",
+    "find",
+    "load",
+    "load_all",
+    "looks_like_image",
+    "normalise",
+    "open_rgb",
+    "resize",
+]
 
 _FILTERS: Mapping[str, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -32,8 +47,6 @@ _FILTERS: Mapping[str, Image.Resampling] = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
-# Named, so that a file cannot choose a decoder that starts another program (EPS) or follows other files.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _ENDINGS = frozenset(
     {
         ".jpg",
@@ -52,23 +65,17 @@ _ENDINGS = frozenset(
     }
 )
 _JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-_LARGEST = 1 << 29  # bytes of one zip member; more is a bomb or no image
-_WIDE = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class UnreadableImage(DataError):
-    """One file is truncated or no image; callers that read many skip it and say so."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """What an image goes through before the network.
 
-    `size` (H, W) in pixels; `mean` and `std` per channel, of RGB pixels in 0..1; `interpolation` of the resize;
-    `crop`: share of the resized short side that the centre crop keeps (224 of 256 is 0.875).
+    `size` (H, W) in pixels; `mean` and `std` per channel, of RGB pixels in 0..1; `interpolation` of the
+    resize; `crop`: share of the resized short side that the centre crop keeps (224 of 256 is 0.875).
     """
 
     size: tuple[int, int]
@@ -113,7 +120,7 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where an image is: `name` is its posix path within `root`, a folder or a zip; `label` its first folder level."""
+    """Where an image is: `name` is its posix path within `root`, a folder or a zip; `label` its class."""
 
     root: Path
     name: str
@@ -126,9 +133,9 @@ class ImageRef:
 def find(root: Path) -> list[ImageRef]:
     """List every file under a folder or in a zip, sorted by name; junk of macOS and Windows is left out.
 
-    A folder or zip that holds one folder only is entered first, as often as it is so; the class is the first folder
-    level after that. Files are not opened here: what turns out to be no image is skipped by those who read.
-    DataError when there is no image file by its ending, or when `root` is neither a folder nor a zip.
+    A folder or zip that holds one folder only is entered first, as often as it is so; the class is the first
+    folder level after that. Files are not opened here: what turns out to be no image is skipped by those who
+    read. DataError when there is no image file by its ending, or when `root` is neither a folder nor a zip.
     """
     names = sorted(n for n in _names(root) if not _is_junk(n))
     if not any(looks_like_image(n) for n in names):
@@ -136,10 +143,9 @@ def find(root: Path) -> list[ImageRef]:
         raise DataError(
             f"{root}: no images there ({held}); expected JPEG, PNG, WebP or BMP files, nested in any way"
         )
+    folders = [PurePosixPath(n).parts[:-1] for n in names if looks_like_image(n)]
     depth = 0
-    while len({PurePosixPath(n).parts[depth] for n in names if looks_like_image(n)}) == 1 and all(
-        len(PurePosixPath(n).parts) > depth + 1 for n in names if looks_like_image(n)
-    ):
+    while all(len(f) > depth for f in folders) and len({f[depth] for f in folders}) == 1:
         depth += 1
     return [ImageRef(root, n, _label(n, depth)) for n in names]
 
@@ -193,72 +199,9 @@ def classes(refs: Iterable[ImageRef]) -> tuple[str, ...]:
 def open_rgb(ref: ImageRef, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode one file to an upright 8-bit RGB image; UnreadableImage when it is truncated or no image.
 
-    EXIF rotation is applied; 16-bit grey is scaled by 1/257; transparent pixels are laid on white (ours: the colour under a
-    transparent pixel is arbitrary). `at_least` (H, W) lets a large JPEG be decoded at 1/2, 1/4 or 1/8, never below that size.
+    `at_least` (H, W) allows a large JPEG to be decoded smaller, see edgeprune.decoding.
     """
-    try:
-        with Image.open(_source(ref), formats=_FORMATS) as image:
-            if at_least is not None:
-                short = max(at_least)  # rotation may swap the sides
-                image.draft(None, (short, short))
-            image.load()
-            return _upright(_rgb(image), image)
-    except UnreadableImage:
-        raise
-    except Exception as err:  # a hostile or broken file can raise anything inside a decoder
-        cause = (
-            "not an image"
-            if isinstance(err, Image.UnidentifiedImageError)
-            else str(err) or type(err).__name__
-        )
-        raise UnreadableImage(f"{ref}: {cause}") from err
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode in _WIDE:
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise UnreadableImage("32-bit pixels have no agreed range; expected 8 or 16 bits")
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UnreadableImage("floating-point pixels have no agreed range; expected 8 or 16 bits")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        over = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image.convert("RGB")
-
-
-def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
-    try:
-        if original.getexif().get(0x0112, 1) == 1:
-            return rgb
-        rgb.info = dict(original.info)
-        return ImageOps.exif_transpose(rgb)
-    except Exception:  # broken EXIF beside whole pixels: keep the pixels
-        return rgb
-
-
-_open = threading.local()
-
-
-def _source(ref: ImageRef) -> Path | BytesIO:
-    if ref.root.is_dir():
-        return ref.root / ref.name
-    archive = _archive(ref.root)
-    if archive.getinfo(ref.name).file_size > _LARGEST:
-        raise UnreadableImage(f"{ref}: larger than {_LARGEST >> 20} MiB unpacked")
-    return BytesIO(archive.read(ref.name))
-
-
-def _archive(path: Path) -> zipfile.ZipFile:
-    # A handle for each thread: readers of one ZipFile wait for each other. It closes when its thread ends.
-    stat = path.stat()
-    key = (path, stat.st_mtime_ns, stat.st_size)
-    if getattr(_open, "key", None) != key:
-        _open.archive, _open.key = zipfile.ZipFile(path), key
-    return _open.archive  # type: ignore[no-any-return]
+    return decoding.open_rgb(ref.root, ref.name, at_least)
 
 
 def resize(image: Image.Image, pre: Preprocess) -> NDArray[np.uint8]:
@@ -305,7 +248,7 @@ def load(ref: ImageRef, pre: Preprocess) -> NDArray[np.uint8]:
 def load_all(
     refs: Sequence[ImageRef], pre: Preprocess, threads: int | None = None
 ) -> Iterator[tuple[ImageRef, NDArray[np.uint8] | UnreadableImage]]:
-    """Load every file on threads, in order; a file that cannot be read comes as its error, and ends nothing."""
+    """Load every file on threads, in order; one that cannot be read comes as its error, and ends nothing."""
 
     def one(ref: ImageRef) -> NDArray[np.uint8] | UnreadableImage:
         try:
@@ -362,6 +305,5 @@ def batches(
 def none_readable(refs: Sequence[ImageRef], lost: Sequence[str]) -> DataError:
     """Make the error for a set in which not one file can be read."""
     where = refs[0].root if refs else "the images"
-    return DataError(
-        f"{where}: none of the {len(refs)} files can be read as an image; the first: {lost[0] if lost else '-'}"
-    )
+    first = lost[0] if lost else "-"
+    return DataError(f"{where}: none of the {len(refs)} files can be read as an image; the first: {first}")

@@ -70,9 +70,15 @@ def _display(console: Console) -> Progress:
 def _line(display: Progress, name: str, total: int, done: int) -> Iterator[Tick]:
     task = display.add_task(name, total=total, completed=done, shown="")
 
+    words = ""
+
     def tick(steps: int = 1, **shown: float | str) -> None:
-        words = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
-        display.update(task, advance=steps, **({"shown": words} if shown else {}))
+        nonlocal words
+        if shown:
+            words = "  ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
+            )
+        display.update(task, advance=steps, shown=words)
 
     try:
         yield tick

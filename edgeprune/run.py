@@ -2,8 +2,9 @@
 
     runs/adapt-resnet50-1/  model.safetensors config.toml metrics.jsonl log.txt  (+ resume/ while it works)
 
-`run.json` marks the folder as ours (so `--force` never empties a foreign one), `done.json` marks a finished run, `.lock` is held
-while a process works in it and `.owner.json` says which. Whole files are written atomically; the two that grow, by lines.
+`run.json` marks the folder as ours (so `--force` never empties a foreign one), `done.json` a finished run;
+`.lock` is held while a process works in it, and `.owner.json` says which. Whole files are written
+atomically, the two that grow by whole lines.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import re
 import shutil
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,13 +26,10 @@ from typing import Any
 import filelock
 import tomli_w
 
+from edgeprune import records
 from edgeprune.artifact import write_atomically
 from edgeprune.errors import DiskFull, OutputExists, RunError, RunLocked, UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgeprune.records import drop_torn_line, finite, is_done, plain, read_json, saved_config
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _OURS = frozenset({".lock", ".owner.json"})
@@ -70,7 +66,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class Run:
-    """An open run folder: a context manager that holds the lock. `resumed` says that an earlier process began it."""
+    """An open run folder: a context manager that holds the lock. `resumed`: an earlier process began it."""
 
     path: Path
     resumed: bool
@@ -103,24 +99,28 @@ class Run:
     ) -> Run:
         """Make the folder of a new run, take up an unfinished one (`resume`), or replace one (`force`).
 
-        Without a path: runs/<command>-<model>-<n>, the first free n, or with `resume` the last unfinished one. `resume` where
-        nothing is starts anew. Errors: OutputExists, RunLocked, RunError (another command, model or config), DiskFull.
+        Without a path: runs/<command>-<model>-<n>, the first free n, or with `resume` the last unfinished
+        one. `resume` where nothing is starts anew. Errors: OutputExists, RunLocked, RunError (another
+        command, model or config), DiskFull.
         """
         if force and resume:
             raise UsageError("--force starts again and --resume goes on: give one of them")
         path = path or _default(command, model, resume)
-        if path.exists() and not path.is_dir():
-            raise OutputExists(
-                f"{path}: a file is there; expected a folder to write the run into: choose another with -o"
-            )
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            run = cls(path, command, model)
-            try:
+        _refuse_foreign(path)
+        try:
+            with writing(path):
+                path.mkdir(parents=True, exist_ok=True)
+                run = cls(path, command, model)
+        except OSError as err:
+            raise RunError(
+                f"{path}: cannot be made or written ({err.strerror}); choose another with -o"
+            ) from err
+        try:
+            with writing(path):
                 run._begin(config, force, resume)
-            except BaseException:
-                run.close()
-                raise
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @property
@@ -133,12 +133,7 @@ class Run:
     def _begin(self, config: Mapping[str, Any], force: bool, resume: bool) -> None:
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
         write_atomically(self.path / ".owner.json", json.dumps(owner).encode())
-        there = _contents(self.path)
-        marker = _json(self.path / "run.json")
-        if there and marker is None:
-            raise OutputExists(
-                f"{self.path}: holds files that are no run of edgeprune ({there[0]}): choose another folder with -o"
-            )
+        marker = read_json(self.path / "run.json")
         if marker is not None and resume:
             self._take_up(marker, config)
             return
@@ -159,9 +154,10 @@ class Run:
         was = (marker.get("command"), marker.get("model"))
         if was != (self.command, self.model):
             raise RunError(
-                f"{self.path}: was begun as '{was[0]} {was[1]}', now '{self.command} {self.model}'; resume with the same words"
+                f"{self.path}: was begun as '{was[0]} {was[1]}', now '{self.command} {self.model}'; "
+                "resume with the same words"
             )
-        saved, now = saved_config(self.path), _plain(config)
+        saved, now = saved_config(self.path), plain(config)
         changed = sorted(
             k
             for k in {*saved, *now} - _FREE
@@ -170,17 +166,18 @@ class Run:
         if changed:
             pairs = ", ".join(f"{k} {saved.get(k)!r} -> {now.get(k)!r}" for k in changed)
             raise RunError(
-                f"{self.path}: began with other settings ({pairs}); resume with the same, or start again with --force"
+                f"{self.path}: began with other settings ({pairs}); resume with the same, "
+                "or start again with --force"
             )
         self.resumed = True
         for name in ("metrics.jsonl", "log.txt"):
-            _drop_torn_line(self.path / name)
+            drop_torn_line(self.path / name)
         _drop_parts(self.path)
         self.save_config(config)
         self.log(f"{self.command} {self.model}: resumed")
 
     def _empty(self) -> None:
-        # done.json goes first and run.json stays: a kill in between leaves an unfinished run, which is ours to take.
+        # done.json goes first and run.json stays: a kill in between leaves an unfinished run, ours to take.
         (self.path / "done.json").unlink(missing_ok=True)
         for entry in self.path.iterdir():
             if entry.name in _OURS or entry.name == "run.json":
@@ -196,11 +193,11 @@ class Run:
 
     def metric(self, **values: Any) -> None:
         """Append one JSON line to metrics.jsonl; numbers that are not finite become null."""
-        self._append("metrics.jsonl", json.dumps(_finite(values), allow_nan=False) + "\n")
+        self._append("metrics.jsonl", json.dumps(finite(values), allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl so far."""
-        return metrics(self.path)
+        return records.metrics(self.path)
 
     @property
     def metrics_position(self) -> int:
@@ -221,8 +218,8 @@ class Run:
         return target
 
     def save_config(self, config: Mapping[str, Any]) -> Path:
-        """Write config.toml: the resolved options; None is left out, paths and tuples become strings and arrays."""
-        return self.write("config.toml", tomli_w.dumps(_plain(config)).encode())
+        """Write config.toml: the resolved options; None is left out, paths become strings."""
+        return self.write("config.toml", tomli_w.dumps(plain(config)).encode())
 
     def finish(self, results: Mapping[str, Any] | None = None) -> None:
         """Mark the run as finished, with its results (JSON values), and remove resume/."""
@@ -230,7 +227,7 @@ class Run:
             "command": self.command,
             "model": self.model,
             "finished": _now(),
-            "results": _finite(dict(results or {})),
+            "results": finite(dict(results or {})),
         }
         self.write("done.json", json.dumps(done, indent=2).encode())
         shutil.rmtree(self.path / "resume", ignore_errors=True)
@@ -267,36 +264,6 @@ class Run:
                 raise
 
 
-def is_done(path: Path) -> bool:
-    """Say whether a run folder is that of a finished run."""
-    return _json(path / "done.json") is not None
-
-
-def results(path: Path) -> dict[str, Any]:
-    """The results of a finished run; RunError when it has not finished or is no run."""
-    done = _json(path / "done.json")
-    if done is None:
-        raise RunError(f"{path}: not a finished run (no done.json); finish it with --resume")
-    return dict(done.get("results", {}))
-
-
-def metrics(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a run's metrics.jsonl; a torn last line, of a run that is being written, is left out."""
-    file = path / "metrics.jsonl"
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def saved_config(path: Path) -> dict[str, Any]:
-    """The resolved options of a run; empty when there are none."""
-    try:
-        return tomllib.loads((path / "config.toml").read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise RunError(f"{path / 'config.toml'}: not TOML ({err}); start again with --force") from err
-
-
 def _default(command: str, model: str, resume: bool) -> Path:
     stem = f"{command}-{_short(model)}"
     numbers = [
@@ -305,7 +272,7 @@ def _default(command: str, model: str, resume: bool) -> Path:
     if resume and numbers:
         for number in sorted(numbers, reverse=True):
             path = Path("runs") / f"{stem}-{number}"
-            if _json(path / "run.json") is not None and not is_done(path):
+            if read_json(path / "run.json") is not None and not is_done(path):
                 return path
     number = max(numbers, default=0) + 1
     while True:  # another process may take the same number at the same moment
@@ -327,23 +294,38 @@ def _short(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "model"
 
 
+def _refuse_foreign(path: Path) -> None:
+    # Before the lock, so that not even a lock file is left in a folder that is none of ours.
+    if path.is_dir():
+        held = sorted(p.name for p in path.iterdir() if p.name not in _OURS and not _is_part(p.name))
+        if held and "run.json" not in held:
+            raise OutputExists(
+                f"{path}: holds files that are no run of edgeprune ({held[0]}); choose another with -o"
+            )
+    elif path.exists():
+        raise OutputExists(f"{path}: a file is there; expected a folder for the run: choose another with -o")
+
+
 def _occupied(path: Path, marker: Mapping[str, Any]) -> str:
-    done = _json(path / "done.json")
+    done = read_json(path / "done.json")
     what = f"{marker.get('command', 'run')} {marker.get('model', '')}".strip()
     if done is not None:
-        return f"{path}: the run '{what}' finished there on {done.get('finished', 'an unknown day')}, nothing is left to resume; --force replaces it, -o takes another folder"
-    return f"{path}: an unfinished run '{what}', begun on {marker.get('started', 'an unknown day')}; --resume goes on with it, --force starts again"
+        when = done.get("finished", "an unknown day")
+        return (
+            f"{path}: the run '{what}' finished there on {when}, nothing is left to resume; "
+            "--force replaces it, -o takes another folder"
+        )
+    when = marker.get("started", "an unknown day")
+    return (
+        f"{path}: an unfinished run '{what}', begun on {when}; --resume goes on with it, --force starts again"
+    )
 
 
 def _owner(path: Path) -> str:
-    owner = _json(path / ".owner.json")
+    owner = read_json(path / ".owner.json")
     if owner is None:
         return "another process"
     return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
-
-
-def _contents(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.name not in _OURS and not _is_part(p.name))
 
 
 def _is_part(name: str) -> bool:
@@ -353,41 +335,6 @@ def _is_part(name: str) -> bool:
 def _drop_parts(path: Path) -> None:
     for part in path.rglob(".*.part"):
         part.unlink(missing_ok=True)
-
-
-def _drop_torn_line(file: Path) -> None:
-    if file.exists():
-        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, OSError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
-        return _finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items() if v is not None}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _now() -> str:

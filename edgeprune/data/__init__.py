@@ -1,1 +1,1 @@
-"""Folders of images as tensors: the decoded cache, labelled and unlabelled sets, batches, the demo's digits."""
+"""Folders of images as tensors: the decoded cache, labelled and unlabelled sets, batches, demo digits."""

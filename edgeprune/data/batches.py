@@ -1,6 +1,7 @@
 """Batches of views, each a pure function of (seed, step): a resumed run needs no state of an iterator.
 
-One step is made ahead in a thread, with generators of its own, so the global random state of training is never touched.
+One step is made ahead in a thread, with generators of its own, so the global
+random state of training is never touched.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ VIEWS = ("plain", "train", "weak", "strong")
 
 @dataclass(frozen=True)
 class RawBatch:
-    """`index` int64 (B,) into the Pixels, `labels` int64 (B,) or None, `views` name -> float32 (B, 3, H, W) normalised."""
+    """`index` int64 (B,) into the Pixels, `labels` int64 (B,) or None, `views` name -> float32 (B, 3, H, W).
+
+    The views are normalised.
+    """
 
     index: Tensor
     labels: Tensor | None
@@ -35,9 +39,9 @@ class RawBatch:
 class Batches:
     """Endless shuffled batches; every image comes once before any comes twice.
 
-    Views: "plain" the evaluation geometry; "train" random resized crop and flip; "weak" flip and a small shift; "strong"
-    two random operations and a cutout. `crop` is the range of the area that "train" keeps; `flip=False` for images whose
-    mirror image is another class (digits, letters).
+    Views: "plain" the evaluation geometry; "train" random resized crop and flip; "weak" flip and a small
+    shift; "strong" two random operations and a cutout. `crop` is the range of the area that "train" keeps;
+    `flip=False` is for images whose mirror image means something else (digits, letters).
     """
 
     def __init__(
@@ -109,9 +113,9 @@ class Batches:
         place = torch.arange(step * self.batch, (step + 1) * self.batch)
         passes = place // count
         index = torch.empty_like(place)
-        for number in passes.unique().tolist():
+        for number in sorted(set(passes.tolist())):
             here = passes == number
-            index[here] = self._order(int(number))[place[here] - number * count]
+            index[here] = self._order(number)[place[here] - number * count]
         return index
 
     def _order(self, number: int) -> Tensor:
@@ -123,7 +127,7 @@ class Batches:
 
 
 def plain(pixels: Pixels, pre: Preprocess, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """The whole set once, in order: (index (B,), images float32 (B, 3, H, W) normalised, labels (B,) or None)."""
+    """Yield the whole set in order: index (B,), normalised float32 (B, 3, H, W), labels (B,) or None."""
     scale, shift = _affine(pre)
     for start in range(0, len(pixels), batch):
         index = torch.arange(start, min(start + batch, len(pixels)))

@@ -1,7 +1,8 @@
 """Decoded images, kept: a memory-mapped file of uint8 rows in the user's cache folder.
 
-Must never serve wrong pixels (keyed by names, sizes, times and geometry; checked when opened), never be half written, never
-grow without bound, and never be needed: when it does not fit, the images are decoded at each use. Free of torch.
+Must never serve wrong pixels (keyed by names, sizes, times and geometry; checked when opened), never be half
+written, never grow without bound, and never be needed: when it does not fit, the images are decoded at each
+use. No torch.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Streamed:
         return len(self._refs)
 
     def __getitem__(self, index: Any) -> NDArray[np.uint8]:
-        """Rows `index`, a slice or integers (B,): uint8 (B, H, W, 3); UnreadableImage when a file went bad since."""
+        """Rows `index`, a slice or integers (B,): uint8 (B, H, W, 3); UnreadableImage if one went bad."""
         chosen = [self._refs[i] for i in np.atleast_1d(np.arange(len(self))[index])]
         if not chosen:
             return np.empty((0, *self.shape[1:]), np.uint8)
@@ -56,7 +57,7 @@ class Streamed:
 
 @dataclass
 class Cached:
-    """Row i of `rows`, uint8 (N, H, W, 3), is `refs[i]`; `skipped` holds one message for each unreadable file."""
+    """Row i of `rows`, uint8 (N, H, W, 3), is `refs[i]`; `skipped` has a message for each unreadable file."""
 
     rows: NDArray[np.uint8] | Streamed
     refs: list[ImageRef]
@@ -73,7 +74,8 @@ def open_rows(
 ) -> Cached:
     """Open the decoded rows of `refs`, decoding them on threads when they are not there yet.
 
-    `limit`: bytes of all caches in the folder; the least recently used go first. DataError when no file can be read.
+    `limit`: bytes of all caches in the folder; the least recently used go first. DataError when no file can
+    be read.
     """
     folder = folder or default_folder()
     limit = LIMIT if limit is None else limit
@@ -120,7 +122,7 @@ def _key(refs: Sequence[ImageRef], pre: Preprocess) -> str:
 
 
 def _stamps(refs: Sequence[ImageRef]) -> Iterator[str]:
-    """What changes when a file changes: size and time; in a zip, size and checksum, so a moved zip is still the same."""
+    """What changes with a file: size and time; in a zip size and checksum, so a moved zip is the same."""
     archives: dict[Path, dict[str, zipfile.ZipInfo]] = {}
     for ref in refs:
         if ref.root.is_dir():
@@ -151,7 +153,7 @@ def _open(folder: Path, key: str, refs: Sequence[ImageRef], pre: Preprocess) -> 
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
     step = max(1, len(kept) // _CHECKED)
-    if any(zlib.crc32(rows[i]) != sums[i] for i in {*range(0, len(kept), step), len(kept) - 1}):
+    if any(zlib.crc32(rows[i].data) != sums[i] for i in {*range(0, len(kept), step), len(kept) - 1}):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # the time of the last use decides what goes first
@@ -178,7 +180,7 @@ def _make(folder: Path, key: str, refs: Sequence[ImageRef], pre: Preprocess, lim
                 data = np.ascontiguousarray(row)
                 file.write(data.data)
                 kept.append(i)
-                sums.append(zlib.crc32(data))
+                sums.append(zlib.crc32(data.data))
             file.flush()
             os.fsync(file.fileno())
         if not kept:
@@ -191,7 +193,7 @@ def _make(folder: Path, key: str, refs: Sequence[ImageRef], pre: Preprocess, lim
     made = _open(folder, key, refs, pre)
     if made is None:
         raise DataError(
-            f"{folder}: the cache that was just written reads back otherwise; choose another folder with --cache"
+            f"{folder}: the cache just written reads back otherwise; choose another folder with --cache"
         )
     return made
 
@@ -203,7 +205,7 @@ def _make_room(folder: Path, limit: int) -> None:
     for _, taken, file in sorted(rows):
         if total <= limit:
             break
-        # Processes that have it mapped keep their pages; elsewhere than on Unix the removal fails, and it stays.
+        # Processes that have it mapped keep their pages; on Windows the removal fails, and it stays.
         with contextlib.suppress(OSError):
             file.unlink()
             file.with_suffix(".json").unlink(missing_ok=True)

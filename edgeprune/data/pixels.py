@@ -1,4 +1,4 @@
-"""Decoded images as one uint8 tensor: memory-mapped, or decoded at each use when the cache would not hold them.
+"""Decoded images as one uint8 tensor: memory-mapped, or decoded at each use when the cache cannot hold them.
 
 Unlabelled data carries `labels=None` by type, so that a target's labels cannot leak into training.
 """
@@ -20,9 +20,9 @@ from edgeprune.images import ImageRef, Preprocess
 
 @dataclass
 class Pixels:
-    """Images at the evaluation geometry: `images` uint8 (N, H, W, 3), `labels` int64 (N,) or None, `names` N paths.
+    """Images at the evaluation geometry: `images` uint8 (N, H, W, 3), `labels` int64 (N,) or None, N `names`.
 
-    `skipped` holds one message for each file that could not be read; `classes` the names that labels count in.
+    `skipped` has one message for each file that could not be read; `classes` are the names that labels index.
     """
 
     images: Tensor | Streamed
@@ -48,7 +48,7 @@ class Pixels:
 
 
 def decode(refs: list[ImageRef], pre: Preprocess, cache: Path | None = None) -> tuple[Pixels, list[ImageRef]]:
-    """Decode through the cache in folder `cache` (None: the user's): unlabelled Pixels and the ref of each row."""
+    """Decode through the cache in folder `cache` (None: the user's): Pixels, no labels, a ref for each row."""
     found = caching.open_rows(refs, pre, cache)
     rows = found.rows
     # Mapped copy-on-write: torch wants writable memory, and the file must never change.

@@ -1,7 +1,8 @@
 """Random views of a batch: float or uint8 (B, 3, H, W) in 0..255 in, float32 (B, 3, H, W) in 0..255 out.
 
-Every random number comes from the generator that is passed in, because the transforms of torchvision draw from the global one,
-which belongs to training and cannot be shared with a thread. The operations themselves are torchvision's.
+Every random number comes from the generator that is passed in: the transforms of torchvision draw from the
+global one, which belongs to training and cannot be shared with a thread. The operations themselves are
+torchvision's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torchvision.transforms.v2 import functional as ops
 
 
 def crop_and_flip(images: Tensor, generator: Generator, *, area: tuple[float, float], flip: bool) -> Tensor:
-    """Random resized crop (share of the area in `area`, aspect 3/4..4/3, as Szegedy et al. 2015) and a mirror image.
+    """Random resized crop (share of the area in `area`, aspect 3/4..4/3, Szegedy et al. 2015), mirror image.
 
     All images at once by bilinear sampling: crops are enlarged, never reduced, so no anti-aliasing is needed.
     """
@@ -31,7 +32,7 @@ def crop_and_flip(images: Tensor, generator: Generator, *, area: tuple[float, fl
 
 
 def shift_and_flip(images: Tensor, generator: Generator, *, flip: bool, by: float = 0.125) -> Tensor:
-    """Mirror image and a shift of at most `by` of each side, reflected at the border (FixMatch, section 2.3)."""
+    """Mirror image, and a shift of at most `by` of each side, reflected at the border (FixMatch, sec. 2.3)."""
     count = len(images)
     ones = torch.ones(count)
     x, y = (2 * by * _uniform(count, generator, -1, 1) for _ in range(2))
@@ -39,13 +40,14 @@ def shift_and_flip(images: Tensor, generator: Generator, *, flip: bool, by: floa
 
 
 def strong(images: Tensor, generator: Generator, *, flip: bool, count: int = 2) -> Tensor:
-    """Flip and shift, then `count` operations of random strength and a cutout (RandAugment as in FixMatch, appendix D).
+    """Flip and shift, `count` operations of random strength, a cutout (FixMatch's RandAugment, appendix D).
 
     Ours: the cutout is grey and its side up to half of the image's.
     """
     weak = shift_and_flip(images, generator, flip=flip).round().clamp(0, 255).to(torch.uint8)
     out = torch.empty(weak.shape, dtype=torch.float32)
-    for i, image in enumerate(weak):
+    for i in range(len(weak)):
+        image = weak[i]
         for _ in range(count):
             chosen = _OPERATIONS[int(torch.randint(len(_OPERATIONS), (), generator=generator))]
             image = chosen(image, float(_uniform(1, generator, -1, 1)))
@@ -66,7 +68,7 @@ def _cutout(image: Tensor, generator: Generator) -> Tensor:
 def _affine(
     image: Tensor, angle: float = 0.0, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0, 0)
 ) -> Tensor:
-    return ops.affine(
+    moved: Tensor = ops.affine(
         image,
         angle,
         list(shift),
@@ -75,6 +77,7 @@ def _affine(
         interpolation=InterpolationMode.BILINEAR,
         fill=[128.0] * 3,
     )
+    return moved
 
 
 # Each takes uint8 (3, H, W) and a strength in -1..1; the ranges are FixMatch's, appendix D, table 12.
