@@ -38,7 +38,9 @@ def locate(name: str, data: Path | None = None) -> Path:
     """Where a folder (or its zip) or a file of the benchmarks lies; exits with one line that says what is missing."""
     root = data or (Path(os.environ["EDGEPRUNE_DATA"]) if "EDGEPRUNE_DATA" in os.environ else None)
     if root is None:
-        sys.exit(f"{name}: say where the data are, with --data DIR or EDGEPRUNE_DATA (see benchmarks/README.md)")
+        sys.exit(
+            f"{name}: say where the data are, with --data DIR or EDGEPRUNE_DATA (see benchmarks/README.md)"
+        )
     for path in (root / name, root / f"{name}.zip"):
         if path.exists():
             return path
@@ -101,7 +103,9 @@ def make(source: Path, target: Path, name: str) -> dict[str, object] | None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path, metavar="FROM")
     parser.add_argument("target", type=Path, metavar="TO")
     parser.add_argument("--write-manifest", action="store_true", help="take what was made as the truth")
@@ -130,10 +134,16 @@ def _report(name: str, made: dict[str, object] | None, known: dict[str, object] 
         print(f"{name}: skipped, FROM does not have it")
         return 0
     if writing or made == known:
-        print(f"{name}: {made.get('images', 1)} files, as in the manifest" if not writing else f"{name}: recorded")
+        print(
+            f"{name}: {made.get('images', 1)} files, as in the manifest"
+            if not writing
+            else f"{name}: recorded"
+        )
         return 0
     same_names = known is not None and "names" in made and made["names"] == known.get("names")
-    print(f"{name}: {'the names agree, the bytes differ (another JPEG library?)' if same_names else 'NOT as in the manifest'}")
+    print(
+        f"{name}: {'the names agree, the bytes differ (another JPEG library?)' if same_names else 'NOT as in the manifest'}"
+    )
     return 0 if same_names else 1
 
 

@@ -92,7 +92,9 @@ def published(spec: str, kwargs: Mapping[str, Any], *, offline: bool) -> nn.Modu
         return _torchvision(name, weights="DEFAULT", **kwargs)
     except ModelError:
         raise
-    except Exception as err:  # each hub client has its own errors for a missing network; the remedy is the same
+    except (
+        Exception
+    ) as err:  # each hub client has its own errors for a missing network; the remedy is the same
         cause = str(err).strip().splitlines()[0][:120] if str(err).strip() else type(err).__name__
         why = "are not in the cache (--offline)" if offline else "cannot be fetched"
         raise MissingHere(
@@ -113,7 +115,9 @@ def _torchvision(name: str, **kwargs: Any) -> nn.Module:
     import torchvision
 
     if name not in torchvision.models.list_models():
-        raise ModelError(f"torchvision has no model {name!r}: {nearest(name, torchvision.models.list_models())}")
+        raise ModelError(
+            f"torchvision has no model {name!r}: {nearest(name, torchvision.models.list_models())}"
+        )
     made: nn.Module = torchvision.models.get_model(name, **kwargs)
     return made
 
@@ -139,7 +143,9 @@ def _factory(spec: str) -> Callable[..., Any]:
         names = [n for n in dir(sys.modules[module]) if not n.startswith("_")]
         raise ModelError(f"{spec}: {module} has no {attribute!r}: {nearest(attribute, names)}") from None
     if not callable(found):
-        raise ModelError(f"{spec}: {attribute} is not callable; expected a function that returns a torch.nn.Module")
+        raise ModelError(
+            f"{spec}: {attribute} is not callable; expected a function that returns a torch.nn.Module"
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -170,7 +176,11 @@ def default_preprocess(spec: str, module: nn.Module) -> Preprocess | None:
         transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         crop, resize = transform.crop_size[0], transform.resize_size[0]
         return Preprocess(
-            (crop, crop), tuple(transform.mean), tuple(transform.std), transform.interpolation.value, crop / resize
+            (crop, crop),
+            tuple(transform.mean),
+            tuple(transform.std),
+            transform.interpolation.value,
+            crop / resize,
         )
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if not isinstance(config, Mapping) or "input_size" not in config:
@@ -205,8 +215,8 @@ def published_classes(spec: str, count: int) -> tuple[str, ...]:
 def find_classifier(spec: str, module: nn.Module, example: Tensor) -> tuple[str, int]:
     """Dotted name of the layer whose output is the network's output, and the number of classes K.
 
-    The layer is found by running the network on `example` (N, 3, H, W): the last Linear or 1x1 convolution whose
-    output holds exactly the logits. ModelError when the output is not (N, K).
+    The layer is found by running the network on `example` (N, 3, H, W): the last Linear or convolution whose output
+    is the logits, or failing that has K channels. ModelError when the output is not (N, K).
     """
     seen: list[tuple[str, Tensor]] = []
     hooks = [
@@ -220,7 +230,9 @@ def find_classifier(spec: str, module: nn.Module, example: Tensor) -> tuple[str,
             logits = module.eval()(example)
     except Exception as err:
         shape = tuple(example.shape)
-        raise ModelError(f"{spec}: the network does not take images of shape {shape}: {err}; is --size right?") from err
+        raise ModelError(
+            f"{spec}: the network does not take images of shape {shape}: {err}; is --size right?"
+        ) from err
     finally:
         module.train(training)
         for hook in hooks:
@@ -231,7 +243,12 @@ def find_classifier(spec: str, module: nn.Module, example: Tensor) -> tuple[str,
     for name, output in reversed(seen):
         if output.numel() == logits.numel() and torch.equal(output.flatten(1), logits):
             return name, int(logits.shape[1])
-    raise ModelError(f"{spec}: no Linear or convolution makes the logits themselves; wrap the network without what follows")
+    for name, output in reversed(seen):  # heads that are averaged, or scaled after the layer
+        if output.shape[-1] == logits.shape[1] or output.shape[1] == logits.shape[1]:
+            return name, int(logits.shape[1])
+    raise ModelError(
+        f"{spec}: no Linear or convolution makes the {logits.shape[1]} logits; expected a classifier at the end"
+    )
 
 
 def replace_classifier(module: nn.Module, name: str, classes: int) -> None:
@@ -247,6 +264,5 @@ def replace_classifier(module: nn.Module, name: str, classes: int) -> None:
         raise ModelError(f"{name}: a {type(old).__name__} as classifier; expected Linear or Conv2d")
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, new)
-    for attribute in ("num_classes",):
-        if isinstance(getattr(module, attribute, None), int):
-            setattr(module, attribute, classes)
+    if isinstance(getattr(module, "num_classes", None), int):
+        module.num_classes = classes

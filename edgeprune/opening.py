@@ -18,7 +18,9 @@ from edgeprune.options import ModelOptions
 _SPEC = re.compile(r"^[\w.]+:[\w.\-/]+$")
 
 
-def open_network(word: str, options: ModelOptions, source_classes: Sequence[str] = ()) -> tuple[Network, bool]:
+def open_network(
+    word: str, options: ModelOptions, source_classes: Sequence[str] = ()
+) -> tuple[Network, bool]:
     """The network of `word`, and whether its classifier is new and untrained.
 
     `source_classes` names the class folders of the labelled source, which give the names when `--classes` is a number.
@@ -59,7 +61,9 @@ def _from_spec(spec: str, options: ModelOptions) -> tuple[Network, list[tuple[st
             pairs = _fit(module, Path(options.weights), options.map_by_order)
     pre = model.default_preprocess(spec, module)
     if pre is None and size is None:
-        raise ModelError(f"{spec}: nothing says what size its images are; give --size (and --mean, --std if not ImageNet's)")
+        raise ModelError(
+            f"{spec}: nothing says what size its images are; give --size (and --mean, --std if not ImageNet's)"
+        )
     pre = pre or Preprocess(size or (0, 0), model.IMAGENET_MEAN, model.IMAGENET_STD)
     pre = replace(pre, size=size or pre.size)
     name, count = model.find_classifier(spec, module, torch.zeros(2, 3, *pre.size).normal_())
@@ -69,7 +73,9 @@ def _from_spec(spec: str, options: ModelOptions) -> tuple[Network, list[tuple[st
 
 def _fit(module: torch.nn.Module, path: Path, by_order: bool) -> list[tuple[str, str]]:
     if path.suffix == ".safetensors" and path.is_file() and header.is_checkpoint(path):
-        raise WeightsError(f"--weights {path}: this is a checkpoint of edgeprune; give it as the model instead")
+        raise WeightsError(
+            f"--weights {path}: this is a checkpoint of edgeprune; give it as the model instead"
+        )
     found = weights.read(path)
     if by_order:
         return weights.fit_by_order(module, found, str(path))
@@ -115,7 +121,9 @@ def _wanted(text: str | None, source_classes: tuple[str, ...]) -> tuple[int, tup
     if count < 2:
         raise UsageError(f"--classes {count}: expected at least 2")
     if source_classes and len(source_classes) != count:
-        raise DataError(f"--classes {count}, but the source has {len(source_classes)}: {', '.join(source_classes[:8])}")
+        raise DataError(
+            f"--classes {count}, but the source has {len(source_classes)}: {', '.join(source_classes[:8])}"
+        )
     return count, source_classes
 
 

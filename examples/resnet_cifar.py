@@ -53,7 +53,9 @@ class ResNetCIFAR(nn.Module):
 
     @staticmethod
     def _stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
-        return nn.Sequential(Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+        return nn.Sequential(
+            Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, 32, 32) -> logits (N, K)."""

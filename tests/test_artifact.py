@@ -31,7 +31,9 @@ def test_helpful_errors(tmp_path: Path) -> None:
         artifact.read(tmp_path / "none.onnx")
     other = tmp_path / "model.txt"
     other.write_text("x")
-    with pytest.raises(DataError, match=r"the ending '.txt' is not known; expected one of .safetensors, .onnx"):
+    with pytest.raises(
+        DataError, match=r"the ending '.txt' is not known; expected one of .safetensors, .onnx"
+    ):
         artifact.read(other)
     file = tmp_path / "model.onnx"
     file.write_bytes(b"x")

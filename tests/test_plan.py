@@ -12,7 +12,9 @@ from edgeprune.plan import Cut, LowRank, PruningPlan
 
 @pytest.mark.parametrize("keep", [(), (2, 1), (1, 1), (-1, 0), (0, 4)])
 def test_a_cut_refuses_channels_that_are_not_there(keep: tuple[int, ...]) -> None:
-    with pytest.raises(PlanError, match=r"conv: the kept channels must be increasing, at least one, and below 4"):
+    with pytest.raises(
+        PlanError, match=r"conv: the kept channels must be increasing, at least one, and below 4"
+    ):
         Cut("conv", 4, keep)
 
 
@@ -37,5 +39,7 @@ def test_helpful_errors() -> None:
     )
 )
 def test_json_keeps_everything(cuts: list[tuple[int, list[int]]]) -> None:
-    plan = PruningPlan(tuple(Cut(f"layer{i}", w, tuple(k)) for i, (w, k) in enumerate(cuts)), (LowRank("fc", 3),))
+    plan = PruningPlan(
+        tuple(Cut(f"layer{i}", w, tuple(k)) for i, (w, k) in enumerate(cuts)), (LowRank("fc", 3),)
+    )
     assert PruningPlan.from_json(json.loads(plan.dumps())) == plan

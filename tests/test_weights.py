@@ -75,7 +75,9 @@ def test_by_order_pairs_by_shape_and_names_the_first_that_differs(tmp_path: Path
     assert pairs[0] == ("x0", "0.weight")
     assert all(torch.equal(renamed[a], other.state_dict()[b]) for a, b in pairs)
     renamed["x0"] = torch.zeros(4, 3, 1, 1)
-    with pytest.raises(WeightsError, match=r"x0 is \(4, 3, 1, 1\), but 0.weight in its place is \(4, 3, 3, 3\)"):
+    with pytest.raises(
+        WeightsError, match=r"x0 is \(4, 3, 1, 1\), but 0.weight in its place is \(4, 3, 3, 3\)"
+    ):
         weights.fit_by_order(other, renamed, "w")
     renamed.popitem()
     renamed["x0"] = torch.zeros(4, 3, 3, 3)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from edgeprune.cli import show
 from edgeprune.cli.options import COMMANDS
+from edgeprune.report import numbers
 
 FACTS: dict[str, Any] = {
     "run": "runs/prune-resnet50-1",
@@ -29,9 +30,9 @@ FACTS: dict[str, Any] = {
 
 
 def printed(facts: dict[str, Any], width: int) -> list[str]:
-    text = io.StringIO()
-    show.result(facts, Console(file=text, width=width))
-    return text.getvalue().splitlines()
+    stream = io.StringIO()
+    show.result(facts, Console(file=stream, width=width))
+    return stream.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [40, 80, 160])
@@ -66,7 +67,7 @@ def test_units_and_plain_text() -> None:
     ],
 )
 def test_a_value_carries_its_unit(key: str, item: Any, said: str) -> None:
-    assert show.value(item, key) == said
+    assert numbers.text(item, key) == said
 
 
 @pytest.mark.parametrize("command", COMMANDS)
