@@ -1,9 +1,9 @@
 """Facts of a Jetson board from its files: release, mode, GPU clock, power rails. Nothing is changed.
 
-Every function takes the root of the file tree, so the documented layouts of boards are tested without a
-board. Power: L4T's ina3221 driver, `in{N}_label`, `in{N}_input` (mV), `curr{N}_input` (mA) under hwmon; on
-JetPack 4 `rail_name_{N}` and `in_power{N}_input` (mW) under iio. Thor adds an INA238 for the whole board, in microwatts. NVML answers NotSupported for power on
-Orin.
+Every function takes the root of the file tree, so the documented layouts are tested without a board. Power:
+L4T's ina3221 driver, `in{N}_label`, `in{N}_input` (mV), `curr{N}_input` (mA) under hwmon; on JetPack 4
+`rail_name_{N}` and `in_power{N}_input` (mW) under iio; Thor adds an INA238, in microwatts, for all.
+NVML answers NotSupported for power on Orin.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _block(runner: Runner, feeds: Feeds, size: int) -> NDArray[np.float64]:
         begin = clock()
         infer(feeds)
         times[i] = clock() - begin
-    return times * 1e-9
+    return times.astype(np.float64) * 1e-9
 
 
 def _enough(blocks: list[NDArray[np.float64]], min_s: float, min_runs: int) -> bool:

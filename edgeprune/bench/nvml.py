@@ -6,6 +6,7 @@ there is one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 BAD_THROTTLES = {
@@ -98,7 +99,7 @@ def state() -> dict[str, Any] | None:
     if library is None:
         return None
     found: dict[str, Any] = {}
-    asked = {
+    asked: dict[str, Callable[[], Any]] = {
         "sm_mhz": lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM),
         "memory_mhz": lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_MEM),
         "temp_c": lambda: library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU),

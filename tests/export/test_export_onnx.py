@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from edgeprune import artifact
-from edgeprune.count import count
+from edgeprune.count import Count, LayerCount, count
 from edgeprune.errors import ModelError, ParityFailed, RunError, UsageError
 from edgeprune.export import graph, profile, weights
 from edgeprune.export import onnx as exporting
@@ -154,15 +154,13 @@ def test_unsupported_operator_is_named(tmp_path: Path) -> None:
 
 def test_weight_of_another_width_is_refused() -> None:
     slim, dense = network(4), network(8)
-    small = onnx.helper.make_tensor("0.weight", 1, [8, 3, 3, 3], np.zeros(216, np.float32))
+    small = onnx.numpy_helper.from_array(np.zeros((8, 3, 3, 3), np.float32), "0.weight")
     model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [small]))
     with pytest.raises(
         ParityFailed, match=r"0\.weight: exported as \[8, 3, 3, 3\], the network has \[4, 3, 3, 3\]"
     ):
         weights.check(slim.module, slim.example(), model, None)  # type: ignore[arg-type]
     del model.graph.initializer[:]
-    from edgeprune.count import Count, LayerCount
-
     shapes = [tuple(m.weight.shape) for m in dense.module if isinstance(m, (nn.Conv2d, nn.Linear))]
     counted = Count(0, 0, tuple(LayerCount("x", "Conv", 0, 0, s, ()) for s in shapes))
     weights.check(dense.module, dense.example(), model, counted)
@@ -190,7 +188,8 @@ def test_attention_module_exports(tmp_path: Path) -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             tokens = self.embed(x).flatten(2).transpose(1, 2)
-            return self.head(self.layer(tokens).mean(1))  # type: ignore[no-any-return]
+            made: torch.Tensor = self.head(self.layer(tokens).mean(1))
+            return made
 
     torch.manual_seed(0)
     made = exporting.export(Network(Attends().eval()), tmp_path / "net.onnx", batch="1:2:4")  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""From a slim network to files for the device, each step proved equal to the one before."""
