@@ -15,7 +15,12 @@ from typing import Any
 
 from edgeprune.errors import DataError
 
-KINDS: Mapping[str, str] = {".safetensors": "checkpoint", ".onnx": "onnx", ".engine": "engine", ".plan": "engine"}
+KINDS: Mapping[str, str] = {
+    ".safetensors": "checkpoint",
+    ".onnx": "onnx",
+    ".engine": "engine",
+    ".plan": "engine",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ def read(path: Path) -> Artifact:
         raise DataError(f"{path}: no such file; expected a checkpoint, an ONNX file or an engine")
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
-        raise DataError(f"{path}: the ending {path.suffix!r} is not known; expected one of {', '.join(KINDS)}")
+        raise DataError(
+            f"{path}: the ending {path.suffix!r} is not known; expected one of {', '.join(KINDS)}"
+        )
     side = sidecar(path)
     if not side.is_file():
         return Artifact(path, kind, sha256(path))
@@ -86,7 +93,11 @@ def read(path: Path) -> Artifact:
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(path)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _slow(path)
+        )
 
 
 def _slow(path: Path) -> str:

@@ -31,7 +31,9 @@ class Entry:
 _SOURCE = frozenset({"source"})
 
 OBJECTIVES: Mapping[str, Entry] = {
-    "source": Entry("edgeprune.objectives.source:Source", "cross entropy on labelled source images", needs=_SOURCE),
+    "source": Entry(
+        "edgeprune.objectives.source:Source", "cross entropy on labelled source images", needs=_SOURCE
+    ),
     "mcc": Entry(
         "edgeprune.objectives.mcc:MCC",
         "minimum class confusion",

@@ -125,7 +125,9 @@ class Interrupted(EdgePruneError):
 
 def missing_package(package: str, extra: str, what: str) -> MissingHere:
     """Name the package, what needs it, and the one command that installs it."""
-    return MissingHere(f"{what} needs {package}, which is not installed here: pip install 'edgeprune[{extra}]'")
+    return MissingHere(
+        f"{what} needs {package}, which is not installed here: pip install 'edgeprune[{extra}]'"
+    )
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -52,7 +52,9 @@ def read(path: Path) -> Header:
             shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
             dtypes = {name: str(s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as err:
-        raise CheckpointError(f"{file}: {_what_it_is(file)} ({err}); expected a checkpoint of edgeprune") from err
+        raise CheckpointError(
+            f"{file}: {_what_it_is(file)} ({err}); expected a checkpoint of edgeprune"
+        ) from err
     if KEY not in metadata:
         raise CheckpointError(
             f"{file}: plain weights without a model; give the model's name and these as --weights {file}"
@@ -65,9 +67,13 @@ def _document(file: Path, text: str) -> Mapping[str, Any]:
         document = json.loads(text)
         version = document["format"]
     except (ValueError, TypeError, KeyError) as err:
-        raise CheckpointError(f"{file}: its JSON document cannot be read ({err!r}); the file is damaged") from err
+        raise CheckpointError(
+            f"{file}: its JSON document cannot be read ({err!r}); the file is damaged"
+        ) from err
     if version != FORMAT:
-        raise CheckpointError(f"{file}: format {version}, this edgeprune reads {FORMAT}; use the edgeprune that wrote it")
+        raise CheckpointError(
+            f"{file}: format {version}, this edgeprune reads {FORMAT}; use the edgeprune that wrote it"
+        )
     return dict(document)
 
 

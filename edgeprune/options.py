@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 
-def option(default: Any, help: str, *, panel: str = "Options", flags: tuple[str, ...] = (), metavar: str = "") -> Any:
+def option(
+    default: Any, help: str, *, panel: str = "Options", flags: tuple[str, ...] = (), metavar: str = ""
+) -> Any:
     """A field with its help. `flags` replaces the flag derived from the name; `panel` groups it in `--help`."""
     meta = {"help": help, "panel": panel, "flags": flags, "metavar": metavar}
     return field(default=default, metadata=meta)
@@ -39,18 +41,26 @@ class RunOptions:
     seed: int = option(0, "Seed of everything random; recorded.", panel=_RUN)
     device: str = option("auto", "auto, cpu, cuda or cuda:N.", panel=_RUN)
     threads: int = option(0, "CPU threads; 0 takes all cores.", panel=_RUN)
-    cache: Path | None = option(None, "Folder of the decoded-image cache; the user's cache folder by default.", panel=_RUN)
+    cache: Path | None = option(
+        None, "Folder of the decoded-image cache; the user's cache folder by default.", panel=_RUN
+    )
 
 
 @dataclass(frozen=True)
 class ModelOptions:
     """Options that say which network and how images enter it."""
 
-    weights: str | None = option(None, "Weights: a safetensors file or a state dict; 'none' is random.", panel=_MODEL)
+    weights: str | None = option(
+        None, "Weights: a safetensors file or a state dict; 'none' is random.", panel=_MODEL
+    )
     classes: str | None = option(None, "Number of classes, or a file with one name a line.", panel=_MODEL)
-    map_by_order: bool = option(False, "Take weights whose shapes agree in order; the pairs are listed.", panel=_MODEL)
+    map_by_order: bool = option(
+        False, "Take weights whose shapes agree in order; the pairs are listed.", panel=_MODEL
+    )
     offline: bool = option(False, "Never fetch weights.", panel=_MODEL)
-    trust: tuple[str, ...] = option((), "A factory ('module:function') that a checkpoint may import.", panel=_MODEL)
+    trust: tuple[str, ...] = option(
+        (), "A factory ('module:function') that a checkpoint may import.", panel=_MODEL
+    )
     size: int | None = option(None, "Input height and width in pixels.", panel=_MODEL)
     mean: str | None = option(None, "Mean per channel, of pixels in 0..1: '0.5,0.5,0.5'.", panel=_MODEL)
     std: str | None = option(None, "Standard deviation per channel: '0.5,0.5,0.5'.", panel=_MODEL)
@@ -73,10 +83,16 @@ _LEARN = "Training"
 class AdaptOptions(DataOptions, ModelOptions, RunOptions):
     """Fit a network to unlabelled target images."""
 
-    model: str = argument("torchvision:NAME, timm:NAME, package.module:factory, a run folder or a checkpoint.", default="")
-    objective: str = option("auto", "What is learned from the target; 'auto' chooses from what is given.", panel=_LEARN)
+    model: str = argument(
+        "torchvision:NAME, timm:NAME, package.module:factory, a run folder or a checkpoint.", default=""
+    )
+    objective: str = option(
+        "auto", "What is learned from the target; 'auto' chooses from what is given.", panel=_LEARN
+    )
     steps: int = option(300, "Optimiser steps of the adaptation.", panel=_LEARN)
-    source_steps: int | None = option(None, "Steps on source alone before; default: as many when the head is new, else 0.", panel=_LEARN)
+    source_steps: int | None = option(
+        None, "Steps on source alone before; default: as many when the head is new, else 0.", panel=_LEARN
+    )
     batch: int = option(32, "Images of each domain in a step.", panel=_LEARN)
     lr: float = option(5e-4, "Peak learning rate (AdamW, cosine).", panel=_LEARN)
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
@@ -122,10 +138,16 @@ class ExportOptions(RunOptions):
     precision: str = option("fp32", "fp32.", panel="Export")
     batch: str = option("1", "Batch: 1, or 1:8:32 for a dynamic one (min:best:max).", panel="Export")
     opset: int = option(20, "ONNX opset; 20 is what TensorRT 10 and 11 both take.", panel="Export")
-    images: Path | None = option(None, "Images to prove parity on; the run's target images by default.", panel="Parity")
+    images: Path | None = option(
+        None, "Images to prove parity on; the run's target images by default.", panel="Parity"
+    )
     evaluate: Path | None = option(None, "Labelled images, used only to print accuracy.", panel="Parity")
-    max_flip: float | None = option(None, "Largest share of top-1 answers that may change; 0 for fp32.", panel="Parity")
-    trust: tuple[str, ...] = option((), "A factory ('module:function') that the checkpoint may import.", panel=_MODEL)
+    max_flip: float | None = option(
+        None, "Largest share of top-1 answers that may change; 0 for fp32.", panel="Parity"
+    )
+    trust: tuple[str, ...] = option(
+        (), "A factory ('module:function') that the checkpoint may import.", panel=_MODEL
+    )
 
 
 @dataclass(frozen=True)
@@ -145,7 +167,9 @@ class BenchOptions:
     output: Path | None = option(None, "JSON file to write.", flags=("--output", "-o"), panel=_RUN)
     force: bool = option(False, "Replace an output that exists.", panel=_RUN)
     seed: int = option(0, "Seed of the random input and the bootstrap.", panel=_RUN)
-    trust: tuple[str, ...] = option((), "A factory ('module:function') that a checkpoint may import.", panel=_MODEL)
+    trust: tuple[str, ...] = option(
+        (), "A factory ('module:function') that a checkpoint may import.", panel=_MODEL
+    )
 
 
 @dataclass(frozen=True)

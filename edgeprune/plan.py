@@ -77,7 +77,9 @@ class PruningPlan:
     def from_json(data: Mapping[str, Any]) -> PruningPlan:
         """Read what `to_json` wrote; PlanError names what is missing or of the wrong type."""
         try:
-            cuts = tuple(Cut(str(c["root"]), int(c["width"]), tuple(int(k) for k in c["keep"])) for c in data["cuts"])
+            cuts = tuple(
+                Cut(str(c["root"]), int(c["width"]), tuple(int(k) for k in c["keep"])) for c in data["cuts"]
+            )
             ranks = tuple(LowRank(str(r["layer"]), int(r["rank"])) for r in data.get("low_rank", ()))
         except (KeyError, TypeError, ValueError) as err:
             raise PlanError(f"not a pruning plan: {err!r}; expected cuts with root, width and keep") from err

@@ -35,7 +35,9 @@ def read(path: Path) -> dict[str, Tensor]:
     while isinstance(found, Mapping) and not _are_tensors(found):
         inner = next((found[w] for w in _WRAPPERS if isinstance(found.get(w), Mapping)), None)
         if inner is None:
-            raise WeightsError(f"--weights {path}: no state dict in it; it holds {', '.join(map(str, list(found)[:5]))}")
+            raise WeightsError(
+                f"--weights {path}: no state dict in it; it holds {', '.join(map(str, list(found)[:5]))}"
+            )
         found = inner
     if not isinstance(found, Mapping):
         raise WeightsError(f"--weights {path}: a {type(found).__name__}; expected a state dict of tensors")
@@ -55,7 +57,9 @@ def _state_dict(path: Path) -> Any:
             "save the network's state_dict() instead"
         ) from err
     except (RuntimeError, EOFError, ValueError, OSError) as err:
-        raise WeightsError(f"--weights {path}: cannot be read ({str(err).splitlines()[0][:100]}); copy it again") from err
+        raise WeightsError(
+            f"--weights {path}: cannot be read ({str(err).splitlines()[0][:100]}); copy it again"
+        ) from err
 
 
 def fit_by_name(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
@@ -73,7 +77,11 @@ def fit_by_name(module: nn.Module, weights: Mapping[str, Tensor], where: str) ->
 
 
 def _difference(
-    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], missing: list[str], extra: list[str], shapes: list[str]
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    missing: list[str],
+    extra: list[str],
+    shapes: list[str],
 ) -> str:
     parts = []
     if shapes:
@@ -104,7 +112,9 @@ def fit_by_order(module: nn.Module, weights: Mapping[str, Tensor], where: str) -
                 f"{tuple(own[ours].shape)}; the orders do not agree, so give a file with the network's own names"
             )
     if len(own) != len(given):
-        raise WeightsError(f"{where}: --map-by-order: {len(given)} tensors in the file, {len(own)} in the network")
+        raise WeightsError(
+            f"{where}: --map-by-order: {len(given)} tensors in the file, {len(own)} in the network"
+        )
     pairs = list(zip(given, own, strict=True))
     module.load_state_dict({ours: given[theirs] for theirs, ours in pairs}, strict=False)
     return pairs

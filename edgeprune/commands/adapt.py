@@ -68,7 +68,9 @@ def adapt(options: AdaptOptions) -> AdaptResult:
         raise UsageError(f"--source-steps {source_steps} needs --source DIR")
     data = _open_images(options, target, network)
     if options.dry_run:
-        return AdaptResult(None, name, len(data.target), len(data.target.skipped), options.steps, None, None, None, ())
+        return AdaptResult(
+            None, name, len(data.target), len(data.target.skipped), options.steps, None, None, None, ()
+        )
     with Run.create(
         options.output,
         command="adapt",
@@ -87,7 +89,9 @@ def _objective(options: AdaptOptions) -> str:
     needs = catalog.entry(catalog.OBJECTIVES, name, "objective").needs
     if "source" in needs and options.source is None:
         free = ", ".join(n for n, e in catalog.OBJECTIVES.items() if "source" not in e.needs)
-        raise UsageError(f"--objective {name} learns from labelled source images: give --source DIR, or take one of {free}")
+        raise UsageError(
+            f"--objective {name} learns from labelled source images: give --source DIR, or take one of {free}"
+        )
     return name
 
 
@@ -110,17 +114,29 @@ def settings(options: Any, steps: int) -> train.Settings:
     )
 
 
-def _work(options: AdaptOptions, network: Network, data: _Images, run: Run, how: tuple[str, int]) -> AdaptResult:
+def _work(
+    options: AdaptOptions, network: Network, data: _Images, run: Run, how: tuple[str, int]
+) -> AdaptResult:
     name, source_steps = how
     for pixels in (data.target, data.source, data.labelled):
         for lost in pixels.skipped if pixels else ():
             run.log(f"skipped, cannot be read: {lost}")
     if source_steps:
         labelled_only = catalog.load(catalog.OBJECTIVES, "source", "objective")(network)
-        train.fit(network, labelled_only, data.target, data.source, settings(options, source_steps), run=run, stage="source")
+        train.fit(
+            network,
+            labelled_only,
+            data.target,
+            data.source,
+            settings(options, source_steps),
+            run=run,
+            stage="source",
+        )
     before = train.evaluate(network, data.labelled) if data.labelled else None
     objective = with_knobs(catalog.load(catalog.OBJECTIVES, name, "objective"), options.set, network)
-    fit = train.fit(network, objective, data.target, data.source, settings(options, options.steps), run=run, stage="adapt")
+    fit = train.fit(
+        network, objective, data.target, data.source, settings(options, options.steps), run=run, stage="adapt"
+    )
     after = train.evaluate(network, data.labelled) if data.labelled else None
     result = AdaptResult(
         run.path,

@@ -38,13 +38,18 @@ class BenchReport:
 
     def to_json(self) -> dict[str, Any]:
         """The rows as versioned JSON documents."""
-        return {"results": [r.to_json() for r in self.results], "output": str(self.output) if self.output else None}
+        return {
+            "results": [r.to_json() for r in self.results],
+            "output": str(self.output) if self.output else None,
+        }
 
 
 def bench(options: BenchOptions) -> BenchReport:
     """Measure every artefact at every batch size; with a baseline, say faster, slower or no change."""
     if not options.artifacts:
-        raise UsageError("nothing to measure: give ONNX files or run folders, such as: edgeprune bench runs/slim")
+        raise UsageError(
+            "nothing to measure: give ONNX files or run folders, such as: edgeprune bench runs/slim"
+        )
     if options.output and options.output.exists() and not options.force:
         raise OutputExists(f"{options.output} exists; --force replaces it")
     words = list(dict.fromkeys([*([options.baseline] if options.baseline else []), *options.artifacts]))
@@ -89,9 +94,16 @@ def _at_batch(options: BenchOptions, words: list[str], batch: int) -> list[Bench
     rows = []
     for word in words:
         row = _row(options, opened[word], samples[word], batch)
-        row = replace(row, host=host, clocks=clocks, quality=quality[word], warnings=(*row.warnings, *warnings))
+        row = replace(
+            row, host=host, clocks=clocks, quality=quality[word], warnings=(*row.warnings, *warnings)
+        )
         if options.baseline and word != options.baseline:
-            row = replace(row, verdict=compare(samples[options.baseline], samples[word], vs=options.baseline, seed=options.seed))
+            row = replace(
+                row,
+                verdict=compare(
+                    samples[options.baseline], samples[word], vs=options.baseline, seed=options.seed
+                ),
+            )
         rows.append(row)
     return rows
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import edgeprune
@@ -199,23 +197,9 @@ def _temperature() -> tuple[bool, str]:
 
 
 def _cache(options: DoctorOptions) -> dict[str, Any]:
-    """Size of the decoded-image cache, after emptying it when asked."""
-    folder = cache_folder(options.cache)
-    before = _bytes(folder)
-    if not options.clear_cache:
-        return {"folder": str(folder), "bytes": before}
-    for entry in list(folder.iterdir()) if folder.is_dir() else []:
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-    after = _bytes(folder)
-    return {"folder": str(folder), "bytes": after, "freed_bytes": before - after}
+    """Size of the decoded-image cache, after emptying it when asked; only its own files are removed."""
+    from edgeprune.data import cache
 
-
-def cache_folder(chosen: Path | None) -> Path:
-    """Where decoded images are kept."""
-    import platformdirs
-
-    return chosen or platformdirs.user_cache_path("edgeprune") / "images"
-
-
-def _bytes(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder.is_dir() else 0
+    folder = options.cache or cache.default_folder()
+    freed = {"freed_bytes": cache.clear(options.cache)} if options.clear_cache else {}
+    return {"folder": str(folder), "bytes": cache.size(options.cache), **freed}

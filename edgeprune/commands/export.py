@@ -60,7 +60,9 @@ def export(options: ExportOptions) -> ExportResult:
     count = sum(len(b) for b in batches)
     if options.dry_run:
         return ExportResult(None, None, None, None, None, None, count, None, None)
-    tolerance = FP32 if options.max_flip is None else parities.Tolerance("fp32", FP32.relative, options.max_flip)
+    tolerance = (
+        FP32 if options.max_flip is None else parities.Tolerance("fp32", FP32.relative, options.max_flip)
+    )
     made = onnx_export.export(
         network,
         path,

@@ -60,7 +60,9 @@ def inspect(options: InspectOptions) -> InspectResult:
         return _checkpoint(path)
     found = artifact.read(path)
     if found.kind != "onnx":
-        raise DataError(f"{path}: a file of kind {found.kind} cannot be looked into yet; expected a checkpoint or ONNX")
+        raise DataError(
+            f"{path}: a file of kind {found.kind} cannot be looked into yet; expected a checkpoint or ONNX"
+        )
     return _onnx(path)
 
 
@@ -116,7 +118,9 @@ def _onnx(path: Path) -> InspectResult:
         "parents": list(found.parents),
         "classes": list(files.classes(found)) if found.meta else [],
     }
-    layers = tuple(LayerFacts(layer.name, layer.weight_shape or (), None, layer.macs) for layer in counted.layers)
+    layers = tuple(
+        LayerFacts(layer.name, layer.weight_shape or (), None, layer.macs) for layer in counted.layers
+    )
     return InspectResult(path, "onnx", facts, layers)
 
 
@@ -130,7 +134,13 @@ def _prunable(options: InspectOptions) -> InspectResult:
     network, _ = open_network(word, model_options)
     couplings = graph.find(network.module, network.example())
     rows = tuple(
-        {"layer": c.root, "width": c.width, "layers": len(c.members), "prunable": c.frozen is None, "why": c.frozen}
+        {
+            "layer": c.root,
+            "width": c.width,
+            "layers": len(c.members),
+            "prunable": c.frozen is None,
+            "why": c.frozen,
+        }
         for c in couplings.all
     )
     frozen = sum(c.frozen is not None for c in couplings.all)
