@@ -9,20 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.report.numbers import label, text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 Facts = Mapping[str, Any]
 _LAST = ("next", "warnings")
-_WORDS = {
-    "macs": "MACs",
-    "onnx": "ONNX",
-    "p50": "p50",
-    "csv": "CSV",
-    "json": "JSON",
-    "cpu": "CPU",
-    "gpu": "GPU",
-}
 
 
 def result(facts: Facts, console: Console) -> None:
@@ -92,65 +85,10 @@ def flat(facts: Facts, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def label(key: str) -> str:
-    """A key as a heading: "accuracy_before" -> "Accuracy before"."""
-    words = [_WORDS.get(w, w) for w in key.replace("_", " ").split()]
-    text = " ".join(words)
-    return text if words and words[0] in _WORDS.values() else text[:1].upper() + text[1:]
-
-
-def value(item: Any, key: str = "") -> str:
-    """A value as a reader wants it, with the unit that its key implies."""
-    words = set(key.lower().replace("_", " ").split())
-    if item is None:
-        return "-"
-    if isinstance(item, bool):
-        return "yes" if item else "no"
-    if isinstance(item, int | float):
-        return number(item, words)
-    if isinstance(item, list | tuple):
-        return ", ".join(value(i, key) for i in item)
-    return str(item)
-
-
-def number(item: float, words: set[str]) -> str:
-    """A number with the unit that the words of its key imply."""
-    if words & {"accuracy", "share", "kept"} and 0 <= item <= 1:
-        return f"{100 * item:.1f}%"
-    if words & {"macs", "params", "parameters"}:
-        return count(item)
-    if "bytes" in words:
-        return size(item)
-    if "ms" in words:
-        return f"{item:.3g} ms" if item < 100 else f"{item:.0f} ms"
-    if isinstance(item, int) or (item.is_integer() and abs(item) < 1e6):
-        return f"{int(item)}"
-    return f"{item:.4g}"
-
-
-def count(item: float) -> str:
-    """1_230_000 -> "1.23 M"; a fraction below 1 stays a percentage."""
-    if 0 < item < 1:
-        return f"{100 * item:.1f}%"
-    for unit, step in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
-        if item >= step:
-            return f"{item / step:.3g} {unit}"
-    return f"{item:g}"
-
-
-def size(item: float) -> str:
-    """Bytes in units of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if item < 1024 or unit == "GiB":
-            return f"{item:.0f} {unit}" if unit == "B" else f"{item:.1f} {unit}"
-        item /= 1024
-    raise AssertionError("unreachable")
-
-
 def _plain(item: Any, key: str) -> Any:
     from rich.text import Text
 
-    return Text(value(item, key))  # never markup: a class may be called "[red]"
+    return Text(text(item, key))  # never markup: a class may be called "[red]"
 
 
 def _rows(item: Any) -> bool:

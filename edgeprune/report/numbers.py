@@ -1,0 +1,72 @@
+"""Facts as text, the same on the terminal and on the page; the words of its key imply the unit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_WORDS = {
+    "macs": "MACs",
+    "onnx": "ONNX",
+    "p50": "p50",
+    "csv": "CSV",
+    "json": "JSON",
+    "cpu": "CPU",
+    "gpu": "GPU",
+}
+
+
+def label(key: str) -> str:
+    """A key as a heading: "accuracy_before" -> "Accuracy before"."""
+    words = [_WORDS.get(w, w) for w in key.replace("_", " ").split()]
+    joined = " ".join(words)
+    return joined if words and words[0] in _WORDS.values() else joined[:1].upper() + joined[1:]
+
+
+def text(item: Any, key: str = "") -> str:
+    """A value as a reader wants it, with the unit that its key implies."""
+    if item is None:
+        return "-"
+    if isinstance(item, bool):
+        return "yes" if item else "no"
+    if isinstance(item, int | float):
+        return number(item, set(key.lower().replace("_", " ").split()))
+    return ", ".join(text(i, key) for i in item) if isinstance(item, list | tuple) else str(item)
+
+
+def number(item: float, words: set[str]) -> str:
+    """A number with the unit that the words of its key imply."""
+    if isinstance(item, float) and not math.isfinite(item):
+        return str(item)
+    if words & {"accuracy", "share", "kept"} and 0 <= item <= 1:
+        return f"{100 * item:.1f}%"
+    units = {"macs": count, "params": count, "parameters": count, "bytes": size, "ms": milliseconds}
+    for word, written in units.items():
+        if word in words:
+            return written(item)
+    whole = isinstance(item, int) or (item.is_integer() and abs(item) < 1e6)
+    return f"{int(item)}" if whole else f"{item:.4g}"
+
+
+def milliseconds(item: float) -> str:
+    """Three digits, and the unit."""
+    return f"{item:.3g} ms" if item < 100 else f"{item:.0f} ms"
+
+
+def count(item: float) -> str:
+    """1_230_000 -> "1.23 M"; a fraction below 1 stays a percentage."""
+    if 0 < item < 1:
+        return f"{100 * item:.1f}%"
+    for unit, step in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if item >= step:
+            return f"{item / step:.3g} {unit}"
+    return f"{item:g}"
+
+
+def size(item: float) -> str:
+    """Bytes in units of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if item < 1024 or unit == "GiB":
+            return f"{item:.0f} {unit}" if unit == "B" else f"{item:.1f} {unit}"
+        item /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,230 @@
+"""One HTML page about runs that stands alone: no script, no network, light and dark, readable on a phone.
+
+What a run does not hold is left out, never guessed. A number that needed labels says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import edgeprune
+from edgeprune.report import facts, numbers
+from edgeprune.report.facts import Facts
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+_X = ("step", "stage", "time", "epoch")
+_DENSE = (
+    ("dense_macs", "macs"),
+    ("macs_before", "macs"),
+    ("dense_params", "params"),
+    ("params_before", "params"),
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """A row of the summary: a network at one point of its way, as text; "" is not known."""
+
+    name: str
+    what: str
+    accuracy: str = ""
+    macs: str = ""
+    params: str = ""
+    size: str = ""
+    latency: str = ""
+    speedup: str = ""
+    parity: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing and its caption."""
+
+    caption: str
+    svg: Markup
+
+
+def render(runs: Sequence[Path]) -> str:
+    """The page about the run folders `runs`, in their order; DataError when one of them is not there."""
+    import jinja2
+
+    from edgeprune.report import plots
+
+    read = [facts.read(path) for path in runs]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edgeprune.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(fact=numbers.text, label=numbers.label, flat=_flat)
+    states = [state for run in read for state in _states(run)]
+    dots = [dot for run in read for dot in _dots(run, plots)]
+    return environment.get_template("page.html").render(
+        title=", ".join(run.name for run in read),
+        version=edgeprune.__version__,
+        states=states,
+        columns=_columns(states),
+        labelled=any(state.accuracy for state in states),
+        tradeoff=plots.scatter(dots, "Accuracy (%) against MACs") if len(dots) > 1 else "",
+        runs=[{"facts": run, "curves": _curves(run, plots), "widths": _widths(run)} for run in read],
+        bench=[_bench_row(row) for run in read for row in run.bench],
+        machines=_machines(read),
+    )
+
+
+def _states(run: Facts) -> list[State]:
+    """The network before and after the command; the state before is shown where something of it is known."""
+    found = run.results
+    name, after = run.name, f"after {run.command}" if run.command else "the network"
+    before = {
+        "accuracy": _percent(found.get("accuracy_before")),
+        **{short: numbers.count(found[key]) for key, short in _DENSE if found.get(key)},
+    }
+    if "params" not in before and run.dense_params and run.dense_params != run.params:
+        before["params"] = numbers.count(run.dense_params)
+    states = [State(name, f"before {run.command}", **before)] if any(before.values()) else []
+    bench = next((row for row in reversed(run.bench) if _is_of(row, run)), {})
+    macs = found.get("macs") or run.export.get("macs") or _at(bench, "model", "macs")
+    params = run.params or found.get("params") or run.export.get("params")
+    states.append(
+        State(
+            name,
+            after,
+            accuracy=_percent(found.get("accuracy")),
+            macs=numbers.count(macs) if macs else "",
+            params=numbers.count(params) if params else "",
+            size=numbers.size(_at(bench, "model", "bytes") or run.bytes or 0) if run.bytes else "",
+            latency=_latency(bench),
+            speedup=_speedup(bench),
+            parity=_parity(run.export.get("parity") or found.get("parity")),
+        )
+    )
+    return states
+
+
+def _columns(states: Sequence[State]) -> list[tuple[str, str]]:
+    """Columns of the summary that hold something."""
+    named = {
+        "accuracy": "Accuracy*",
+        "macs": "MACs",
+        "params": "Parameters",
+        "size": "File",
+        "latency": "Latency (p50)",
+        "speedup": "Speed-up",
+        "parity": "Parity",
+    }
+    return [(key, text) for key, text in named.items() if any(getattr(s, key) for s in states)]
+
+
+def _dots(run: Facts, plots: Any) -> list[Any]:
+    found = run.results
+    macs, accuracy = found.get("macs") or run.export.get("macs"), found.get("accuracy")
+    if not macs or accuracy is None:
+        return []
+    return [plots.Dot(float(macs), 100 * float(accuracy), run.name, run.command == "prune")]
+
+
+def _curves(run: Facts, plots: Any) -> list[Plot]:
+    """One small plot for each number that metrics.jsonl follows, stage by stage."""
+    series: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for count, line in enumerate(run.metrics):
+        step = line.get("step", count)
+        for key, item in _flat(line).items():
+            if key not in _X and isinstance(item, int | float) and not isinstance(item, bool):
+                series.setdefault((str(line.get("stage", "")), key), []).append((float(step), float(item)))
+    chosen = run.results.get("chosen_step")
+    made = []
+    for (stage, key), points in series.items():
+        if len(points) > 1:
+            mark = float(chosen) if chosen is not None and stage in ("", run.command) else None
+            caption = f"{stage}: {numbers.label(key)}" if stage else numbers.label(key)
+            made.append(Plot(caption, plots.curve(points, caption, mark)))
+    return made
+
+
+def _widths(run: Facts) -> dict[str, Any]:
+    cut = [
+        {"layer": w.layer, "dense": w.dense, "now": w.now, "share": round(100 * w.now / w.dense, 1)}
+        for w in run.widths
+        if w.now != w.dense
+    ]
+    return {"cut": cut, "same": len(run.widths) - len(cut)}
+
+
+def _bench_row(row: Mapping[str, Any]) -> dict[str, str]:
+    config, times = row.get("config") or {}, row.get("latency_ms") or {}
+    return {
+        "artefact": str(_at(row, "model", "name") or ""),
+        "runtime": " ".join(str(config.get(k, "")) for k in ("runtime", "precision")).strip(),
+        "batch": str(config.get("batch", "")),
+        "threads": str(config.get("threads", "")),
+        **{key: f"{times[key]:.3g}" if times.get(key) is not None else "" for key in ("p50", "p90", "p99")},
+        "images per second": f"{row['throughput_ips']:.4g}" if row.get("throughput_ips") else "",
+        "against the baseline": _speedup(row),
+    }
+
+
+def _machines(runs: Sequence[Facts]) -> list[str]:
+    found = []
+    for row in (row for run in runs for row in run.bench):
+        host = row.get("host") or {}
+        names = [_at(host, "cpu", "name"), _at(host, "gpu", "name"), host.get("board"), host.get("os")]
+        found.append(", ".join(str(n) for n in names if n))
+    return list(dict.fromkeys(n for n in found if n))
+
+
+def _is_of(row: Mapping[str, Any], run: Facts) -> bool:
+    """Whether a bench row measured this run's own file: by its name, or by being alone."""
+    name = str(_at(row, "model", "name") or "")
+    return run.name in Path(name).parts or len(run.bench) == 1
+
+
+def _latency(row: Mapping[str, Any]) -> str:
+    times = row.get("latency_ms") or {}
+    return f"{times['p50']:.3g} ms (p90 {times['p90']:.3g})" if times.get("p50") is not None else ""
+
+
+def _speedup(row: Mapping[str, Any]) -> str:
+    verdict = row.get("verdict") or {}
+    if not verdict:
+        return ""
+    level = f"{100 * verdict.get('confidence', 0.99):.0f}%"
+    interval = f"{verdict['ci_low']:.2f} to {verdict['ci_high']:.2f}"
+    return f"{verdict['word']}: {verdict['speedup']:.2f}x ({level}: {interval})"
+
+
+def _parity(parity: Any) -> str:
+    if not isinstance(parity, Mapping) or not parity.get("n"):
+        return ""
+    error = parity.get("relative")
+    said = f"{parity.get('flips', '?')} of {parity['n']} flipped"
+    return f"{said}, error {error:.1e}" if isinstance(error, float) else said
+
+
+def _percent(share: Any) -> str:
+    return f"{100 * share:.1f}%" if isinstance(share, int | float) else ""
+
+
+def _at(data: Mapping[str, Any], *keys: str) -> Any:
+    found: Any = data
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in data.items():
+        name = f"{prefix} {key}".strip()
+        if isinstance(item, Mapping):
+            found |= _flat(item, name)
+        elif item not in (None, "", []):
+            found[name] = item
+    return found
