@@ -17,12 +17,32 @@ class Member:
 
     layer: dotted name of a module (or of a bare parameter). axis: "out" (rows of a weight, entries of a norm or a
     bare parameter) or "in" (columns of a weight). slices: for each of the coupling's C channels the indices on that
-    axis that belong to it, so `len(slices) == width`; a flattened 7x7 map has 49 for each.
+    axis that belong to it, so `len(slices) == width`; a flattened 7x7 map has 49 for each. An index may be listed for
+    several channels (the head axis of a bias table: for each channel of the head); it goes when they all go. The "in"
+    axis of a grouped or depthwise convolution counts its input channels, not the columns of its weight.
+    tensor, dim: the parameter that the axis belongs to and which of its dimensions it is.
     """
 
     layer: str
     axis: Literal["out", "in"]
     slices: tuple[tuple[int, ...], ...]
+    tensor: str = ""
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis that surgery shortens, or one integer attribute that is in ratio to an axis.
+
+    name: a dotted parameter or buffer, or "module:attribute" with position for a tuple's entry. dim: the axis, -1 for
+    an attribute. size: the axis before any cut. slices: as in Member.
+    """
+
+    name: str
+    dim: int
+    size: int
+    slices: tuple[tuple[int, ...], ...]
+    position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,7 @@ class Coupling:
     the same positions when `aligned` (attention: the same dimensions of every head).
     inner: the channels are used inside one block only (no residual stream passes through them).
     frozen: why the coupling must stay whole; None when it can be cut.
+    slots: what surgery changes, biases, running statistics and attributes included; members are what scores read.
     """
 
     root: str
@@ -44,6 +65,7 @@ class Coupling:
     aligned: bool = False
     inner: bool = True
     frozen: str | None = None
+    slots: tuple[Slot, ...] = ()
 
 
 @dataclass(frozen=True)
