@@ -52,10 +52,14 @@ def impose(module: nn.Module, attributes: Attributes, shapes: Mapping[str, Itera
         try:
             part = module.get_submodule(name)
         except AttributeError as err:
-            raise CheckpointError(f"attributes are stored for {name}, which the network does not have") from err
+            raise CheckpointError(
+                f"attributes are stored for {name}, which the network does not have"
+            ) from err
         for key, value in values.items():
             if key not in vars(part) or not _is_plain(vars(part)[key]):
-                raise CheckpointError(f"{name}.{key}: a plain attribute is stored, the network has none of that name")
+                raise CheckpointError(
+                    f"{name}.{key}: a plain attribute is stored, the network has none of that name"
+                )
             setattr(part, key, _like(vars(part)[key], value))
     resize(module, shapes)
 
@@ -78,7 +82,9 @@ def resize(module: nn.Module, shapes: Mapping[str, Iterable[int]]) -> None:
 
 def _resized(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     empty = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return (
+        nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    )
 
 
 def _is_plain(value: Any) -> bool:
