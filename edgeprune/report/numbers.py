@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 _WORDS = {
     "macs": "MACs",
     "onnx": "ONNX",
-    "p50": "p50",
     "csv": "CSV",
     "json": "JSON",
     "cpu": "CPU",
@@ -20,7 +20,8 @@ def label(key: str) -> str:
     """A key as a heading: "accuracy_before" -> "Accuracy before"."""
     words = [_WORDS.get(w, w) for w in key.replace("_", " ").split()]
     joined = " ".join(words)
-    return joined if words and words[0] in _WORDS.values() else joined[:1].upper() + joined[1:]
+    kept = words and (words[0] in _WORDS.values() or re.fullmatch(r"p\d+", words[0]))
+    return joined if kept else joined[:1].upper() + joined[1:]
 
 
 def text(item: Any, key: str = "") -> str:

@@ -64,7 +64,8 @@ def render(runs: Sequence[Path]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(fact=numbers.text, label=numbers.label, flat=_flat)
-    states = [state for run in read for state in _states(run)]
+    measured = [row for run in read for row in run.bench]
+    states = [state for run in read for state in _states(run, read, measured)]
     dots = [dot for run in read for dot in _dots(run, plots)]
     return environment.get_template("page.html").render(
         title=", ".join(run.name for run in read),
@@ -74,33 +75,27 @@ def render(runs: Sequence[Path]) -> str:
         labelled=any(state.accuracy for state in states),
         tradeoff=plots.scatter(dots, "Accuracy (%) against MACs") if len(dots) > 1 else "",
         runs=[{"facts": run, "curves": _curves(run, plots), "widths": _widths(run)} for run in read],
-        bench=[_bench_row(row) for run in read for row in run.bench],
-        machines=_machines(read),
+        bench=[_bench_row(row) for row in measured],
+        machines=_machines(measured),
     )
 
 
-def _states(run: Facts) -> list[State]:
-    """The network before and after the command; the state before is shown where something of it is known."""
+def _states(run: Facts, others: Sequence[Facts], measured: Sequence[Mapping[str, Any]]) -> list[State]:
+    """The network before the command, unless that is unknown or its own run is here too; and after it."""
     found = run.results
-    name, after = run.name, f"after {run.command}" if run.command else "the network"
-    before = {
-        "accuracy": _percent(found.get("accuracy_before")),
-        **{short: numbers.count(found[key]) for key, short in _DENSE if found.get(key)},
-    }
-    if "params" not in before and run.dense_params and run.dense_params != run.params:
-        before["params"] = numbers.count(run.dense_params)
-    states = [State(name, f"before {run.command}", **before)] if any(before.values()) else []
-    bench = next((row for row in reversed(run.bench) if _is_of(row, run)), {})
+    before = {} if _parent(run) in [other.path.resolve() for other in others] else _before(run)
+    states = [State(run.name, f"before {run.command}", **before)] if any(before.values()) else []
+    bench = next((row for row in reversed(measured) if _is_of(row, run)), {})
     macs = found.get("macs") or run.export.get("macs") or _at(bench, "model", "macs")
     params = run.params or found.get("params") or run.export.get("params")
     states.append(
         State(
-            name,
-            after,
+            run.name,
+            f"after {run.command}" if run.command else "the network",
             accuracy=_percent(found.get("accuracy")),
-            macs=numbers.count(macs) if macs else "",
-            params=numbers.count(params) if params else "",
-            size=numbers.size(_at(bench, "model", "bytes") or run.bytes or 0) if run.bytes else "",
+            macs=_joined(numbers.count(macs)) if macs else "",
+            params=_joined(numbers.count(params)) if params else "",
+            size=_joined(numbers.size(run.bytes)) if run.bytes else "",
             latency=_latency(bench),
             speedup=_speedup(bench),
             parity=_parity(run.export.get("parity") or found.get("parity")),
@@ -109,13 +104,32 @@ def _states(run: Facts) -> list[State]:
     return states
 
 
+def _before(run: Facts) -> dict[str, str]:
+    """What is known of the network that the command started from."""
+    found = run.results
+    known = {short: _joined(numbers.count(found[key])) for key, short in _DENSE if found.get(key)}
+    if "params" not in known and run.dense_params and run.dense_params != run.params:
+        known["params"] = _joined(numbers.count(run.dense_params))
+    return {"accuracy": _percent(found.get("accuracy_before")), **known}
+
+
+def _parent(run: Facts) -> Path | None:
+    """The run folder that the command started from, if it did."""
+    path = Path(run.model)
+    return path.resolve() if run.model and path.is_dir() else None
+
+
+def _joined(text: str) -> str:
+    return text.replace(" ", "\u00a0")  # a number and its unit stay on one line
+
+
 def _columns(states: Sequence[State]) -> list[tuple[str, str]]:
     """Columns of the summary that hold something."""
     named = {
         "accuracy": "Accuracy*",
         "macs": "MACs",
         "params": "Parameters",
-        "size": "File",
+        "size": "Checkpoint",
         "latency": "Latency (p50)",
         "speedup": "Speed-up",
         "parity": "Parity",
@@ -171,9 +185,9 @@ def _bench_row(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _machines(runs: Sequence[Facts]) -> list[str]:
+def _machines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
     found = []
-    for row in (row for run in runs for row in run.bench):
+    for row in measured:
         host = row.get("host") or {}
         names = [_at(host, "cpu", "name"), _at(host, "gpu", "name"), host.get("board"), host.get("os")]
         found.append(", ".join(str(n) for n in names if n))

@@ -90,7 +90,7 @@ def _range(values: Iterable[float], pad: float) -> tuple[float, float]:
 def _axes(across: _Scale, up: _Scale) -> str:
     base = HEIGHT - _BOTTOM
     parts = [f'<path class="axis" d="M{_LEFT} {_TOP}V{base}H{WIDTH - _RIGHT}"/>']
-    for value in _ticks(up, 3):
+    for value in _ticks(up, 5):
         y = up(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{_LEFT - 5}" y="{y + 4}" text-anchor="end">{_short(value)}</text>')

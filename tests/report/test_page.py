@@ -104,7 +104,7 @@ def bench_row(name: str, p50: float, speedup: float) -> dict[str, Any]:
 
 def text_of(page: str) -> str:
     body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+    return re.sub(r"[ \n]+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
 def parsed(page: str) -> Balanced:
@@ -117,7 +117,14 @@ def parsed(page: str) -> Balanced:
 def test_it_holds_what_the_run_holds(run: Path) -> None:
     page = render([run])
     said = text_of(page)
-    for part in ("91.0%", "90.5%", "100 M", "40 M", "2 ms (p90 2.2)", "faster: 1.80x (99%: 1.70 to 1.90)"):
+    for part in (
+        "91.0%",
+        "90.5%",
+        "100\u00a0M",
+        "40\u00a0M",
+        "2 ms (p90 2.2)",
+        "faster: 1.80x (99%: 1.70 to 1.90)",
+    ):
         assert part in said, part
     for part in (
         "0 of 256 flipped, error 2.0e-06",
@@ -150,6 +157,16 @@ def test_it_stands_alone_and_is_well_formed(run: Path) -> None:
 def test_two_runs_with_accuracy_make_a_trade_off(run: Path, tmp_path: Path) -> None:
     assert "<circle" not in render([run])
     assert render([run, run]).count("<circle") == 2
+
+
+def test_the_state_before_is_left_out_when_its_own_run_is_shown(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parent = tmp_path / "runs" / "adapt-net-1"
+    parent.mkdir(parents=True)
+    assert "before prune" in render([run])
+    assert "before prune" not in render([parent, run])
 
 
 @pytest.mark.parametrize(
