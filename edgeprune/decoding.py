@@ -6,6 +6,7 @@ files of unknown origin.
 
 from __future__ import annotations
 
+import functools
 import threading
 import zipfile
 from io import BytesIO
@@ -17,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from edgeprune.errors import DataError
 
 # Named, so that a file cannot choose a decoder that starts another program (EPS) or follows other files.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _WIDE = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _LARGEST = 1 << 29  # bytes of one zip member; more is a bomb or no image
 
@@ -34,7 +35,7 @@ def open_rgb(root: Path, name: str, at_least: tuple[int, int] | None = None) -> 
     or 1/8, with no side below the larger of the two.
     """
     try:
-        with Image.open(_source(root, name), formats=_FORMATS) as image:
+        with Image.open(_source(root, name), formats=_formats()) as image:
             if at_least is not None:
                 image.draft(None, (max(at_least), max(at_least)))  # a rotation may swap the sides
             image.load()
@@ -43,6 +44,12 @@ def open_rgb(root: Path, name: str, at_least: tuple[int, int] | None = None) -> 
         broken = isinstance(err, UnidentifiedImageError)
         cause = "not an image" if broken else str(err) or type(err).__name__
         raise UnreadableImage(f"{root}/{name}: {cause}") from err
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(f for f in _FORMATS if f in Image.OPEN)  # a Pillow may be built without WebP
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -272,7 +272,13 @@ def _default(command: str, model: str, resume: bool) -> Path:
     if resume and numbers:
         for number in sorted(numbers, reverse=True):
             path = Path("runs") / f"{stem}-{number}"
-            if read_json(path / "run.json") is not None and not is_done(path):
+            marker = read_json(path / "run.json")
+            # Two models may share a short name.
+            if (
+                marker
+                and (marker.get("command"), marker.get("model")) == (command, model)
+                and not is_done(path)
+            ):
                 return path
     number = max(numbers, default=0) + 1
     while True:  # another process may take the same number at the same moment

@@ -149,7 +149,7 @@ def _open(folder: Path, key: str, refs: Sequence[ImageRef], pre: Preprocess) -> 
         shape = (len(kept), *pre.size, 3)
         if not kept or path.stat().st_size != int(np.prod(shape)) or len(sums) != len(kept):
             return None
-        rows = np.memmap(path, np.uint8, "c", shape=shape)
+        rows = np.memmap(path, np.uint8, "r", shape=shape)
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
     step = max(1, len(kept) // _CHECKED)

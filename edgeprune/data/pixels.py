@@ -5,6 +5,7 @@ Unlabelled data carries `labels=None` by type, so that a target's labels cannot 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,11 @@ class Pixels:
 
 
 def decode(refs: list[ImageRef], pre: Preprocess, cache: Path | None = None) -> tuple[Pixels, list[ImageRef]]:
-    """Decode through the cache in folder `cache` (None: the user's): Pixels, no labels, a ref for each row."""
+    """Decode through the cache in folder `cache` (None: the user's): Pixels without labels, their refs."""
     found = caching.open_rows(refs, pre, cache)
     rows = found.rows
-    # Mapped copy-on-write: torch wants writable memory, and the file must never change.
-    images = rows if isinstance(rows, Streamed) else torch.from_numpy(np.asarray(rows))
+    with warnings.catch_warnings():
+        # Mapped for reading, on purpose: nobody writes to these rows, and a writable map counts as memory.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        images = rows if isinstance(rows, Streamed) else torch.from_numpy(np.asarray(rows))
     return Pixels(images, None, [r.name for r in found.refs], found.skipped), found.refs

@@ -32,10 +32,16 @@ def crop_and_flip(images: Tensor, generator: Generator, *, area: tuple[float, fl
 
 
 def shift_and_flip(images: Tensor, generator: Generator, *, flip: bool, by: float = 0.125) -> Tensor:
-    """Mirror image, and a shift of at most `by` of each side, reflected at the border (FixMatch, sec. 2.3)."""
+    """Mirror image, and a shift by whole pixels of at most `by` of each side (FixMatch, section 2.3).
+
+    The border is reflected.
+    """
     count = len(images)
     ones = torch.ones(count)
-    x, y = (2 * by * _uniform(count, generator, -1, 1) for _ in range(2))
+    x, y = (
+        2 / side * (by * side * _uniform(count, generator, -1, 1)).round()
+        for side in (images.shape[3], images.shape[2])
+    )
     return _sample(images, (ones * _mirror(count, generator, flip), ones), (x, y))
 
 

@@ -1,0 +1,34 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from edgeprune.progress import bar
+
+
+def test_nothing_where_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None:
+    with bar("adapt", 3) as tick:
+        tick(1, loss=0.5)
+    out, err = capfd.readouterr()
+    assert out == err == ""
+
+
+def test_a_terminal_shows_name_count_and_numbers() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    with bar("adapt", 10, done=2, console=console) as tick:
+        tick(3, loss=0.123456, stage="warm")
+        with bar("inner", 4, console=console) as inner:
+            inner(4)
+        tick()
+    text = screen.getvalue()
+    for expected in ("adapt", "6/10", "0.1235", "stage warm", "inner", "4/4", "ETA"):
+        assert expected in text
+
+
+def test_an_error_inside_leaves_the_next_bar_alive() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with pytest.raises(ValueError, match="x"), bar("a", 1, console=console):
+        raise ValueError("x")
+    with bar("b", 1, console=console) as tick:
+        tick()
