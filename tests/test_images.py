@@ -305,7 +305,7 @@ def test_torch_is_not_needed() -> None:
 def test_reading_stops_when_the_reader_does(tmp_path: Path) -> None:
     saved(tmp_path / "1.png")
     seen: list[int] = []
-    reader = images.ahead(lambda i: seen.append(i), range(10_000), 2)
+    reader = images.ahead(seen.append, range(10_000), 2)
     next(reader)
     reader.close()  # type: ignore[attr-defined]
     assert len(seen) < 100

@@ -85,8 +85,9 @@ class Batches:
 
     def at(self, step: int) -> RawBatch:
         """The batch of `step` (0, 1, ...): the same for the same seed, whatever was asked for before."""
-        if self._next is not None and self._next[0] == step:
-            made = self._next[1].result()
+        ahead, self._next = self._next, None
+        if ahead is not None and ahead[0] == step:
+            made = ahead[1].result()
         else:
             # Through the one thread also when it was not foreseen: `_orders` belongs to that thread.
             made = self._pool.submit(self._make, step).result()
