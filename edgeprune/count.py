@@ -89,6 +89,7 @@ class _Graph:
     """Shapes and constants of a graph, by tensor name."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
         self._shapes = shapes.infer(model)
         self.constants = {t.name: t for t in model.graph.initializer}
         self._maker = {output: node for node in model.graph.node for output in node.output}
@@ -128,9 +129,11 @@ class _Graph:
     def _shape(self, node: NodeProto, name: str) -> Shape:
         if name in self._shapes:
             return self._shapes[name]
+        where = f"{node.name or node.output[0]} ({node.op_type})"
+        if why := shapes.contradiction(self._model):
+            raise ModelError(f"{where}: {why}; export it again")
         raise ModelError(
-            f"{node.name or node.output[0]} ({node.op_type}): the shape of {name!r} is not known; "
-            "export with a fixed batch"
+            f"{where}: the shape of {name!r} is not known before it runs; export with a fixed batch"
         )
 
 

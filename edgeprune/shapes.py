@@ -73,11 +73,7 @@ def infer(model: onnx.ModelProto) -> dict[str, Shape]:
     ModelError when the shapes of the graph contradict each other.
     """
     while True:
-        try:
-            graph = onnx.shape_inference.infer_shapes(model, check_type=True, data_prop=True).graph
-        except Exception as err:
-            line = str(err).strip().splitlines()[0][:200]
-            raise ModelError(f"the graph's shapes do not fit: {line}; export it again") from err
+        graph = _inferred(model, strict=False).graph
         shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
         for value in (*graph.input, *graph.value_info, *graph.output):
             shape = _static(value)
@@ -85,6 +81,23 @@ def infer(model: onnx.ModelProto) -> dict[str, Shape]:
                 shapes.setdefault(value.name, shape)
         if all(o in shapes for n in model.graph.node for o in n.output if o) or not _fold(model, shapes):
             return shapes
+
+
+def contradiction(model: onnx.ModelProto) -> str:
+    """What makes a graph's shapes impossible, or nothing when they are only unknown."""
+    try:
+        _inferred(model, strict=True)
+    except ModelError as err:
+        return str(err)
+    return ""
+
+
+def _inferred(model: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=strict, data_prop=True)
+    except Exception as err:  # onnx raises its own class, which is a RuntimeError in some releases
+        line = " ".join(str(err).split())[:200]
+        raise ModelError(f"the graph's shapes do not fit: {line}") from err
 
 
 def _fold(model: onnx.ModelProto, shapes: dict[str, Shape]) -> int:
@@ -116,7 +129,8 @@ def _value(node: onnx.NodeProto, known: dict[str, Any], shapes: dict[str, Shape]
     if node.op_type not in _FOLDABLE or not all(name in known for name in node.input if name):
         return None
     try:
-        made = onnx.reference.ReferenceEvaluator(node).run(None, {n: known[n] for n in node.input if n})
+        feeds: dict[Any, Any] = {name: known[name] for name in node.input if name}
+        made = onnx.reference.ReferenceEvaluator(node).run(None, feeds)
     except Exception:  # what the reference cannot compute stays unknown; count names the node that needed it
         return None
     return np.asarray(made[0]) if len(made) == 1 else None

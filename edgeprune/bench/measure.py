@@ -72,14 +72,17 @@ def measure(
         )
     with _quiet():
         warm = {name: _warm_up(runner, feeds[name], warmup_s) for name, runner in runners.items()}
-        sizes = {name: max(2, round(BLOCK_S / max(w.typical_s, 1e-7))) for name, w in warm.items()}
-        sizes = {name: min(size, max(2, -(-min_runs // 2))) for name, size in sizes.items()}
+        sizes = {name: _block_size(w.typical_s, min_s, min_runs) for name, w in warm.items()}
         blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in runners}
-        order, random = list(runners), np.random.default_rng(seed)
-        while not all(_enough(b, min_s, min_runs) for b in blocks.values()):
+        spent = dict.fromkeys(runners, 0.0)
+        order, random, rounds = list(runners), np.random.default_rng(seed), 0
+        fewest = FEWEST_ROUNDS if min_s > 0 else 1
+        while rounds < fewest or any(spent[n] < min_s or rounds * sizes[n] < min_runs for n in runners):
             random.shuffle(order)
             for name in order:
                 blocks[name].append(_block(runners[name], feeds[name], sizes[name]))
+                spent[name] += float(blocks[name][-1].sum())
+            rounds += 1
             if observe is not None:
                 observe()
     return {name: _samples(blocks[name], warm[name]) for name in runners}
@@ -122,12 +125,11 @@ def _block(runner: Runner, feeds: Feeds, size: int) -> NDArray[np.float64]:
     return times.astype(np.float64) * 1e-9
 
 
-def _enough(blocks: list[NDArray[np.float64]], min_s: float, min_runs: int) -> bool:
-    if len(blocks) * (len(blocks[0]) if blocks else 0) < min_runs or (
-        len(blocks) < FEWEST_ROUNDS and min_s > 0
-    ):
-        return False
-    return float(sum(b.sum() for b in blocks)) >= min_s
+def _block_size(typical_s: float, min_s: float, min_runs: int) -> int:
+    """Calls of a block: 30 ms of them, less where the whole is short, so that there are rounds enough."""
+    seconds = min(BLOCK_S, min_s / FEWEST_ROUNDS) if min_s > 0 else BLOCK_S
+    size = round(seconds / max(typical_s, 1e-7))
+    return max(2, size if min_s > 0 else min(size, -(-min_runs // 2)))
 
 
 def _samples(blocks: list[NDArray[np.float64]], warm: _Warm) -> Samples:

@@ -72,15 +72,17 @@ class BenchResult:
             fields["model"] = Measured(
                 **{**model, "parents": tuple(model["parents"]), "inputs": tuple(model["inputs"])}
             )
-            for key in ("latency_ms", "gpu_ms"):
-                fields[key] = Latency.from_json(fields[key]) if fields.get(key) is not None else None
+            fields["latency_ms"] = Latency.from_json(fields["latency_ms"])
+            fields["gpu_ms"] = (
+                Latency.from_json(fields["gpu_ms"]) if fields.get("gpu_ms") is not None else None
+            )
             fields["verdict"] = (
                 Verdict.from_json(fields["verdict"]) if fields.get("verdict") is not None else None
             )
             fields["warnings"] = tuple(fields.get("warnings", ()))
             fields["layers"] = tuple(fields["layers"]) if fields.get("layers") is not None else None
             return BenchResult(**fields)
-        except (KeyError, TypeError) as err:
+        except (KeyError, TypeError, AttributeError, ValueError) as err:
             raise DataError(f"not a result of edgeprune bench: {err}") from err
 
 
