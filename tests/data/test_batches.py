@@ -181,15 +181,20 @@ def test_the_thread_ends() -> None:
 def test_an_error_in_the_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = some()
     made = Batches(pixels, PRE, 4)
-    made.at(0)
-    made.at(1)
 
     def bad(index: torch.Tensor) -> torch.Tensor:
         raise DataError("the disk went away")
 
     monkeypatch.setattr(pixels, "take", bad)
-    made.at(2)  # was made ahead
-    with pytest.raises(DataError, match="the disk went away"):
-        made.at(3)
+    for step in (0, 0, 1):
+        with pytest.raises(DataError, match="the disk went away"):
+            made.at(step)
     monkeypatch.undo()
-    made.at(3)
+    assert made.at(1).index.shape == (4,)
+    made.at(2)
+    monkeypatch.setattr(pixels, "take", bad)
+    with pytest.raises(DataError, match="the disk went away"):
+        for step in (3, 4):  # 3 may have been made ahead, before it went
+            made.at(step)
+    monkeypatch.undo()
+    assert made.at(4).index.shape == (4,)

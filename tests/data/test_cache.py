@@ -65,6 +65,15 @@ def test_a_changed_file_time_or_geometry_is_decoded_anew(tmp_path: Path, counted
     assert len(counted) == 4
 
 
+def test_the_time_alone_tells_a_change(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    for time, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (12, 9), colour).save(tmp_path / "d" / "0.bmp")  # both files have the same size
+        os.utime(tmp_path / "d" / "0.bmp", (time, time))
+        found = opened(tmp_path / "d", tmp_path / "c")
+        assert tuple(found.rows[0, 0, 0]) == ((255, 0, 0) if colour == "red" else (0, 0, 255))
+
+
 def test_a_moved_zip_is_the_same_and_a_changed_one_is_not(tmp_path: Path, counted: list[int]) -> None:
     root = make(tmp_path / "d")
     for name in ("a.zip", "b.zip"):
