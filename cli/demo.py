@@ -16,5 +16,6 @@ EXAMPLES = (
 
 
 def show(facts: page.Facts, console: Console) -> None:
-    """Print what `edgeprune.commands.demo` returned."""
-    page.result(facts, console)
+    """Print what `edgeprune.commands.demo` returned: the one table, then where the page is."""
+    page.table(facts.get("table", ()), console, spare=("params", "bytes"))
+    page.result({key: item for key, item in facts.items() if key != "table"}, console)

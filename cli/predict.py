@@ -16,5 +16,11 @@ EXAMPLES = (
 
 
 def show(facts: page.Facts, console: Console) -> None:
-    """Print what `edgeprune.commands.predict` returned."""
-    page.result(facts, console)
+    """Print what `edgeprune.commands.predict` returned: the answers, or where the CSV file is."""
+    answers, skipped = facts.get("predictions", ()), facts.get("skipped", ())
+    if facts.get("csv"):
+        page.pairs({"csv": facts["csv"], "answers": len(answers)}, console)
+    else:
+        page.table(answers, console)
+    for name in skipped:
+        console.print(f"skipped, cannot be read: {name}", style="yellow", markup=False, highlight=False)

@@ -45,23 +45,44 @@ def pairs(facts: Facts, console: Console) -> None:
     console.print(grid)
 
 
-def table(rows: Sequence[Facts], console: Console, *, title: str = "", columns: Sequence[str] = ()) -> None:
-    """Rows that share keys; numbers to the right. `columns` chooses and orders the keys."""
+def table(
+    rows: Sequence[Facts],
+    console: Console,
+    *,
+    title: str = "",
+    columns: Sequence[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
+    """Rows that share keys; numbers to the right. `columns` chooses and orders the keys.
+
+    While the terminal is too narrow, columns go, those named first in `spare` first; --json has them all.
+    """
     from rich import box
     from rich.table import Table
 
-    keys = list(columns) or list(dict.fromkeys(k for row in rows for k in row))
-    keys = [k for k in keys if any(row.get(k) not in (None, "") for row in rows)]
+    keys = _fitting(
+        rows, list(columns) or list(dict.fromkeys(k for row in rows for k in row)), console, spare
+    )
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for key in keys:
-        numeric = all(
-            isinstance(row.get(key), int | float | None) and not isinstance(row.get(key), bool)
-            for row in rows
-        )
-        drawn.add_column(label(key), justify="right" if numeric else "left", overflow="fold")
+        right = all(_is_number(row.get(key)) for row in rows)
+        drawn.add_column(label(key), justify="right" if right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(_plain(row.get(k), k) for k in keys))
     console.print(drawn)
+
+
+def _fitting(rows: Sequence[Facts], keys: list[str], console: Console, spare: Sequence[str]) -> list[str]:
+    keys = [k for k in keys if any(row.get(k) not in (None, "") for row in rows)]
+    width = {k: max(len(label(k)), *(len(text(row.get(k), k)) for row in rows)) + 3 for k in keys}
+    for key in spare:
+        if sum(width[k] for k in keys) > console.width and key in keys:
+            keys.remove(key)
+    return keys
+
+
+def _is_number(item: Any) -> bool:
+    return item is None or (isinstance(item, int | float) and not isinstance(item, bool))
 
 
 def next_command(facts: Facts, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 _WORDS = {
@@ -45,6 +46,8 @@ def number(item: float, words: set[str]) -> str:
     for word, written in units.items():
         if word in words:
             return written(item)
+    if "cosine" in words:
+        return f"{item:.7f}"  # four digits would make every one of them 1
     whole = isinstance(item, int) or (item.is_integer() and abs(item) < 1e6)
     return f"{int(item)}" if whole else f"{item:.4g}"
 
@@ -71,3 +74,13 @@ def size(item: float) -> str:
             return f"{item:.0f} {unit}" if unit == "B" else f"{item:.1f} {unit}"
         item /= 1024
     raise AssertionError("unreachable")
+
+
+def verdict(found: Mapping[str, Any] | None) -> str:
+    """A comparison of bench in words: "faster: 1.95x (99%: 1.91 to 2.01)"; "" for none."""
+    if not found:
+        return ""
+    level = f"{100 * found.get('confidence', 0.99):.0f}%"
+    return (
+        f"{found['word']}: {found['speedup']:.2f}x ({level}: {found['ci_low']:.2f} to {found['ci_high']:.2f})"
+    )

@@ -97,7 +97,7 @@ def _states(run: Facts, others: Sequence[Facts], measured: Sequence[Mapping[str,
             params=_joined(numbers.count(params)) if params else "",
             size=_joined(numbers.size(run.bytes)) if run.bytes else "",
             latency=_latency(bench),
-            speedup=_speedup(bench),
+            speedup=numbers.verdict(bench.get("verdict")),
             parity=_parity(run.export.get("parity") or found.get("parity")),
         )
     )
@@ -181,7 +181,7 @@ def _bench_row(row: Mapping[str, Any]) -> dict[str, str]:
         "threads": str(config.get("threads", "")),
         **{key: f"{times[key]:.3g}" if times.get(key) is not None else "" for key in ("p50", "p90", "p99")},
         "images per second": f"{row['throughput_ips']:.4g}" if row.get("throughput_ips") else "",
-        "against the baseline": _speedup(row),
+        "against the baseline": numbers.verdict(row.get("verdict")),
     }
 
 
@@ -203,15 +203,6 @@ def _is_of(row: Mapping[str, Any], run: Facts) -> bool:
 def _latency(row: Mapping[str, Any]) -> str:
     times = row.get("latency_ms") or {}
     return f"{times['p50']:.3g} ms (p90 {times['p90']:.3g})" if times.get("p50") is not None else ""
-
-
-def _speedup(row: Mapping[str, Any]) -> str:
-    verdict = row.get("verdict") or {}
-    if not verdict:
-        return ""
-    level = f"{100 * verdict.get('confidence', 0.99):.0f}%"
-    interval = f"{verdict['ci_low']:.2f} to {verdict['ci_high']:.2f}"
-    return f"{verdict['word']}: {verdict['speedup']:.2f}x ({level}: {interval})"
 
 
 def _parity(parity: Any) -> str:

@@ -84,3 +84,18 @@ def test_each_command_has_examples_that_parse(command: str) -> None:
         assert words[0] == "edgeprune"
         assert isinstance(answer, Request)
         assert answer.command == command
+
+
+def test_a_narrow_terminal_loses_the_spare_columns_first() -> None:
+    rows = [{"name": "n" * 20, "macs": 1_000_000, "detail": "d" * 30}]
+
+    def heads(width: int) -> str:
+        stream = io.StringIO()
+        show.table(rows, Console(file=stream, width=width), spare=("detail", "macs"))
+        return stream.getvalue()
+
+    assert "Detail" in heads(80)
+    assert "MACs" in heads(80)
+    assert "Detail" not in heads(40)
+    assert "MACs" in heads(40)
+    assert "MACs" not in heads(24)
