@@ -130,7 +130,7 @@ def _value(node: onnx.NodeProto, known: dict[str, Any], shapes: dict[str, Shape]
         return None
     try:
         feeds: dict[Any, Any] = {name: known[name] for name in node.input if name}
-        made = onnx.reference.ReferenceEvaluator(node).run(None, feeds)
+        made: Any = onnx.reference.ReferenceEvaluator(node).run(None, feeds)
     except Exception:  # what the reference cannot compute stays unknown; count names the node that needed it
         return None
     return np.asarray(made[0]) if len(made) == 1 else None

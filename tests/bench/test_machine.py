@@ -33,7 +33,7 @@ def hwmon(address: str, rails: dict[int, tuple[str, int, int]], name: str = "ina
     return files
 
 
-# Rail names: NVIDIA Jetson Linux Developer Guide, "Software-Based Power Consumption Modeling"; layout as in L4T.
+# Rail names: INA3221 tables of the NVIDIA Jetson Linux Developer Guide; file layout: L4T's ina3221 driver.
 ORIN_NANO = hwmon(
     "1-0040",
     {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -159,7 +158,3 @@ def test_synthetic_inputs() -> None:
         shape_at(TensorSpec("x", ("n", "h")), 1)
     with pytest.raises(UsageError, match="expected random or zeros"):
         synthetic(specs, kind="ones")
-
-
-def test_real_time_passes() -> None:
-    assert measuring.time is time

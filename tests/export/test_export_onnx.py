@@ -171,6 +171,16 @@ def test_weight_of_another_width_is_refused() -> None:
         weights.check(slim.module, slim.example(), model, counted)
 
 
+def test_file_with_the_dense_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, dense = torch.onnx.export, network(8).module
+    monkeypatch.setattr(
+        torch.onnx, "export", lambda module, args, f, **options: real(dense, args, f, **options)
+    )
+    with pytest.raises(ParityFailed, match=r"exported as \[8, 3, 3, 3\], the network has \[4, 3, 3, 3\]"):
+        exporting.export(network(4), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_past_the_limit_go_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "ONE_FILE", 100)
     made = exporting.export(network(64), tmp_path / "net.onnx")

@@ -76,11 +76,12 @@ def test_every_runner_computes_the_same_function(file: Path, opened: str) -> Non
 def test_ort_is_told_threads_and_not_to_spin(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     real = onnxruntime.InferenceSession
-    monkeypatch.setattr(
-        onnxruntime,
-        "InferenceSession",
-        lambda p, o, providers: seen.append(o) or real(p, o, providers=providers),
-    )
+
+    def watched(path: str, options: Any, providers: list[str]) -> Any:
+        seen.append(options)
+        return real(path, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
     with ort.open(artifact.read(file), threads=2) as runner:
         assert runner.settings["threads"] == 2
         assert runner.settings["spin_wait"] is False
