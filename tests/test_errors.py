@@ -9,10 +9,10 @@ import pytest
 
 from edgeprune import errors
 
-CLASSES = {
+CLASSES: dict[str, type[errors.EdgePruneError]] = {
     name: cls
     for name, cls in vars(errors).items()
-    if inspect.isclass(cls) and issubclass(cls, Exception) and cls.__module__ == errors.__name__
+    if inspect.isclass(cls) and issubclass(cls, errors.EdgePruneError) and cls.__module__ == errors.__name__
 }
 
 

@@ -85,7 +85,7 @@ def _states(run: Facts, others: Sequence[Facts], measured: Sequence[Mapping[str,
     found = run.results
     before = {} if _parent(run) in [other.path.resolve() for other in others] else _before(run)
     states = [State(run.name, f"before {run.command}", **before)] if any(before.values()) else []
-    bench = next((row for row in reversed(measured) if _is_of(row, run)), {})
+    bench: Mapping[str, Any] = next((row for row in reversed(measured) if _is_of(row, run)), {})
     macs = found.get("macs") or run.export.get("macs") or _at(bench, "model", "macs")
     params = run.params or found.get("params") or run.export.get("params")
     states.append(

@@ -18,7 +18,7 @@ VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     own: dict[str, str] = {}
-    monkeypatch.setattr(startup.os, "environ", own)
+    monkeypatch.setattr("os.environ", own)
     monkeypatch.setattr(startup, "keep_memory", lambda: True)
     return own
 
