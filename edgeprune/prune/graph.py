@@ -1,0 +1,90 @@
+"""Find the couplings of any image network: trace, read, keep what the user wants kept, and try each on a copy.
+
+Never a crash and never a wrong network: what is not understood, or fails its trial, is frozen with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeprune.errors import UsageError, nearest
+from edgeprune.prune import families, rules, tracing
+from edgeprune.prune.constants import remember
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.preflight import Preflight, copy_of, forget_caches, liven
+from edgeprune.prune.tracing import Trace
+
+
+def find(
+    module: nn.Module,
+    example: Any,
+    *,
+    keep: Sequence[str] = (),
+    keep_out: Sequence[str] = (),
+    keep_in: Sequence[str] = (),
+    verify: bool = True,
+    seconds: float = 30.0,
+) -> Couplings:
+    """The couplings of `module`, in the order of execution; `module` is left as it is.
+
+    example: what the forward takes, a tensor such as (2, 3, H, W) or a tuple of arguments. keep, keep_out, keep_in:
+    globs over layer names; of those layers all, the output or the input channels stay. verify: try the cuts on a copy
+    (after `seconds`, what has failed with others and not been tried alone is frozen). UsageError when a glob matches
+    nothing.
+    """
+    base = copy_of(module).eval()
+    forget_caches(base)
+    example = _detached(example)
+    liven(base, example)
+    traced = copy_of(base)
+    remember(traced)
+    trace = Trace(traced)
+    tracing.run(trace, example, rules.apply)
+    length = len(trace.history)
+    _trace_training(trace, example)
+    for sides, globs, word in (((0, 1), keep, "keep"), ((0,), keep_out, "keep-out"), ((1,), keep_in, "keep-in")):
+        for glob in globs:
+            _keep(trace, glob, sides, word)
+    if not verify:
+        return families.couplings(trace).couplings
+    return Preflight(base, trace, example, length, seconds).run().couplings
+
+
+def _detached(example: Any) -> Any:
+    return torch.utils._pytree.tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, example)
+
+
+def _trace_training(trace: Trace, example: Any) -> None:
+    """Heads that run only in training couple channels too; what cannot run so stays out of training anyway."""
+    unused = [n for n in dict(trace.module.named_parameters()) if n not in trace.used]
+    if not unused:
+        return
+    trace.module.train()
+    forget_caches(trace.module)
+    try:
+        tracing.run(trace, example, rules.apply)
+    except Exception:  # a foreign forward that has no training mode: the trials decide
+        trace.stack[:] = [""]
+    trace.module.eval()
+
+
+def _keep(trace: Trace, glob: str, sides: tuple[int, ...], word: str) -> None:
+    layers = {name for name, part in trace.module.named_modules() if name and any(True for _ in part.parameters())}
+    matched = {n for n in layers if fnmatchcase(n, glob) or fnmatchcase(n, glob.rstrip(".") + ".*")}
+    if not matched:
+        raise UsageError(f"--{word} {glob}: no layer has such a name; {nearest(glob, layers)}")
+    for tensor, axes in trace.params.items():
+        layer = tensor.rpartition(".")[0]
+        if layer not in matched and tensor not in matched:
+            continue
+        transposed = isinstance(trace.module.get_submodule(layer), nn.modules.conv._ConvTransposeNd)
+        for dim, ids in enumerate(axes[:2]):
+            if ids is not None and (1 - dim if transposed and len(axes) > 1 else dim) in sides:
+                trace.labels.pin(ids, f"--{word} {glob}")
+        if 1 in sides and tensor in trace.inputs:
+            trace.labels.pin(trace.inputs[tensor], f"--{word} {glob}")
