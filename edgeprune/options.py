@@ -96,6 +96,8 @@ class AdaptOptions(DataOptions, ModelOptions, RunOptions):
     batch: int = option(32, "Images of each domain in a step.", panel=_LEARN)
     lr: float = option(5e-4, "Peak learning rate (AdamW, cosine).", panel=_LEARN)
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
+    ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
+    flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
     set: tuple[str, ...] = option((), "A knob of the objective: name=value; repeatable.", panel=_LEARN)
 
 
@@ -123,6 +125,8 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
     batch: int = option(32, "Images in a step.", panel=_LEARN)
     lr: float = option(1e-3, "Peak learning rate of the recovery.", panel=_LEARN)
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
+    ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
+    flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
     bn_recal: bool = option(True, "Re-estimate batch-norm on target images after each cut.", panel=_LEARN)
     keep: tuple[str, ...] = option((), "Layers that stay as they are (a glob); repeatable.", panel=_LEARN)
     plan: Path | None = option(None, "Apply this plan instead of making one.", panel=_LEARN)

@@ -5,13 +5,14 @@ Target labels are read for `--evaluate` alone. The checkpoint that is kept is ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune import catalog, checkpoint, images, train
+from edgeprune import catalog, checkpoint, images, inference, train
 from edgeprune.commands import start
-from edgeprune.commands.knobs import with_knobs
+from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
 from edgeprune.data.folder import Pixels
 from edgeprune.errors import UsageError
@@ -19,6 +20,7 @@ from edgeprune.model import Network
 from edgeprune.opening import open_network
 from edgeprune.options import AdaptOptions
 from edgeprune.run import Run
+from edgeprune.waist import Objective, Task
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class AdaptResult:
     chosen_step: int | None
     accuracy_before: float | None
     accuracy: float | None
+    next: str | None
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     data = _open_images(options, target, network)
     if options.dry_run:
         return AdaptResult(
-            None, name, len(data.target), len(data.target.skipped), options.steps, None, None, None, ()
+            None, name, len(data.target), len(data.target.skipped), options.steps, None, None, None, None, ()
         )
     with Run.create(
         options.output,
@@ -111,7 +114,17 @@ def settings(options: Any, steps: int) -> train.Settings:
         weight_decay=options.weight_decay,
         seed=options.seed,
         device=options.device,
+        ema=options.ema,
+        flip=options.flip,
     )
+
+
+def make_objective(network: Network, name: str, words: Sequence[str]) -> Objective:
+    """The objective of that name for a network, with the knobs that "name=value" words set."""
+    kind: type[Objective] = catalog.load(catalog.OBJECTIVES, name, "objective")
+    layer = network.module.get_submodule(network.classifier)
+    features = int(getattr(layer, "in_features", None) or getattr(layer, "in_channels", 0))
+    return kind(Task(features, len(network.classes)), kind.Knobs(**parse(kind.Knobs, words, name)))
 
 
 def _work(
@@ -122,7 +135,7 @@ def _work(
         for lost in pixels.skipped if pixels else ():
             run.log(f"skipped, cannot be read: {lost}")
     if source_steps:
-        labelled_only = catalog.load(catalog.OBJECTIVES, "source", "objective")(network)
+        labelled_only = make_objective(network, "source", ())
         train.fit(
             network,
             labelled_only,
@@ -132,12 +145,12 @@ def _work(
             run=run,
             stage="source",
         )
-    before = train.evaluate(network, data.labelled) if data.labelled else None
-    objective = with_knobs(catalog.load(catalog.OBJECTIVES, name, "objective"), options.set, network)
+    before = inference.evaluate(network, data.labelled) if data.labelled else None
+    objective = make_objective(network, name, options.set)
     fit = train.fit(
         network, objective, data.target, data.source, settings(options, options.steps), run=run, stage="adapt"
     )
-    after = train.evaluate(network, data.labelled) if data.labelled else None
+    after = inference.evaluate(network, data.labelled) if data.labelled else None
     result = AdaptResult(
         run.path,
         name,
@@ -147,6 +160,7 @@ def _work(
         fit.chosen_step,
         before,
         after,
+        f"edgeprune prune {run.path} --target {options.target} --macs 0.5",
         tuple(fit.warnings),
     )
     network.history.append(start.history_entry("adapt", options, objective=name, metrics=result.to_json()))

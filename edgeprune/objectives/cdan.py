@@ -1,0 +1,89 @@
+"""Conditional adversarial alignment: a discriminator that sees features and predictions together must be fooled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgeprune.objectives.source import labelled
+from edgeprune.waist import Batch, Needs, Objective, Step, Task
+
+MOST_PRODUCT = 4096  # a larger outer product is replaced by random maps, as in the paper
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -ctx.strength * grads[0], None
+
+
+def reverse_gradient(x: Tensor, strength: float) -> Tensor:
+    """Identity forwards; the gradient times -strength backwards (Ganin and Lempitsky, ICML 2015, arXiv 1409.7495)."""
+    out: Tensor = _Reverse.apply(x, strength)
+    return out
+
+
+class CDAN(Objective):
+    """CE on the source + adversarial BCE of D(f x g) with entropy weights, CDAN+E.
+
+    Long et al., NeurIPS 2018, arXiv 1705.10667, eq. 5, 6 and 8. f: features, g: softmax of the logits, detached as in
+    the authors' code. The strength of the reversal is 2 / (1 + exp(-10 p)) - 1 over training progress p (DANN).
+    """
+
+    @dataclass(frozen=True)
+    class Knobs:
+        """weight: of the adversarial term. hidden: width of the discriminator. entropy: the +E weights."""
+
+        weight: float = 1.0
+        hidden: int = 256
+        entropy: bool = True
+
+    needs = Needs(source=True)
+
+    def __init__(self, task: Task, knobs: Any = None) -> None:
+        super().__init__(task, knobs)
+        product = task.features * task.classes
+        self.random = product > MOST_PRODUCT
+        size = 1024 if self.random else product
+        if self.random:  # buffers, so that a resumed run keeps the same maps
+            self.register_buffer("feature_map", torch.randn(task.features, size))
+            self.register_buffer("class_map", torch.randn(task.classes, size))
+        hidden = self.knobs.hidden
+        self.discriminator = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """Both batches with features (N, D) and logits (N, K)."""
+        assert source is not None
+        assert target is not None
+        features = torch.cat([source.features, target.features]).float()
+        g = torch.cat([source.logits, target.logits]).float().softmax(1).detach()
+        strength = 2 / (1 + math.exp(-10 * step.progress)) - 1
+        judged = self.discriminator(reverse_gradient(self.joint(features, g), strength)).squeeze(1)
+        domain = torch.zeros_like(judged)
+        domain[: len(source.logits)] = 1
+        weight = entropy_weights(g, len(source.logits)) if self.knobs.entropy else None
+        loss = F.binary_cross_entropy_with_logits(judged, domain, weight)
+        return {"source": labelled(source), "cdan": self.knobs.weight * loss}
+
+    def joint(self, features: Tensor, g: Tensor) -> Tensor:
+        """The multilinear map f x g, (N, D K), or (R_f f) * (R_g g) / sqrt(d), (N, d), when that is too wide."""
+        if not self.random:
+            return (features.unsqueeze(2) * g.unsqueeze(1)).flatten(1)
+        d = self.feature_map.shape[1]
+        return (features @ self.feature_map) * (g @ self.class_map) / math.sqrt(d)
+
+
+def entropy_weights(g: Tensor, sources: int) -> Tensor:
+    """w = 1 + exp(-H(g)), (N,), with mean 1 in each domain; the first `sources` rows are the source (eq. 8)."""
+    w = 1 + torch.exp((g * g.clamp_min(1e-12).log()).sum(1))
+    return torch.cat([part / part.mean() for part in (w[:sources], w[sources:])])

@@ -1,0 +1,52 @@
+"""Minimum class confusion: predictions on the target should not be torn between classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgeprune.objectives.source import labelled
+from edgeprune.waist import Batch, Needs, Objective, Step
+
+
+class MCC(Objective):
+    """CE on the source + mu * class confusion on the target.
+
+    Jin et al., Minimum Class Confusion for Versatile Domain Adaptation, ECCV 2020, arXiv 1912.03699. The temperature
+    is the paper's; the ramp of mu over the first tenth of the steps is ours.
+    """
+
+    @dataclass(frozen=True)
+    class Knobs:
+        """temperature: T of eq. 1. weight: mu of eq. 9. ramp: share of the steps until mu is reached."""
+
+        temperature: float = 2.5
+        weight: float = 1.0
+        ramp: float = 0.1
+
+    needs = Needs(source=True)
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """`source` with labels, `target` with logits (N, K)."""
+        assert target is not None
+        ramp = min(1.0, step.progress / self.knobs.ramp) if self.knobs.ramp else 1.0
+        confusion = class_confusion(target.logits.float(), self.knobs.temperature)
+        return {"source": labelled(source), "mcc": self.knobs.weight * ramp * confusion}
+
+
+def class_confusion(logits: Tensor, temperature: float) -> Tensor:
+    """The loss of eq. 6, a scalar, for logits (B, K).
+
+    Y = softmax(Z / T); W_ii = B (1 + exp(-H_i)) / sum_j (1 + exp(-H_j)), a constant (eq. 4); C = Y' W Y (eq. 5);
+    rows of C normalised (eq. 7); the loss is the mean over classes of the off-diagonal sum.
+    """
+    y = (logits / temperature).softmax(1)
+    with torch.no_grad():
+        entropy = -(y * y.clamp_min(1e-12).log()).sum(1)
+        weight = 1 + torch.exp(-entropy)
+        weight = len(y) * weight / weight.sum()
+    confusion = (y * weight[:, None]).T @ y
+    confusion = confusion / confusion.sum(1, keepdim=True)
+    return (confusion.sum() - confusion.trace()) / y.shape[1]

@@ -1,0 +1,46 @@
+"""Several objectives at once: their terms with weights, and what any of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from edgeprune.waist import Batch, Needs, Objective, Step
+
+
+class Together(Objective):
+    """sum_j w_j L_j. Objectives that want another main view cannot be joined: ValueError names the views."""
+
+    def __init__(self, parts: Sequence[tuple[float, Objective]]) -> None:
+        super().__init__(parts[0][1].task)
+        self.parts = nn.ModuleList(objective for _, objective in parts)
+        self.weights = tuple(weight for weight, _ in parts)
+        needs = [objective.needs for _, objective in parts]
+        main = {n.views[0] for n in needs if n.views}
+        if len(main) > 1:
+            raise ValueError(f"objectives with one main view are expected; received {sorted(main)}")
+        self.needs = Needs(
+            source=any(n.source for n in needs),
+            views=tuple(dict.fromkeys(v for n in needs for v in n.views)),
+            layers=tuple(dict.fromkeys(layer for n in needs for layer in n.layers)),
+            teacher=any(n.teacher for n in needs),
+            refresh=any(n.refresh for n in needs),
+            freeze_classifier=any(n.freeze_classifier for n in needs),
+            statistics=any(n.statistics for n in needs),
+        )
+
+    def refresh(self, features: Tensor, logits: Tensor) -> None:
+        """Hand features (M, D) and logits (M, K) to every part that asked."""
+        for part in self.parts:
+            if isinstance(part, Objective) and part.needs.refresh:
+                part.refresh(features, logits)
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """Every part's terms, weighted; two of one name are added."""
+        found: dict[str, Tensor] = {}
+        for weight, part in zip(self.weights, self.parts, strict=True):
+            assert isinstance(part, Objective)
+            for name, value in part.terms(source, target, step).items():
+                found[name] = found[name] + weight * value if name in found else weight * value
+        return found

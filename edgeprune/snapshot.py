@@ -1,0 +1,63 @@
+"""Everything that training needs to go on, in one safetensors file: never a pickle, and bit-equal on resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from edgeprune.errors import CheckpointError
+from edgeprune.run import Run
+
+
+def write(
+    run: Run,
+    name: str,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer | None,
+    extra: Mapping[str, Mapping[str, Tensor]],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write `resume/<name>` atomically: modules' states, the optimiser's, named extra tensors, and JSON facts."""
+    tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
+    for prefix, module in modules.items():
+        tensors.update({f"{prefix}/{key}": value for key, value in module.state_dict().items()})
+    for prefix, group in extra.items():
+        tensors.update({f"{prefix}/{key}": value for key, value in group.items()})
+    if optimizer is not None:
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in state.items()})
+    leaves = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    run.resume_dir.mkdir(exist_ok=True)
+    run.write(f"resume/{name}", save(leaves, {"facts": json.dumps(facts)}))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of a snapshot; CheckpointError when it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a mapping)
+            return tensors, json.loads(handle.metadata()["facts"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as err:
+        raise CheckpointError(f"{path}: a damaged snapshot ({err}); start again with --force") from err
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, without it."""
+    start = prefix + "/"
+    return {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimiser its state back; the learning rates are the loop's to set."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in part(tensors, "optimizer").items():
+        number, _, name = key.partition("/")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,98 @@
+"""The narrow waist between the training loop and the objectives: an objective says what it needs and returns terms.
+
+The loop knows no objective by name; an objective knows no device, optimiser or file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One domain's images after the forward pass; the first of the views asked for is the main one.
+
+    features (N, D) float: what enters the classifier. logits (N, K). labels (N,) int64, or None for a target.
+    index (N,) int64 into the set. views: name -> (features, logits) of every view, the main one included.
+    layers: name -> output of a layer that was asked for. teacher (N, K): logits of the frozen teacher on the main view.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor | None
+    index: Tensor
+    views: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training is: step `number` of `total`, counted from 0."""
+
+    number: int
+    total: int
+
+    @property
+    def progress(self) -> float:
+        """0 at the start, 1 at the last step."""
+        return self.number / max(1, self.total - 1)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an objective wants from the loop.
+
+    source: labelled source batches. views: of the target, the first is the main one; none: the target is not used.
+    layers: dotted names whose outputs on the main views are handed over. teacher: the frozen teacher's logits.
+    refresh: features and logits of the whole target before each pass over it. freeze_classifier: it does not learn.
+    statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
+    """
+
+    source: bool = False
+    views: tuple[str, ...] = ("train",)
+    layers: tuple[str, ...] = ()
+    teacher: bool = False
+    refresh: bool = False
+    freeze_classifier: bool = False
+    statistics: bool = False
+    train: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an objective may know of a network: D features enter the classifier, K classes leave it."""
+
+    features: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class NoKnobs:
+    """For an objective that has nothing to set."""
+
+
+class Objective(nn.Module):
+    """Something to minimise. Its parameters and buffers are trained, saved and resumed with the network's.
+
+    `Knobs` is a frozen dataclass: what a user may set with --set, typed, with defaults.
+    """
+
+    Knobs: type = NoKnobs
+    needs: Needs = Needs()
+
+    def __init__(self, task: Task, knobs: Any = None) -> None:
+        super().__init__()
+        self.task = task
+        self.knobs = knobs if knobs is not None else self.Knobs()
+
+    def refresh(self, features: Tensor, logits: Tensor) -> None:
+        """Take in features (M, D) and logits (M, K) of the whole target; called before each pass when asked for."""
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """Named scalar losses; the loop minimises their sum. Source and target are there when `needs` says so."""
+        raise NotImplementedError(f"{type(self).__name__} states no terms")
