@@ -64,7 +64,13 @@ OBJECTIVES: Mapping[str, Entry] = {
     ),
 }
 
-METHODS: Mapping[str, Entry] = {}
+METHODS: Mapping[str, Entry] = {
+    "distill": Entry(
+        "edgeprune.methods.distill:DistillPruning",
+        "score, cut, re-estimate batch-norm, recover by distillation on target images",
+        "distillation: Hinton et al., 2015, arXiv 1503.02531",
+    ),
+}
 
 SCORES: Mapping[str, Entry] = {
     "magnitude": Entry("edgeprune.prune.score:Magnitude", "L2 norm of each channel over its coupled layers"),

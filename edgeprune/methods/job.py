@@ -1,11 +1,13 @@
 """What every method works on, and the parts it is a schedule of: score, cut, re-estimate, recover.
 
-A part that finished is kept in the run's resume folder, so a run that was killed goes on with the part it was in.
+A cut that was made is kept in the run's resume folder, and training keeps its own snapshots, so a run that was killed
+goes on with the part it was in.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,25 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune import catalog, checkpoint, train
-from edgeprune.data.folder import Pixels
+from edgeprune import catalog, checkpoint, inference, train
+from edgeprune.data.pixels import Pixels
 from edgeprune.model import Network
+from edgeprune.objectives.distill import Distill
+from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
 from edgeprune.plan import PruningPlan
-from edgeprune.prune import budget, graph, macs, surgery
+from edgeprune.prune import budget as budgets
+from edgeprune.prune import graph, macs, schedule, surgery
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.coupling import Couplings
 from edgeprune.run import Run
-from edgeprune.waist import Objective
+from edgeprune.waist import Objective, Task
 
-AGREEMENT_IMAGES = 2048
+AGREEMENT_IMAGES = 1024
 
 
 @dataclass
 class Job:
     """One pruning job.
 
-    network: the student, changed in place. dense: the adapted network as it was, frozen; teacher and reference.
+    network: the student, changed in place. dense: the network as it came, frozen: teacher and reference.
     target: unlabelled images. source: labelled images or None. trace: one entry a cut, JSON values.
     """
 
@@ -41,12 +46,140 @@ class Job:
     source: Pixels | None
     budget: Budget
     options: PruneOptions
-    run: Run | None
+    run: Run | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
     plans: list[PruningPlan] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
-    @staticmethod
-    def of(network: Network, target: Pixels, source: Pixels | None, how: Budget, options: PruneOptions, run: Run | None) -> Job:
-        """A job whose dense reference is a frozen copy of the network as it is now."""
-        dense = copy.deepcopy(network.module).eval().requires_grad_(False)
-        return Job(network, dense, target, source, how, options, run)
+    @property
+    def probe(self) -> Pixels:
+        """Up to 1,024 target images, evenly spaced, on which agreement is measured."""
+        count = min(AGREEMENT_IMAGES, len(self.target))
+        return self.target.subset(torch.linspace(0, len(self.target) - 1, count).round().long().tolist())
+
+
+def of(network: Network, images: tuple[Pixels, Pixels | None], how: Budget, options: PruneOptions, run: Run | None) -> Job:
+    """A job whose dense reference is a frozen copy of the network as it is now; `images` are (target, source)."""
+    dense = copy.deepcopy(network.module).eval().requires_grad_(False)
+    return Job(network, dense, *images, how, options, run)
+
+
+def agreement(job: Job) -> float:
+    """Share of target images, in 0..1, on which the network says what the dense one says. It bounds the loss of accuracy."""
+    probe, pre = job.probe, job.network.preprocess
+    dense = inference.logits_of(job.dense, probe, pre)
+    return float((inference.logits_of(job.network.module, probe, pre).argmax(1) == dense.argmax(1)).double().mean())
+
+
+def couplings(job: Job) -> Couplings:
+    """What can be cut in the network as it stands, without what the user keeps."""
+    return graph.find(job.network.module, job.network.example(), keep=job.options.keep)
+
+
+def score(job: Job, found: Couplings) -> dict[str, Tensor]:
+    """Scores (C,) of every coupling by the chosen criterion, larger = keep."""
+    criterion = catalog.load(catalog.SCORES, job.options.score, "score")()
+    return dict(criterion(job.network.module, job.dense, job.target, job.network.preprocess, found))
+
+
+def limits(job: Job) -> list[dict[str, float]]:
+    """Absolute ceilings for each of the cuts that the options ask for; the last is the budget itself."""
+    example = job.network.example()
+    costs = macs.trace(job.dense, example, graph.find(job.dense, example, keep=job.options.keep, verify=False))
+    dense = {kind: float(getattr(costs, kind)(costs.full)) for kind in ("macs", "params", "channels")}
+    final = job.budget.limits(dense)
+    steps, kind = job.options.iterations, job.options.schedule
+    shares = {k: schedule.fractions(min(1.0, v / dense[k]), steps, kind) for k, v in final.items()}
+    return [{k: shares[k][i] * dense[k] for k in final} for i in range(steps - 1)] + [final]
+
+
+def cut(job: Job, ceilings: Mapping[str, float], number: int = 0) -> PruningPlan:
+    """Score, plan, cut and re-estimate batch-norm; what was done is added to the trace, and kept for resuming."""
+    if (again := _taken_up(job, number)) is not None:
+        return again
+    found = couplings(job)
+    plan = budgets.plan(
+        job.network.module,
+        job.network.example(),
+        found,
+        score(job, found),
+        ceilings,
+        multiple=job.options.multiple,
+        floor=job.options.floor,
+        rank=job.options.rank,
+    )
+    apply(job, plan, found, number)
+    return plan
+
+
+def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:
+    """Cut the network by a plan, re-estimate batch-norm, and record agreement with the dense network around it."""
+    surgery.apply(job.network.module, plan, found)
+    entry: dict[str, Any] = {"cut": number, "agreement_after_cut": agreement(job)}
+    if job.options.bn_recal:
+        inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
+        entry["agreement_after_batchnorm"] = agreement(job)
+    entry["macs"], entry["params"] = macs.measure(job.network.module, job.network.example())
+    job.trace.append(entry)
+    job.plans.append(plan)
+    if job.run:
+        job.run.metric(stage="cut", step=number, **entry)
+        job.run.log(f"cut {number}: {json.dumps(entry)}")
+        job.network.history.append({"command": "cut", "plan": plan.to_json(), "trace": entry})
+        job.run.resume_dir.mkdir(exist_ok=True)
+        job.run.write(f"resume/cut-{number}.safetensors", checkpoint.dumps(job.network))
+
+
+def _taken_up(job: Job, number: int) -> PruningPlan | None:
+    """The plan of a cut that an earlier process made, with the network as it was after it."""
+    file = job.run.resume_dir / f"cut-{number}.safetensors" if job.run else None
+    if file is None or not file.is_file():
+        return None
+    before = checkpoint.read(file, [job.network.spec])
+    job.network.module, job.network.history = before.module, before.history
+    entry = before.history[-1]
+    plan = PruningPlan.from_json(entry["plan"])
+    job.plans.append(plan)
+    job.trace.append(dict(entry["trace"]))
+    return plan
+
+
+def task(network: Network) -> Task:
+    """What an objective may know of the network as it stands."""
+    layer = network.module.get_submodule(network.classifier)
+    features = int(getattr(layer, "in_features", None) or getattr(layer, "in_channels", 0))
+    return Task(features, len(network.classes))
+
+
+def recover(job: Job, passes: float, stage: str, objective: Objective | None = None) -> train.Fit | None:
+    """Distil from the dense network for `passes` over the target, together with the objective the user asked for."""
+    options = job.options
+    steps = round(passes * len(job.target) / min(options.batch, len(job.target)))
+    if steps < 1:
+        return None
+    settings = train.Settings(
+        steps=steps,
+        batch=options.batch,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        ema=options.ema,
+        flip=options.flip,
+        validations=3,
+        seed=options.seed,
+        device=options.device,
+    )
+    learned = objective or _objective(job)
+    result = train.fit(
+        job.network, learned, job.target, job.source, settings, run=job.run, teacher=job.dense, stage=stage
+    )
+    job.warnings.extend(result.warnings)
+    job.trace[-1]["agreement_after_recovery"] = agreement(job)
+    return result
+
+
+def _objective(job: Job) -> Objective:
+    facts = task(job.network)
+    if job.options.objective == "none":
+        return Distill(facts)
+    other = catalog.load(catalog.OBJECTIVES, job.options.objective, "objective")(facts)
+    return Together([(1.0, Distill(facts)), (1.0, other)])

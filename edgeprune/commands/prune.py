@@ -1,0 +1,167 @@
+"""`edgeprune prune`: an adapted model and unlabelled target images -> a slim network that still says the same on them.
+
+Budgets are ceilings: what was reached is printed beside what was asked for, and exit code 3 names the nearest.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprune import artifact, catalog, checkpoint, header, inference
+from edgeprune.commands import start
+from edgeprune.commands.knobs import parse
+from edgeprune.data import folder
+from edgeprune.errors import PlanError, UsageError
+from edgeprune.methods import job as jobs
+from edgeprune.methods.job import Job
+from edgeprune.model import Network
+from edgeprune.opening import open_network
+from edgeprune.options import PruneOptions
+from edgeprune.plan import PruningPlan
+from edgeprune.prune import macs
+from edgeprune.prune.budget import Budget
+from edgeprune.run import Run
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` did. Shares in 0..1; accuracies are None unless `--evaluate` was given.
+
+    agreement: share of target images on which the slim network says what the dense one says. widths: layer -> old, new.
+    """
+
+    run: Path | None
+    method: str
+    macs: int
+    dense_macs: int
+    params: int
+    dense_params: int
+    requested: str
+    agreement: float | None
+    accuracy_before: float | None
+    accuracy: float | None
+    widths: Mapping[str, tuple[int, int]]
+    cuts: tuple[Mapping[str, Any], ...]
+    next: str | None
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        rows = [{"layer": name, "before": old, "after": new} for name, (old, new) in self.widths.items()]
+        kept = {"macs_kept": self.macs / self.dense_macs, "params_kept": self.params / self.dense_params}
+        plain = {**asdict(self), "run": str(self.run) if self.run else None, "widths": rows}
+        return {**plain, **kept, "cuts": [dict(c) for c in self.cuts], "warnings": list(self.warnings)}
+
+
+def prune(options: PruneOptions) -> PruneResult:
+    """Cut a network to its budget and recover on unlabelled images; writes a run folder.
+
+    With `dry_run` the first plan is made and shown, and nothing is written. Errors: any EdgePruneError; BudgetNotMet
+    names the nearest budget that can be met.
+    """
+    target = start.required(options.target, "--target", "the folder or zip of unlabelled images to prune for")
+    budget = Budget.parse(macs=options.macs, params=options.params, channels=options.channels)
+    if budget.empty and options.plan is None:
+        raise UsageError("no budget: say what to keep, such as --macs 0.5, --params 1.2M or --channels 0.4")
+    start.seed_everything(options)
+    network, fresh = open_network(options.model, options)
+    if fresh:
+        raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
+    kind = catalog.load(catalog.METHODS, options.method, "method")
+    method = kind(**parse(kind, options.set, options.method))
+    pre, cache = network.preprocess, options.cache
+    images = folder.unlabelled(target, pre, cache)
+    source = folder.labelled(options.source, pre, network.classes, cache) if options.source else None
+    labelled = folder.labelled(options.evaluate, pre, network.classes, cache) if options.evaluate else None
+    if options.dry_run:
+        return _dry(options, jobs.of(network, (images, source), budget, options, None))
+    with Run.create(
+        options.output,
+        command="prune",
+        model=options.model,
+        config=start.config(options),
+        force=options.force,
+        resume=options.resume,
+    ) as run:
+        for lost in images.skipped:
+            run.log(f"skipped, cannot be read: {lost}")
+        job = jobs.of(network, (images, source), budget, options, run)
+        dense = copy.copy(network)
+        dense.module = job.dense
+        before = inference.evaluate(dense, labelled) if labelled else None
+        parent = _parent(options.model)
+        if options.plan:
+            found = jobs.couplings(job)
+            jobs.apply(job, _read_plan(options.plan), found)
+            jobs.recover(job, options.recover, "recover-0")
+        else:
+            method(job)
+        result = _result(options, job, (before, inference.evaluate(job.network, labelled) if labelled else None))
+        _finish(options, job, result, parent)
+    return result
+
+
+def _parent(word: str) -> str | None:
+    path = Path(word)
+    return artifact.sha256(header.locate(path)) if path.exists() else None
+
+
+def _read_plan(path: Path) -> PruningPlan:
+    try:
+        return PruningPlan.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as err:
+        raise PlanError(f"--plan {path}: cannot be read ({err}); expected what `prune --json` or a run's plan.json holds") from err
+
+
+def _dry(options: PruneOptions, job: Job) -> PruneResult:
+    """The plan of a single cut to the whole budget, on a copy."""
+    jobs.cut(job, jobs.limits(job)[-1])
+    return _result(options, job, (None, None))
+
+
+def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float | None]) -> PruneResult:
+    example = job.network.example()
+    now, params = macs.measure(job.network.module, example)
+    was, dense_params = macs.measure(job.dense, example)
+    run = job.run.path if job.run else None
+    return PruneResult(
+        run,
+        options.method,
+        now,
+        was,
+        params,
+        dense_params,
+        str(job.budget),
+        jobs.agreement(job),
+        *accuracy,
+        widths(job.dense, job.network),
+        tuple(job.trace),
+        f"edgeprune export {run}" if run else None,
+        tuple(job.warnings),
+    )
+
+
+def widths(dense: Any, network: Network) -> dict[str, tuple[int, int]]:
+    """Layer -> (outputs before, outputs now) for every weight whose first axis became shorter."""
+    old = {name: tuple(tensor.shape) for name, tensor in dense.state_dict().items()}
+    new = {name: tuple(tensor.shape) for name, tensor in network.module.state_dict().items()}
+    return {
+        name.removesuffix(".weight"): (old[name][0], shape[0])
+        for name, shape in new.items()
+        if name.endswith(".weight") and len(shape) > 1 and name in old and old[name][0] != shape[0]
+    }
+
+
+def _finish(options: PruneOptions, job: Job, result: PruneResult, parent: str | None) -> None:
+    assert job.run is not None
+    entry = start.history_entry("prune", options, method=options.method, parent=parent, metrics=result.to_json())
+    job.network.history.append(entry)
+    if len(job.plans) == 1:  # of several cuts each counts in the widths that the one before left
+        job.run.write("plan.json", json.dumps(job.plans[0].to_json(), indent=1).encode())
+    job.run.write("model.safetensors", checkpoint.dumps(job.network))
+    job.run.finish(result.to_json())

@@ -1,0 +1,344 @@
+"""One run of a network, seen as matrix products, and which couplings shrink which side of each.
+
+What it must satisfy: every multiply-add is seen, also in functional attention and in layers used through
+`torch.nn.functional`; the weight axes of a product follow the members of the couplings; all other sides (heads,
+head dimensions, rows of a token-mixing layer) are found by following channels through the network.
+
+How the others are found (ours): the smallest legal step of a coupling is marked with NaN where its layers produce
+it. Products are not computed: their output is noise, marked where a whole row or column of an operand is marked.
+Norms, softmax and reductions pass marks on only where all they reduce over is marked. A side of a product of which a
+share is marked shrinks with that coupling. Couplings alive at different times share one run, so a few cheap runs do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edgeprune.prune.coupling import Coupling, Couplings
+
+_aten = torch.ops.aten
+_PRODUCTS = {_aten.mm: (0, 1), _aten.bmm: (0, 1), _aten.addmm: (1, 2), _aten.baddbmm: (1, 2)}
+_ELEMENTWISE = {
+    _aten.native_layer_norm,
+    _aten.native_group_norm,
+    _aten.native_batch_norm,
+    _aten._native_batch_norm_legit_no_training,
+    _aten.cudnn_batch_norm,
+    _aten._softmax,
+    _aten._safe_softmax,
+    _aten._log_softmax,
+}
+_REDUCTIONS = {
+    _aten.mean,
+    _aten.sum,
+    _aten.amax,
+    _aten.amin,
+    _aten.linalg_vector_norm,
+    _aten.var,
+    _aten.var_mean,
+    _aten.std,
+}
+
+
+@dataclass
+class Product:
+    """One convolution or matrix product of a run.
+
+    sides: batch, rows, inner, columns of a matrix product; batch, positions, in, out of a convolution (as long as
+    the two channel axes of its weight). macs = the product of the sides times `times`. weight: name of the parameter
+    that is an operand, or None; axes: which sides its axes 0 and 1 are; rows: which of its axis 0 entries take part.
+    marked: for each side, per coupling, how many of its entries go with the step that was marked.
+    """
+
+    kind: str
+    sides: tuple[int, int, int, int]
+    times: float
+    weight: str | None
+    rows: tuple[int, int] = (0, 0)
+    axes: tuple[int, int] = (3, 2)
+    size: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    marked: tuple[dict[str, int], ...] = field(default_factory=lambda: ({}, {}, {}, {}))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of this product."""
+        return round(math.prod(self.sides) * self.times)
+
+
+def step(coupling: Coupling) -> list[int]:
+    """The smallest set of channels that may go together: one unit of the first section, or of each section."""
+    run = coupling.width // coupling.sections
+    return [s * run + i for s in range(coupling.sections) for i in range(coupling.unit)]
+
+
+def products(module: nn.Module, example: Any, couplings: Couplings) -> list[Product]:
+    """Every product of one forward pass in order, with the marks of all couplings that can be cut.
+
+    example: a tensor or a tuple of arguments; counted as it is, so give batch 1 for MACs of one image.
+    """
+    args = example if isinstance(example, tuple) else (example,)
+    names = {
+        p.untyped_storage().data_ptr(): (n, p) for n, p in module.named_parameters(remove_duplicate=False)
+    }
+    with _quiet(module) as inside:
+        first = _Run(names, inside, {}, [])
+        with first:
+            module(*args)
+        for crew in _crews(first.seen, couplings):
+            rows = _rows([c for c, _, _ in crew])
+            run = _Run(names, inside, rows, [(c.root, a, b) for c, a, b in crew])
+            try:
+                with run:
+                    module(*args)
+            except (
+                RuntimeError,
+                ValueError,
+                IndexError,
+            ):  # NaN where an index is computed: no marks from here on
+                pass
+            for product, again in zip(first.seen, run.seen, strict=False):
+                for side, more in zip(product.marked, again.marked, strict=True):
+                    side.update(more)
+    return first.seen
+
+
+@contextmanager
+def _quiet(module: nn.Module) -> Iterator[list[nn.Module]]:
+    """Evaluation mode, no gradients, attention spelt out, same random numbers; yields the stack of running modules."""
+    inside: list[nn.Module] = []
+    modes = [(m, m.training) for m in module.modules()]
+    handles = []
+    for m in module.modules():
+        handles.append(m.register_forward_pre_hook(lambda m, _: inside.append(m)))
+        handles.append(m.register_forward_hook(lambda m, _, __: inside.remove(m) if m in inside else None))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    module.eval()
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield inside
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+        for m, mode in modes:
+            m.training = mode
+
+
+def _crews(seen: Sequence[Product], couplings: Couplings) -> list[list[tuple[Coupling, int, int]]]:
+    """Couplings with the time each one lives (first producer, last consumer), in crews that never overlap."""
+    crews: list[list[tuple[Coupling, int, int]]] = []
+    lives = []
+    for coupling in couplings:
+        names = {axis: {m.tensor for m in coupling.members if m.axis == axis} for axis in ("out", "in")}
+        made = [i for i, p in enumerate(seen) if p.weight in names["out"]]
+        used = [i for i, p in enumerate(seen) if p.weight in names["in"]]
+        if made:
+            lives.append((coupling, min(made), max(used + made) if used else len(seen)))
+    for life in sorted(lives, key=lambda x: (x[1], x[2])):
+        for crew in crews:
+            if crew[-1][2] <= life[1]:
+                crew.append(life)
+                break
+        else:
+            crews.append([life])
+    return crews
+
+
+def _rows(crew: Sequence[Coupling]) -> dict[str, list[int]]:
+    """Per weight name, the entries of its output axis that belong to the marked step of a coupling of the crew."""
+    rows: dict[str, list[int]] = {}
+    for coupling in crew:
+        for member in coupling.members:
+            if member.axis == "out":
+                rows.setdefault(member.tensor, []).extend(i for c in step(coupling) for i in member.slices[c])
+    return rows
+
+
+class _Run(TorchDispatchMode):
+    """One forward pass; with lives given, products are not computed and marks are followed."""
+
+    def __init__(
+        self,
+        names: Mapping[int, tuple[str, Tensor]],
+        inside: list[nn.Module],
+        rows: Mapping[str, list[int]],
+        lives: Sequence[tuple[str, int, int]],
+    ) -> None:
+        super().__init__()
+        self.names, self.inside, self.rows, self.lives = names, inside, rows, lives
+        self.modules = {p.data_ptr(): n for n, p in names.values()}
+        self.seen: list[Product] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Record products; when marking, replace them and keep norms and reductions from spreading marks."""
+        kwargs = dict(kwargs or {})
+        packet = func.overloadpacket
+        if packet in _PRODUCTS:
+            return self._matmul(func, args, kwargs)
+        if packet is _aten.convolution:
+            return self._convolution(func, args)
+        if self.lives and packet in _ELEMENTWISE and isinstance(args[0], Tensor):
+            gone = args[0].isnan()
+            out = func(args[0].nan_to_num(), *args[1:], **kwargs)
+            head = out[0] if isinstance(out, tuple) else out
+            head[gone] = math.nan
+            return out
+        if (
+            self.lives
+            and packet in _REDUCTIONS
+            and isinstance(args[0], Tensor)
+            and args[0].is_floating_point()
+        ):
+            return _reduce(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _weight(self, operand: Tensor) -> tuple[str, Tensor] | None:
+        """The parameter an operand is a view of, or the standardised copy of one."""
+        found = self.names.get(operand.untyped_storage().data_ptr())
+        if found is None and self.inside:
+            own = getattr(self.inside[-1], "weight", None)
+            if isinstance(own, Tensor) and own.numel() == operand.numel() and own.data_ptr() in self.modules:
+                return self.modules[own.data_ptr()], own
+        return found
+
+    def _alive(self) -> str | None:
+        """The coupling whose marks can arrive at the product that is about to be recorded."""
+        now = len(self.seen)
+        return next((root for root, start, end in self.lives if start < now <= end), None)
+
+    def _matmul(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        i, j = _PRODUCTS[func.overloadpacket]
+        a, b = args[i], args[j]
+        product = _matmul_product(a, b, self._weight(b), self._weight(a))
+        root = self._alive()
+        if not self.lives:
+            out: Tensor = func(*args, **kwargs)
+        else:
+            out, sides = _matmul_marks(a, b)
+            if root is not None:
+                _note(product, root, sides)
+            if product.weight in self.rows and product.axes == (3, 2):
+                low, high = product.rows
+                gone = [r - low for r in self.rows[product.weight] if low <= r < high]
+                out[..., gone] = math.nan
+        self.seen.append(product)
+        return out
+
+    def _convolution(self, func: Any, args: tuple[Any, ...]) -> Tensor:
+        x, w = args[0], args[1]
+        found = self._weight(w)
+        root = self._alive()
+        if not self.lives:
+            out: Tensor = func(*args)
+            self.seen.append(_conv_product(args, out, found[0] if found else None))
+            return out
+        meta = func(x.to("meta"), w.to("meta"), None, *args[3:])
+        out = _noise(tuple(meta.shape), x)
+        product = _conv_product(args, out, found[0] if found else None)
+        images = x.isnan().flatten(1).all(1)
+        out[images] = math.nan
+        if root is not None:
+            _note(product, root, (images.sum(), 0, 0, 0))
+        if x.ndim == 3 and math.prod(product.kernel) == 1:  # tokens as channels: channels are positions
+            places = x.isnan().all(1)
+            out.masked_fill_(places[:, None, :], math.nan)
+            if root is not None:
+                _note(product, root, (0, places.all(0).sum(), 0, 0))
+        if product.weight in self.rows:
+            out[:, self.rows[product.weight]] = math.nan
+        self.seen.append(product)
+        return out
+
+
+def _matmul_product(
+    a: Tensor, b: Tensor, right: tuple[str, Tensor] | None, left: tuple[str, Tensor] | None
+) -> Product:
+    """The record of a @ b, (n,k) x (k,m), batched or not; the right operand is a weight in a linear layer."""
+    a3, b3 = (t if t.ndim == 3 else t[None] for t in (a, b))
+    (batch, n, k), m = a3.shape, b3.shape[2]
+    found = right or left
+    product = Product("MatMul", (batch, n, k, m), 1.0, found[0] if found else None, size=(batch * n,))
+    if right is None:
+        product.axes, product.rows = (1, 2), (0, n)
+        return product
+    own = right[1]
+    as_stored = b.ndim == 2 == own.ndim and b.stride() == own.stride() and b.stride(0) != b.stride(1)
+    product.axes = (2, 3) if as_stored else (3, 2)
+    same = b.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+    low = (b.storage_offset() - own.storage_offset()) // max(own.stride(0), 1) if same else 0
+    product.rows = (low, low + product.sides[product.axes[0]])
+    return product
+
+
+def _conv_product(args: tuple[Any, ...], out: Tensor, name: str | None) -> Product:
+    """The record of a convolution; transposed ones multiply at each input position instead of each output one."""
+    x, w, _, stride, padding, dilation, transposed, _, groups = args
+    positions = math.prod(x.shape[2:] if transposed else out.shape[2:])
+    kernel = tuple(w.shape[2:])
+    spread = [tuple(v) * len(kernel) if len(v) == 1 else tuple(v) for v in (stride, padding, dilation)]
+    kind, axes = ("ConvTranspose", (2, 3)) if transposed else ("Conv", (3, 2))
+    channels = (w.shape[0], w.shape[1]) if transposed else (w.shape[1], w.shape[0])
+    sides = (x.shape[0], positions, *channels)
+    rows, size = (0, w.shape[0]), tuple(x.shape[2:])
+    return Product(kind, sides, float(math.prod(kernel)), name, rows, axes, size, kernel, *spread, groups)
+
+
+def _matmul_marks(a: Tensor, b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Noise in place of a @ b, marked where an operand's whole row or column is, and how much of each side is."""
+    ga, gb = (t.isnan() if t.ndim == 3 else t.isnan()[None] for t in (a, b))
+    out = _noise((ga.shape[0], ga.shape[1], gb.shape[2]), a)
+    out.masked_fill_(ga.all(2)[:, :, None], math.nan).masked_fill_(gb.all(1)[:, None, :], math.nan)
+    batch = ga.flatten(1).all(1) | gb.flatten(1).all(1)
+    inner = ga.flatten(0, 1).all(0) | gb.transpose(0, 1).flatten(1).all(1)
+    rows, columns = ga.transpose(0, 1).flatten(1).all(1), gb.flatten(0, 1).all(0)
+    return out if a.ndim == 3 else out[0], tuple(t.sum() for t in (batch, rows, inner, columns))
+
+
+def _note(product: Product, root: str, counts: Sequence[Any]) -> None:
+    """Keep what part of each side was marked; a side marked throughout says nothing."""
+    for side, marks, size in zip(product.marked, counts, product.sides, strict=True):
+        if 0 < int(marks) < size:
+            side[root] = int(marks)
+
+
+def _noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(0.1, 1.0)
+
+
+def _reduce(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A reduction of what is not marked; its result is marked where everything it reduced was."""
+    x: Tensor = args[0]
+    gone = x.isnan()
+    out = func(x.nan_to_num(), *args[1:], **kwargs)
+    if not bool(gone.any()):
+        return out
+    names = [a.name for a in func._schema.arguments]  # type: ignore[attr-defined]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    dim = given.get("dim")
+    dims = [dim] if isinstance(dim, int) else list(dim) if dim else list(range(x.ndim))
+    every = gone.float().amin(dims, keepdim=bool(given.get("keepdim", False))).bool()
+    for part in out if isinstance(out, tuple) else (out,):
+        part.masked_fill_(every, math.nan)
+    return out
