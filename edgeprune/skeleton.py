@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeprune import attention
 from edgeprune.errors import CheckpointError
 
 Attributes = dict[str, dict[str, Any]]
@@ -55,6 +56,8 @@ def impose(module: nn.Module, attributes: Attributes, shapes: Mapping[str, Itera
             raise CheckpointError(
                 f"attributes are stored for {name}, which the network does not have"
             ) from err
+        if values.get(attention.MARK):
+            attention.open_up(part)
         for key, value in values.items():
             if key not in vars(part) or not _is_plain(vars(part)[key]):
                 raise CheckpointError(

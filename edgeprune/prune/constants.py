@@ -90,25 +90,12 @@ def remember(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if type(part).__module__.startswith("torch.nn."):
             continue
-        standard = _standard(part)
         for key, value in list(vars(part).items()):
-            if key in standard or key.startswith("_") or key == "training":
+            if key.startswith("_") or key == "training":
                 continue
             known = _known(value, Attribute(name, key))
             if known is not value:
                 vars(part)[key] = known
-
-
-def _standard(part: nn.Module) -> frozenset[str]:
-    """Attributes that a subclass of a torch.nn layer inherits: surgery keeps them in step by type."""
-    if isinstance(part, nn.modules.conv._ConvNd):
-        names = "in_channels out_channels kernel_size stride padding dilation output_padding groups"
-        return frozenset(names.split())
-    if isinstance(part, nn.Linear):
-        return frozenset(("in_features", "out_features"))
-    if isinstance(part, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
-        return frozenset(("num_features", "normalized_shape", "num_channels", "num_groups"))
-    return frozenset()
 
 
 def _known(value: Any, at: Attribute) -> Any:

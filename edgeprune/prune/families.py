@@ -18,7 +18,7 @@ from edgeprune.prune.labels import Ids
 from edgeprune.prune.tracing import Trace
 
 Place = tuple[str, int, int | None]
-"""(tensor, dimension, None), or ("module:attribute", -1, position)."""
+"""(tensor, dimension, None), or ("module:attribute", negative, position)."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ def read(trace: Trace) -> Reading:
         for dim, ids in enumerate(dims):
             if ids is not None:
                 axes[(name, dim, None)] = resolved(ids)
-    for at, ids in trace.bound.items():
-        axes[(f"{at.module}:{at.name}", -1, at.position)] = resolved(ids)
+    for at, many in trace.bound.items():
+        for n, ids in enumerate(many):
+            axes[(f"{at.module}:{at.name}", -1 - n, at.position)] = resolved(ids)
     inputs = {name: resolved(ids) for name, ids in trace.inputs.items()}
     return Reading(axes, inputs, union(trace.streams), union(trace.dotted), labels.pinned)
 
@@ -113,18 +114,24 @@ def _owner(trace: Trace, tensor: str) -> tuple[str, str, nn.Module]:
     return layer, leaf, trace.module.get_submodule(layer)
 
 
+def _makes(owner: nn.Module) -> bool:
+    return isinstance(owner, nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention)
+
+
 def _side(trace: Trace, place: Place) -> tuple[str, Literal["out", "in"]] | None:
     """The layer and side that an axis of a tensor stands for; None for what follows another (a bias)."""
     tensor, dim, _ = place
     if dim < 0:
         return None
     layer, leaf, owner = _owner(trace, tensor)
+    if leaf.endswith("bias") and owner._parameters.get(leaf.removesuffix("bias") + "weight") is not None:
+        return None
     if isinstance(owner, nn.Linear | nn.modules.conv._ConvNd):
         transposed = isinstance(owner, nn.modules.conv._ConvTransposeNd)
         return (layer, "in" if dim == (not transposed) else "out") if leaf == "weight" and dim < 2 else None
     if leaf == "weight" and dim == 0:
         return layer, "out"
-    if tensor in dict(trace.module.named_buffers()) or (leaf == "bias" and getattr(owner, "weight", None) is not None):
+    if tensor in dict(trace.module.named_buffers()):
         return None
     return tensor, "in" if dim == 1 and leaf.endswith("weight") else "out"
 
@@ -140,7 +147,7 @@ def _draft(
             continue
         layer = side[0]
         owner = _owner(trace, place[0])[2]
-        makes = isinstance(owner, nn.Linear | nn.modules.conv._ConvNd) and place[0].endswith("weight")
+        makes = _makes(owner) and place[0].endswith("weight")
         bare = place[0] == layer
         at = rank.get(layer if not bare else layer.rpartition(".")[0], len(rank))
         key = (0 if makes else 1, at, place[0])
@@ -194,7 +201,7 @@ def _coupling(
     for place in sorted(draft.places, key=str):
         name, dim, position = place
         slices = _slices(reading.axes[place], channels, owners)
-        slots.append(Slot(name, dim, len(reading.axes[place]), slices, position))
+        slots.append(Slot(name, max(dim, -1), len(reading.axes[place]), slices, position))
         side = _side(trace, place)
         if side is not None and not (side[1] == "in" and name in reading.inputs):
             members.setdefault(side, Member(*side, slices, name, dim))
@@ -251,9 +258,9 @@ def _counts(trace: Trace, reading: Reading, draft: _Draft, drafts: list[_Draft])
     if draft.frozen is None:
         return True
     owner = _owner(trace, draft.place[0])[2]
-    if not isinstance(owner, nn.Linear | nn.modules.conv._ConvNd):
+    if not _makes(owner):
         return False
-    free = {p for d in drafts if d.frozen is None and d.place == draft.place for p in d.primitives}
+    free = {p for d in drafts if d.frozen is None for p in d.primitives}
     axis = reading.axes[draft.place]
     return not all(axis[row] & free for row in draft.rows)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
+from edgeprune import attention
 from edgeprune.errors import UsageError, nearest
 from edgeprune.prune import families, rules, tracing
 from edgeprune.prune.constants import remember
@@ -37,10 +39,12 @@ def find(
     (after `seconds`, what has failed with others and not been tried alone is frozen). UsageError when a glob matches
     nothing.
     """
-    base = copy_of(module).eval()
-    forget_caches(base)
+    base = copy_of(module).eval().cpu().float()
     example = _detached(example)
+    for part in base.modules():
+        attention.open_up(part)
     liven(base, example)
+    forget_caches(base)
     traced = copy_of(base)
     remember(traced)
     trace = Trace(traced)
@@ -56,7 +60,15 @@ def find(
 
 
 def _detached(example: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, example)
+    """The example beside the copy: on the CPU, float32."""
+
+    def beside(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        leaf = leaf.detach().cpu()
+        return leaf.float() if leaf.is_floating_point() else leaf
+
+    return tree_map(beside, example)
 
 
 def _trace_training(trace: Trace, example: Any) -> None:

@@ -5,6 +5,7 @@ Sound as rules.py: a position that the forward fixes by a constant is pinned unl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -187,8 +188,8 @@ def _edge(trace: Trace, ids: Ids, edge: int) -> None:
         if not isinstance(number, Known) or number not in (edge, edge - size, size - edge):
             continue
         if len(number.origins) == 1 and isinstance(number.origins[0], Extent):
-            if len(number.origins[0].labels) == size and size % edge == 0:
-                _even(trace, ids, size // edge)
+            if len(number.origins[0].labels) == size:
+                _even(trace, ids, size // math.gcd(size, edge))
                 return
             if len(number.origins[0].labels) == edge:
                 trace.meet(ids[:edge], number.origins[0].labels)

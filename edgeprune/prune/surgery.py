@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeprune import attention
 from edgeprune.errors import PlanError, nearest
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune.coupling import Coupling, Couplings, Slot
@@ -25,35 +26,37 @@ def apply(module: nn.Module, plan: PruningPlan, couplings: Couplings) -> None:
     """
     if plan.low_rank:
         raise PlanError(f"{plan.low_rank[0].layer}: low-rank layers are not cut here; expected a plan with cuts only")
-    dead, sizes = _dead(plan, couplings)
-    changes = _checked(module, dead, sizes)
+    dead = _dead(plan, couplings)
+    # The names of the tensors and attributes stay; only a forward that ties heads to the stream gives way.
+    touched = {name.rpartition(":" if dim < 0 else ".")[0] for name, dim, *_ in dead}
+    changes = _checked(module, dead)
+    for name in touched:
+        attention.open_up(module.get_submodule(name))
     tensors = _tensors(module)
     attributes = [(place, value) for place, value in changes if place[1] < 0]
-    for (name, dim, _), keep in ((p, k) for p, k in changes if p[1] >= 0):
+    for (name, dim, *_), keep in ((p, k) for p, k in changes if p[1] >= 0):
         _replace(module, tensors, name, _shortened(tensors[name], dim, keep))
-    for (name, _, position), value in attributes:
+    for (name, _, position, _), value in attributes:
         _set_attribute(module, name, position, value)
     if plan.cuts:
         for part in module.modules():
             _in_step(part)
 
 
-Place = tuple[str, int, int | None]
+Place = tuple[str, int, int | None, int]
+"""The name, dim and position of a slot, and its size: an attribute may follow axes of several lengths."""
 
 
-def _dead(plan: PruningPlan, couplings: Couplings) -> tuple[dict[Place, set[int]], dict[Place, int]]:
+def _dead(plan: PruningPlan, couplings: Couplings) -> dict[Place, set[int]]:
     """For each axis the indices that go."""
     dead: dict[Place, set[int]] = defaultdict(set)
-    sizes: dict[Place, int] = {}
     for cut in plan.cuts:
         coupling = _find(couplings, cut)
         check(coupling, cut)
         kept = set(cut.keep)
         for slot in coupling.slots:
-            place = (slot.name, slot.dim, slot.position)
-            sizes[place] = slot.size
-            dead[place] |= gone(slot, kept)
-    return dead, sizes
+            dead[(slot.name, slot.dim, slot.position, slot.size)] |= gone(slot, kept)
+    return dead
 
 
 def gone(slot: Slot, kept: set[int]) -> set[int]:
@@ -95,13 +98,13 @@ def _find(couplings: Couplings, cut: Cut) -> Coupling:
         raise PlanError(f"{cut.root}: the plan cuts it, the network has no such coupling; {nearest(cut.root, roots)}") from None
 
 
-def _checked(module: nn.Module, dead: dict[Place, set[int]], sizes: dict[Place, int]) -> list[tuple[Place, Any]]:
+def _checked(module: nn.Module, dead: dict[Place, set[int]]) -> list[tuple[Place, Any]]:
     """What will be done: kept indices of each axis, new values of attributes; PlanError before anything changes."""
     tensors = _tensors(module)
     changes: list[tuple[Place, Any]] = []
+    values: dict[tuple[str, int | None], int] = {}
     for place, indices in dead.items():
-        name, dim, position = place
-        size = sizes[place]
+        name, dim, position, size = place
         if len(indices) == size:
             raise PlanError(f"{name}: nothing of it would be left; keep at least one channel")
         if dim >= 0:
@@ -110,10 +113,14 @@ def _checked(module: nn.Module, dead: dict[Place, set[int]], sizes: dict[Place, 
                 raise PlanError(f"{name}: {size} expected along axis {dim}, {found} found; is it another architecture?")
             changes.append((place, [i for i in range(size) if i not in indices]))
             continue
+        said = name.replace(":", ".")
         old = _attribute(module, name, position)
         if old * (size - len(indices)) % size:
-            raise PlanError(f"{name.replace(':', '.')}: {old} cannot follow an axis cut from {size} to {size - len(indices)}")
-        changes.append((place, old * (size - len(indices)) // size))
+            raise PlanError(f"{said}: {old} cannot follow an axis cut from {size} to {size - len(indices)}")
+        new = old * (size - len(indices)) // size
+        if values.setdefault((name, position), new) != new:
+            raise PlanError(f"{said}: two axes that it stands for want {values[(name, position)]} and {new}")
+        changes.append((place, new))
     return changes
 
 
@@ -181,6 +188,8 @@ def _in_step(part: nn.Module) -> None:
         part.num_channels = weight.shape[0]
     elif isinstance(part, nn.LayerNorm) and weight is not None:
         part.normalized_shape = tuple(weight.shape)
+    elif isinstance(part, nn.MultiheadAttention):
+        part.embed_dim = part.kdim = part.vdim = part.out_proj.out_features
     elif isinstance(part, nn.PReLU) and weight is not None:
         part.num_parameters = weight.shape[0]
     for key, value in vars(part).items():

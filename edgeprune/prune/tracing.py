@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from edgeprune.prune.constants import Attribute, Extent, Known, integers
+from edgeprune.prune.constants import Attribute, Extent, Known, Origin, integers
 from edgeprune.prune.labels import Ids, Labels
 
 Axes = list[Ids | None]
@@ -41,7 +41,7 @@ _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 class Trace:
     """What one or more runs of a network have shown.
 
-    params: tensor name -> labels of each of its axes. bound: attribute -> the labels it counts. inputs: weight name of a
+    params: tensor name -> labels of each of its axes. bound: attribute -> the axes it counts. inputs: weight name of a
     convolution -> labels of its input channels. streams: labels that a residual sum or a concatenation passes on.
     dotted: labels contracted between two activations (the dimensions of a head). order: layers as they ran.
     """
@@ -49,7 +49,8 @@ class Trace:
     module: nn.Module
     labels: Labels = field(default_factory=Labels)
     params: dict[str, Axes] = field(default_factory=dict)
-    bound: dict[Attribute, Ids] = field(default_factory=dict)
+    bound: dict[Attribute, list[Ids]] = field(default_factory=dict)
+    pending: list[tuple[tuple[Origin, ...], Ids]] = field(default_factory=list)
     inputs: dict[str, Ids] = field(default_factory=dict)
     streams: list[Ids] = field(default_factory=list)
     dotted: list[Ids] = field(default_factory=list)
@@ -118,7 +119,9 @@ class Trace:
             return
         if not value.origins:
             self.pin(ids, "the forward reads this size from a fixed axis")
+            return
         if len(value.origins) != 1:
+            self.pending.append((value.origins, ids))
             return
         origin = value.origins[0]
         if isinstance(origin, Attribute):
@@ -128,9 +131,21 @@ class Trace:
 
     def bind_attribute(self, at: Attribute, ids: Ids) -> None:
         """An attribute counts (or is in ratio to) these labels; two such axes of one length go in step."""
-        other = self.bound.setdefault(at, ids)
-        if len(other) == len(ids):
-            self.labels.unify(other, ids, f"{at.module}.{at.name} stands for two axes")
+        known = self.bound.setdefault(at, [])
+        for other in known:
+            if len(other) == len(ids):
+                self.labels.unify(other, ids, f"{at.module}.{at.name} stands for two axes")
+                return
+        known.append(ids)
+
+    def settle(self) -> None:
+        """A size computed from several attributes, none of which counts an axis itself, is in ratio to the first."""
+        for origins, ids in self.pending:
+            if all(isinstance(o, Attribute) and not self.bound.get(o) for o in origins):
+                first = origins[0]
+                assert isinstance(first, Attribute)
+                self.bind_attribute(first, ids)
+        self.pending.clear()
 
     @contextmanager
     def running_modules(self) -> Iterator[None]:
@@ -167,7 +182,7 @@ class Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        result_is_shape = name == "size" or (name == "__get__" and func == _SHAPE)
+        result_is_shape = name in ("size", "numel", "__len__") or (name == "__get__" and func == _SHAPE)
         before, self.trace.site = self.trace.site, (name, args, kwargs)
         try:
             result = func(*args, **kwargs)
@@ -179,6 +194,8 @@ class Functions(TorchFunctionMode):
         axes = self.trace.axes(tensor)
         if isinstance(result, torch.Size):
             return torch.Size([_extent(size, ids) for size, ids in zip(result, axes, strict=True)])
+        if type(result) is not int or (tensor.dim() != 1 and tensor.numel() == result):
+            return result  # the number of elements of more than one axis
         dim = next(integers(rest), kwargs.get("dim", 0))
         return _extent(result, axes[dim])
 
@@ -225,6 +242,7 @@ def run(trace: Trace, example: Any, rules: Callable[[Trace, str, Any, Any, list[
         for ids in trace.axes(leaf):
             if ids is not None:
                 trace.labels.pin(ids, "the network's output")
+    trace.settle()
     return result
 
 

@@ -1,0 +1,159 @@
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from edgeprune.errors import UsageError
+from edgeprune.prune import graph
+
+IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def roots(couplings):
+    return [c.root for c in couplings]
+
+
+def test_a_residual_stream_is_one_coupling_and_blocks_are_inner():
+    found = graph.find(torchvision.models.resnet18(), IMAGE)
+    stream = found["conv1"]
+    assert (stream.width, stream.inner, stream.frozen) == (64, False, None)
+    assert {m.layer for m in stream.members if m.axis == "out"} == {
+        "conv1", "bn1", "layer1.0.conv2", "layer1.0.bn2", "layer1.1.conv2", "layer1.1.bn2",
+    }  # fmt: skip
+    assert {m.layer for m in stream.members if m.axis == "in"} == {
+        "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1", "layer2.0.downsample.0",
+    }  # fmt: skip
+    assert found["layer1.0.conv1"].inner
+    assert found["fc"].frozen == "the network's output"
+    assert len(roots(found)) == 12
+
+
+def test_couplings_agree_with_torch_pruning_where_its_graph_is_right():
+    import torch_pruning
+
+    module = torchvision.models.resnet18().eval()
+    found = graph.find(module, IMAGE, verify=False)
+    theirs = torch_pruning.DependencyGraph().build_dependency(module, IMAGE)
+    names = {part: name for name, part in module.named_modules()}
+    for coupling in found:
+        layer = module.get_submodule(coupling.root)
+        group = theirs.get_pruning_group(layer, torch_pruning.prune_conv_out_channels, idxs=[0])
+        out = {names[d.target.module] for d, _ in group if d.target.module in names and "out" in d.handler.__name__}
+        assert {m.layer for m in coupling.members if m.axis == "out"} == out
+
+
+def test_dense_connections_keep_each_new_feature_apart():
+    found = graph.find(torchvision.models.DenseNet(32, (2, 2), 64), IMAGE, verify=False)
+    first = found["features.denseblock1.denselayer1.conv2"]
+    assert first.width == 32
+    norm = next(m for m in first.members if m.layer == "features.denseblock1.denselayer2.norm1")
+    assert norm.slices == tuple((64 + n,) for n in range(32))
+
+
+def test_a_flattened_map_belongs_to_its_channel():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(8 * 49, 10))
+    member = next(m for m in graph.find(module, IMAGE)["0"].members if m.axis == "in")
+    assert (member.layer, member.slices[1]) == ("3", tuple(range(49, 98)))
+
+
+def test_heads_are_cut_whole_and_their_number_follows():
+    found = graph.find(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64), IMAGE)
+    qkv = found["blocks.0.attn.qkv"]
+    assert (qkv.width, qkv.unit, qkv.frozen) == (192, 64, None)
+    rows = next(m for m in qkv.members if m.layer == "blocks.0.attn.qkv")
+    assert rows.slices[0] == (0, 192, 384)
+    assert "blocks.0.attn:num_heads" in {s.name for s in qkv.slots}
+
+
+def test_a_grouped_convolution_loses_whole_groups():
+    module = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, groups=8), nn.Conv2d(32, 10, 1))
+    coupling = graph.find(module, IMAGE)["0"]
+    assert (coupling.width, coupling.unit, coupling.frozen) == (16, 2, None)
+    rows = next(m for m in coupling.members if (m.layer, m.axis) == ("1", "out"))
+    assert {i for s in rows.slices[:2] for i in s} == {0, 1, 2, 3}
+
+
+class Padded(nn.Module):
+    """A stage change by the option-A shortcut: every other pixel, zeros for the new channels."""
+
+    def __init__(self, pad: int | None):
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 4, 1)
+        if pad:
+            self.pad = pad
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        pad = getattr(self, "pad", None) or 4
+        x = F.relu(self.conv(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, pad, pad)))
+        return self.head(x)
+
+
+def test_strided_slices_and_channel_padding_are_followed():
+    found = graph.find(Padded(pad=None), IMAGE)
+    stem = found["stem"]
+    wide = next(m for m in stem.members if (m.layer, m.axis) == ("conv", "out"))
+    assert wide.slices == tuple((4 + n,) for n in range(8))
+    assert "writes the number 4" in (found["conv"].frozen or "")
+
+
+def test_padding_by_an_attribute_is_free():
+    found = graph.find(Padded(pad=4), IMAGE)
+    assert found["conv"].frozen is None
+    assert "" in {s.name.partition(":")[0] for s in found["conv"].slots if s.dim < 0}
+
+
+class Fixed(nn.Module):
+    """Its forward writes a width down, which no cut can follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.b(self.a(x))
+        return self.c(x.reshape(x.shape[0], 8, -1).unsqueeze(-1))
+
+
+def test_what_cannot_be_cut_is_frozen_with_the_reason():
+    found = graph.find(Fixed(), IMAGE)
+    assert found["a"].frozen is None
+    assert "the forward writes the number 8" in (found["b"].frozen or "")
+
+
+class Sorted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.b(torch.sort(self.a(x), dim=1).values)
+
+
+def test_an_operator_that_is_not_followed_freezes():
+    assert "sort" in (graph.find(Sorted(), IMAGE)["a"].frozen or "")
+
+
+def test_keep_freezes_and_a_pattern_without_match_names_the_nearest():
+    module = torchvision.models.resnet18()
+    found = graph.find(module, IMAGE, keep=("layer4.*",), verify=False)
+    assert "--keep layer4.*" in (found["layer4.0.conv1"].frozen or "")
+    assert found["layer1.0.conv1"].frozen is None
+    with pytest.raises(UsageError, match=r"--keep layr4: no layer has such a name; did you mean .*'layer4'"):
+        graph.find(module, IMAGE, keep=("layr4",))
+
+
+def test_the_network_is_left_as_it_is():
+    module = torchvision.models.resnet18().train()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    graph.find(module, IMAGE)
+    assert module.training
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_channels_last_networks_are_followed(name):
+    found = graph.find(timm.create_model(name), torch.randn(1, 3, 224, 224))
+    assert [c.root for c in found.all if c.frozen] in (["head.fc"], ["head"])
