@@ -162,9 +162,12 @@ def _loses(slots: Slots, name: str, dim: int, low: int = 0, high: float = math.i
     """
     out: dict[str, float] = {}
     for coupling, slot in slots.get((name, dim), ()):
-        entries = {i for s in slot.slices for i in s if low <= i < high}
+        if low == 0 and high >= slot.size and all(len(s) == 1 for s in slot.slices):
+            entries = len(set(slot.slices))
+        else:
+            entries = len({i for s in slot.slices for i in s if low <= i < high})
         if entries:
-            out[coupling.root] = out.get(coupling.root, 0.0) + len(entries) / coupling.width
+            out[coupling.root] = out.get(coupling.root, 0.0) + entries / coupling.width
     return out
 
 

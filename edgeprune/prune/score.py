@@ -1,101 +1,141 @@
-"""Criteria: how much each channel of a coupling is worth, (C,) a coupling, larger = keep. Weights are never touched."""
+"""The criteria by the names a user types, each on what a pruning job has: the network, target images, source images.
+
+What they compute is in `edgeprune.prune.scores`, one criterion a file; here is which images each one looks at: up to
+512, evenly spaced over the set.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.data.batches import plain
 from edgeprune.data.pixels import Pixels
+from edgeprune.errors import UsageError
 from edgeprune.images import Preprocess
-from edgeprune.prune.coupling import Coupling, Couplings
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.scores import Score
+from edgeprune.prune.scores import activation as activations
+from edgeprune.prune.scores import taylor as taylors
+from edgeprune.prune.scores.bn_scale import BNScale as _BNScale
+from edgeprune.prune.scores.fpgm import FPGM as _FPGM
+from edgeprune.prune.scores.lamp import LAMP as _LAMP
+from edgeprune.prune.scores.magnitude import Magnitude as _Magnitude
+from edgeprune.prune.scores.random import Random as _Random
 
-TAYLOR_IMAGES = 512
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_parameters(remove_duplicate=False))
-
-
-def per_channel(coupling: Coupling, values: dict[str, Tensor]) -> list[Tensor]:
-    """For each member the sum of `values` (parameter name -> per-entry values) over the slices of each channel: (C,)."""
-    found = []
-    for member in coupling.members:
-        value = values.get(member.tensor)
-        if value is None or value.ndim <= member.dim:
-            continue
-        axis = value.movedim(member.dim, 0).flatten(1).sum(1) if value.ndim > 1 else value
-        if max((i for s in member.slices for i in s), default=0) >= len(axis):
-            continue  # the input axis of a grouped convolution counts channels, not columns of its weight
-        index = torch.tensor([i for s in member.slices for i in s], device=axis.device)
-        owner = torch.tensor([c for c, s in enumerate(member.slices) for _ in s], device=axis.device)
-        found.append(axis.new_zeros(coupling.width).index_add_(0, owner, axis[index]))
-    return found
+IMAGES = 512
+BATCH = 32
 
 
-class Magnitude:
-    """Mean over the coupled tensors of the squared L2 norm of each channel, relative to the coupling's mean.
+@dataclass(frozen=True)
+class _Criterion:
+    """One name. The call returns (C,) scores of every coupling that can be cut, larger = keep; no weight changes."""
 
-    The group norm of DepGraph (Fang et al., CVPR 2023, arXiv 2301.12900) with p = 2 and normalisation by the mean.
-    """
+    make: ClassVar[Callable[..., Score]]
+    looks: ClassVar[str] = ""
 
     def __call__(
-        self, module: nn.Module, dense: nn.Module, target: Pixels, pre: Preprocess, couplings: Couplings
+        self,
+        module: nn.Module,
+        dense: nn.Module,
+        target: Pixels,
+        pre: Preprocess,
+        couplings: Couplings,
+        source: Pixels | None = None,
     ) -> dict[str, Tensor]:
-        """Scores (C,) of every coupling that can be cut; the images are not looked at."""
-        squares = {name: p.detach().double() ** 2 for name, p in _tensors(module).items()}
-        scores = {}
-        for coupling in couplings:
-            parts = [part for part in per_channel(coupling, squares) if part.sum() > 0]
-            mean = torch.stack([p / p.mean() for p in parts]).mean(0) if parts else torch.ones(coupling.width)
-            scores[coupling.root] = mean.float()
-        return scores
+        """Scores of every coupling that can be cut. UsageError when labelled source images are needed and missing."""
+        device = next(module.parameters()).device
+        make = type(self).make
+        if not self.looks:
+            return make()(module, couplings)
+        if self.looks == "target":
+            return make(Images(target, pre, device))(module, couplings)
+        if source is None or source.labels is None:
+            raise UsageError(
+                "this score needs labelled source images: give --source DIR, or take --score taylor"
+            )
+        return make(Labelled(source, pre, device))(module, couplings)
 
 
-class Taylor:
-    """How much the answers on unlabelled target images change, to second order, when a channel's gate closes.
+@dataclass(frozen=True)
+class Images:
+    """Some images of a set in batches (B,3,H,W), on a device; iterable as often as wanted."""
 
-    For gates g of ones on the channels, KL(dense || gated) has gradient zero at g = 1 where the network equals the dense
-    one, so its first order says nothing. Its second order is the Fisher matrix: with labels y drawn from the network's own
-    answer, F_cc = E_x E_y (d log p(y|x) / d g_c)^2, and closing gate c changes KL by F_cc / 2. The gradient of a gate is
-    sum(w * dL/dw) over the slices it multiplies (Molchanov et al., CVPR 2019, arXiv 1906.10771, eq. 8, per image). The
-    label-free expectation over the network's own answers is ours. Each small batch takes the gradient of
-    sum_i sqrt-weighted scores by random signs, whose square has the sum of squares as its mean.
-    """
+    pixels: Pixels
+    pre: Preprocess
+    device: torch.device
 
-    def __call__(
-        self, module: nn.Module, dense: nn.Module, target: Pixels, pre: Preprocess, couplings: Couplings
-    ) -> dict[str, Tensor]:
-        """Scores (C,) of every coupling that can be cut, from up to 512 target images."""
-        chosen = torch.linspace(0, len(target) - 1, min(TAYLOR_IMAGES, len(target))).round().long()
-        generator = torch.Generator().manual_seed(0)
-        modes = {part: part.training for part in module.modules()}
-        module.eval()
-        totals = {c.root: torch.zeros(c.width, dtype=torch.float64) for c in couplings}
-        names = _tensors(module)
-        wanted = [name for name, p in names.items() if p.requires_grad]
-        for _, images, _ in plain(target.subset(chosen.tolist()), pre, 8):
-            device = next(module.parameters()).device
-            log_p = module(images.to(device)).float().log_softmax(1)
-            answers = torch.multinomial(log_p.detach().exp().cpu(), 1, generator=generator).to(device)
-            signs = torch.randint(0, 2, (len(images),), generator=generator).to(device) * 2.0 - 1.0
-            loss = (signs * log_p.gather(1, answers).squeeze(1)).sum()
-            grads = torch.autograd.grad(loss, [names[n] for n in wanted], allow_unused=True)
-            products = {
-                n: (names[n].detach() * g).double() for n, g in zip(wanted, grads, strict=True) if g is not None
-            }
-            for coupling in couplings:
-                gate = per_channel(_outputs(coupling), products)
-                if gate:
-                    totals[coupling.root] += torch.stack(gate).sum(0).cpu() ** 2
-        for part, mode in modes.items():
-            part.training = mode
-        return {root: (total / len(chosen) / 2).float() for root, total in totals.items()}
+    def __iter__(self) -> Iterator[Tensor]:
+        return (images.to(self.device) for _, images, _ in plain(some(self.pixels), self.pre, BATCH))
 
 
-def _outputs(coupling: Coupling) -> Coupling:
-    """Only the members through which the channels leave: closing them closes the gate once, not once a reader."""
-    readers = tuple(m for m in coupling.members if m.axis == "in")
-    if not readers:
-        return coupling
-    return Coupling(coupling.root, coupling.width, readers)
+@dataclass(frozen=True)
+class Labelled:
+    """Some images with their labels (B,), as `Images`."""
+
+    pixels: Pixels
+    pre: Preprocess
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _, images, labels in plain(some(self.pixels), self.pre, BATCH):
+            assert labels is not None
+            yield images.to(self.device), labels.to(self.device)
+
+
+def some(pixels: Pixels) -> Pixels:
+    """Up to 512 images, evenly spaced."""
+    chosen = torch.linspace(0, len(pixels) - 1, min(IMAGES, len(pixels))).round().long()
+    return pixels.subset(chosen.tolist())
+
+
+class Magnitude(_Criterion):
+    """See `edgeprune.prune.scores.magnitude`."""
+
+    make = _Magnitude
+
+
+class BNScale(_Criterion):
+    """See `edgeprune.prune.scores.bn_scale`."""
+
+    make = _BNScale
+
+
+class LAMP(_Criterion):
+    """See `edgeprune.prune.scores.lamp`."""
+
+    make = _LAMP
+
+
+class FPGM(_Criterion):
+    """See `edgeprune.prune.scores.fpgm`."""
+
+    make = _FPGM
+
+
+class Random(_Criterion):
+    """See `edgeprune.prune.scores.random`."""
+
+    make = _Random
+
+
+class Activation(_Criterion):
+    """See `edgeprune.prune.scores.activation`."""
+
+    make, looks = activations.Activation, "target"
+
+
+class Taylor(_Criterion):
+    """See `edgeprune.prune.scores.taylor`."""
+
+    make, looks = taylors.Taylor, "target"
+
+
+class TaylorLabels(_Criterion):
+    """See `edgeprune.prune.scores.taylor`; needs labelled source images."""
+
+    make, looks = taylors.TaylorLabels, "source"

@@ -91,9 +91,9 @@ def products(module: nn.Module, example: Any, couplings: Couplings) -> list[Prod
     example: a tensor or a tuple of arguments; counted as it is, so give batch 1 for MACs of one image.
     """
     args = example if isinstance(example, tuple) else (example,)
-    names = {
-        p.untyped_storage().data_ptr(): (n, p) for n, p in module.named_parameters(remove_duplicate=False)
-    }
+    names: dict[int, tuple[str, Tensor]] = {}
+    for name, parameter in module.named_parameters():  # of shared ones the first name, as everywhere
+        names.setdefault(parameter.untyped_storage().data_ptr(), (name, parameter))
     with _quiet(module) as inside:
         first = _Run(names, inside, {}, [])
         with first:
@@ -149,7 +149,9 @@ def _crews(seen: Sequence[Product], couplings: Couplings) -> list[list[tuple[Cou
         made = [i for i, p in enumerate(seen) if p.weight in names["out"]]
         used = [i for i, p in enumerate(seen) if p.weight in names["in"]]
         if made:
-            lives.append((coupling, min(made), max(used + made) if used else len(seen)))
+            start, end = min(made), max(used + made) if used else len(seen)
+            if any(_open(p) for p in seen[start + 1 : end + 1]):
+                lives.append((coupling, start, end))
     for life in sorted(lives, key=lambda x: (x[1], x[2])):
         for crew in crews:
             if crew[-1][2] <= life[1]:
@@ -158,6 +160,12 @@ def _crews(seen: Sequence[Product], couplings: Couplings) -> list[list[tuple[Cou
         else:
             crews.append([life])
     return crews
+
+
+def _open(product: Product) -> bool:
+    """Whether a coupling may shrink a side of a product that no axis of a weight stands for."""
+    batch, positions, _, _ = product.sides
+    return product.weight is None or batch > 1 or (len(product.kernel) < 2 and positions > 1)
 
 
 def _rows(crew: Sequence[Coupling]) -> dict[str, list[int]]:

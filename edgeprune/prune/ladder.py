@@ -1,0 +1,157 @@
+"""The legal widths of each coupling, which channels each width keeps, and in what order channels go.
+
+What it must satisfy: widths are multiples of `multiple` and never below the floor; units, sections and aligned
+sections of a coupling are respected; the order is nested (a smaller width keeps a subset) and deterministic: among
+equal scores the channel with the higher index, then the later coupling, goes first.
+
+A coupling whose width is no multiple keeps its full width as the last rung. One that is not wider than `multiple`
+stays whole: a device would pad it up again. Where units or sections cannot give multiples without dropping below half
+(three heads of 20), the multiple gives way to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgeprune.errors import PlanError, UsageError, nearest
+from edgeprune.prune.coupling import Coupling
+
+RANKS = ("global", "threshold", "local", "isomorphic")
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How channels may go.
+
+    multiple: of kept widths. floor: fraction of a coupling's channels that always stays. rank: over what channels
+    compete: "global" (all with all, by score lost for each share of the budget saved), "threshold" (all with all,
+    by score alone), "local" (the same fraction everywhere), "isomorphic" (the same quantile among couplings of the
+    same structure; Fang et al., ECCV 2024, arXiv 2407.04616). dense: widths that floors refer to, when the network
+    has been cut before.
+    """
+
+    multiple: int = 8
+    floor: float = 0.1
+    rank: str = "global"
+    dense: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank not in RANKS:
+            raise UsageError(f"no rank is called {self.rank!r}: {nearest(self.rank, RANKS)}")
+        if self.multiple < 1 or not 0 <= self.floor <= 1:
+            raise UsageError(
+                f"expected a multiple of at least 1 and a floor in 0..1; received {self.multiple} and {self.floor}"
+            )
+
+
+def legal(coupling: Coupling, rules: Rules) -> tuple[int, ...]:
+    """Widths that may be kept, increasing; the full width is the last."""
+    width = coupling.width
+    grain = coupling.unit * coupling.sections
+    jump = math.lcm(grain, rules.multiple)
+    if jump > width // 2 and grain > 1:
+        jump = grain
+    base = rules.dense.get(coupling.root, width) if rules.dense else width
+    low = max(jump, math.ceil(round(rules.floor * base / jump, 9)) * jump)
+    return (*range(low, width, jump), width) if width > rules.multiple or grain > 1 else (width,)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """One coupling: `widths` increasing, and the channels in the order in which they go (first to go first).
+
+    order: channel numbers. worth[i]: mean score of the channels that leave between widths[i+1] and widths[i].
+    """
+
+    root: str
+    widths: tuple[int, ...]
+    order: tuple[int, ...]
+    worth: tuple[float, ...]
+    tag: str
+
+    def lost(self, j: int) -> float:
+        """The score that goes with the step from widths[j+1] to widths[j]."""
+        return self.worth[j] * (self.widths[j + 1] - self.widths[j])
+
+    def keep(self, width: int) -> tuple[int, ...]:
+        """The channels that stay at a width, increasing."""
+        return tuple(sorted(self.order[len(self.order) - width :]))
+
+
+def ladder(coupling: Coupling, score: Tensor, rules: Rules) -> Ladder:
+    """Sort a coupling's channels by score and price each rung. PlanError when the scores do not fit."""
+    values = np.asarray(score.detach().cpu().double().numpy(), dtype=np.float64).reshape(-1)
+    if len(values) != coupling.width or not np.isfinite(values).all():
+        raise PlanError(
+            f"{coupling.root}: expected {coupling.width} finite scores; received {len(values)}, "
+            f"of which {int(np.isfinite(values).sum())} are finite"
+        )
+    order = _order(coupling, values)
+    widths = legal(coupling, rules)
+    prefix = np.concatenate([[0.0], np.cumsum(values[order])])
+    left = [coupling.width - w for w in widths]
+    worth = [
+        (prefix[left[i]] - prefix[left[i + 1]]) / (left[i] - left[i + 1]) for i in range(len(widths) - 1)
+    ]
+    return Ladder(
+        coupling.root, widths, tuple(int(c) for c in order), tuple(map(float, worth)), _tag(coupling)
+    )
+
+
+def _order(coupling: Coupling, values: Scores) -> NDArray[np.int64]:
+    """Channels, first to go first; every prefix of whole grains is legal.
+
+    A grain is one unit of every section: at the same place when aligned, else each section's own weakest.
+    """
+    units = coupling.width // coupling.sections // coupling.unit
+    index = np.arange(coupling.width).reshape(coupling.sections, units, coupling.unit)
+    score = values[index].mean(2)
+    if coupling.aligned and coupling.sections > 1:
+        score = np.broadcast_to(score.mean(0), score.shape)
+    rows = [np.lexsort((-np.arange(units), row)) for row in score]
+    grains = np.stack([index[s, row] for s, row in enumerate(rows)], axis=1)  # (units, sections, unit)
+    means = values[grains].mean((1, 2))
+    assert np.all(np.diff(means) >= -1e-9 * (1 + np.abs(means[1:])))
+    return grains.reshape(-1)
+
+
+def _tag(coupling: Coupling) -> str:
+    """Equal for couplings of the same structure: kinds of members in order, units and sections."""
+    kinds = [f"{m.axis}:{m.tensor.rpartition('.')[2]}:{m.dim}:{len(m.slices[0])}" for m in coupling.members]
+    return f"{coupling.unit}/{coupling.sections}/{coupling.aligned}/{coupling.inner}/{','.join(kinds)}"
+
+
+def removals(ladders: Sequence[Ladder], rank: str) -> list[int]:
+    """Which ladder steps down next, from all full to all at their lowest: ladder numbers, first to go first."""
+    keys: list[tuple[float, int, int]] = []
+    pools: dict[str, Scores] = {}
+    if rank == "isomorphic":
+        for one in ladders:
+            pools[one.tag] = np.sort(np.concatenate([pools.get(one.tag, np.empty(0)), _each(one)]))
+    for i, one in enumerate(ladders):
+        key = -math.inf
+        for j in reversed(range(len(one.worth))):
+            key = max(key, _key(one, j, rank, pools.get(one.tag)))  # nested: never before the step above it
+            keys.append((key, -i, -j))
+    return [-i for _, i, _ in sorted(keys)]
+
+
+def _each(one: Ladder) -> Scores:
+    """The worth of every channel that can go, one entry a channel."""
+    counts = np.diff(one.widths)
+    return np.repeat(np.asarray(one.worth), counts)
+
+
+def _key(one: Ladder, j: int, rank: str, pool: Scores | None) -> float:
+    if rank == "local":
+        return 1 - one.widths[j + 1] / one.widths[-1]
+    if rank == "isomorphic" and pool is not None:
+        return float(np.searchsorted(pool, one.worth[j], side="left")) / max(len(pool), 1)
+    return one.worth[j]

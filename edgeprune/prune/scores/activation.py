@@ -1,0 +1,56 @@
+"""Activation statistics: a channel that the target images hardly light up is not needed for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import DataError
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.scores.gates import gated
+from edgeprune.prune.scores.group import Normalise, gather, normalised, reduced, rows
+from edgeprune.prune.scores.magnitude import energy
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Energy of what a channel gives its readers: E[x_c^2] times the squared norm of the weights that read it.
+
+    Source: |W| times the norm of its input, Wanda (Sun et al., ICLR 2024, arXiv 2306.11695, eq. 1), squared and
+    summed over a channel's weights (ours). weights=False leaves the weights out. A coupling that cannot be watched
+    is ranked by magnitude. batches: images (B,3,H,W), or tuples of arguments; read once a call.
+    """
+
+    batches: Iterable[Any]
+    weights: bool = True
+    normalise: Normalise = "mean"
+
+    def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
+        """Scores (C,) of each coupling that can be cut, larger = keep."""
+        total: dict[str, Tensor] = {}
+        count = 0
+        with gated(module, couplings) as gates, torch.no_grad():
+            for batch in self.batches:
+                args = batch if isinstance(batch, tuple) else (batch,)
+                gates.start(args[0])
+                module(*args)
+                count += len(args[0])
+                for root, seen in gates.seen.items():
+                    total[root] = total.get(root, 0.0) + seen.double().sum(0).cpu()
+        if not count:
+            raise DataError("activation needs images to look at and received none; give --target DIR")
+        out = {}
+        for coupling in couplings:
+            score = total.get(coupling.root)
+            if score is None:
+                score = energy(module, coupling)
+            elif self.weights:
+                reads = [m for m in coupling.members if m.axis == "in"]
+                norm = reduced((gather(rows(module, m).square().sum(1), m) for m in reads), "sum")
+                score = score * norm if norm is not None else score
+            out[coupling.root] = normalised(score, self.normalise)
+        return out

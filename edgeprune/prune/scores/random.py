@@ -1,0 +1,27 @@
+"""Random: the floor that every other criterion has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.prune.coupling import Couplings
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniform in 0..1, a function of the seed and the coupling's root only."""
+
+    seed: int = 0
+
+    def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
+        """Scores (C,) of each coupling that can be cut."""
+        out = {}
+        for coupling in couplings:
+            digest = hashlib.sha256(f"{self.seed}/{coupling.root}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            out[coupling.root] = torch.rand(coupling.width, generator=generator, dtype=torch.double)
+        return out
