@@ -80,9 +80,10 @@ def _scales(xs: Iterable[float], ys: Iterable[float], pad: float = 0.0) -> tuple
 def _range(values: Iterable[float], pad: float) -> tuple[float, float]:
     found = list(values)
     low, high = min(found), max(found)
-    if high == low:
-        room = abs(low) / 10 or 1.0
-        return low - room, high + room
+    least = abs(high) / 50 or 1.0  # a smaller difference is drawn as what it is: none
+    if high - low < least:
+        middle = (low + high) / 2
+        return middle - least, middle + least
     room = pad * (high - low)
     return low - room, high + room
 
