@@ -1,7 +1,7 @@
 """Multi-head attention whose heads can be fewer than its width says; equal to torch's where nothing was cut.
 
-torch.nn.MultiheadAttention ties the width inside its heads to the width of its input. A network whose heads or stream
-were cut keeps the module and its tensors, and gets this forward.
+torch.nn.MultiheadAttention ties the width inside its heads to the width of its input. A network whose heads
+or stream were cut keeps the module and its tensors, and gets this forward.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SlimAttention(nn.MultiheadAttention):
     slim: bool
     head_dim: int
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -41,7 +41,8 @@ class SlimAttention(nn.MultiheadAttention):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None,) * 3
         q, k, v = (
-            self._heads(F.linear(x, w, b)) for x, w, b in zip((query, key, value), weights, biases, strict=True)
+            self._heads(F.linear(x, w, b))
+            for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
         mask = self._mask(q, k, attn_mask, key_padding_mask)
         attended: Tensor | None = None
@@ -66,7 +67,9 @@ class SlimAttention(nn.MultiheadAttention):
         parts = []
         if attention is not None:
             part = _additive(attention, q)
-            parts.append(part if part.dim() == 2 else part.view(q.size(0), self.num_heads, q.size(2), k.size(2)))
+            parts.append(
+                part if part.dim() == 2 else part.view(q.size(0), self.num_heads, q.size(2), k.size(2))
+            )
         if padding is not None:
             parts.append(_additive(padding, q).view(q.size(0), 1, 1, k.size(2)))
         return parts[0] + parts[-1] if len(parts) == 2 else parts[0] if parts else None
@@ -79,7 +82,9 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
 
 
 def open_up(part: nn.Module) -> bool:
-    """Give a torch.nn.MultiheadAttention the forward above, in place; False when it is none, or of a kind not followed."""
+    """Give a torch.nn.MultiheadAttention the forward above, in place; False when it is none, or of a kind not
+    followed.
+    """
     if type(part) is not nn.MultiheadAttention:
         return False
     if not part._qkv_same_embed_dim or part.bias_k is not None or part.add_zero_attn:

@@ -1,7 +1,9 @@
-"""What a network's constructor decided: plain attributes and the shapes of its tensors; read, compared, imposed.
+"""What a network's constructor decided: plain attributes and the shapes of its tensors; read, compared,
+imposed.
 
-Surgery changes both; a checkpoint builds the dense network, imposes them, and loads strictly. Only int, float, bool,
-str, None and (nested) tuples or lists of them count as attributes, so that they are JSON and nothing else.
+Surgery changes both; a checkpoint builds the dense network, imposes them, and loads strictly. Only int,
+float, bool, str, None and (nested) tuples or lists of them count as attributes, so that they are JSON and
+nothing else.
 """
 
 from __future__ import annotations
@@ -44,10 +46,12 @@ def diff(dense: nn.Module, pruned: nn.Module) -> Attributes:
 
 
 def impose(module: nn.Module, attributes: Attributes, shapes: Mapping[str, Iterable[int]]) -> None:
-    """Set attributes, then give every parameter and buffer that `shapes` names the shape it has there, in place.
+    """Set attributes, then give every parameter and buffer that `shapes` names the shape it has there, in
+    place.
 
-    The new tensors are not initialised: they are there to be loaded into. Names in `shapes` that the module lacks are
-    left to the strict load. CheckpointError names a module or attribute that the network does not have.
+    The new tensors are not initialised: they are there to be loaded into. Names in `shapes` that the module
+    lacks are left to the strict load. CheckpointError names a module or attribute that the network does not
+    have.
     """
     for name, values in attributes.items():
         try:
@@ -68,7 +72,9 @@ def impose(module: nn.Module, attributes: Attributes, shapes: Mapping[str, Itera
 
 
 def resize(module: nn.Module, shapes: Mapping[str, Iterable[int]]) -> None:
-    """Give every parameter and buffer the shape that `shapes` names; dtype, device, requires_grad and ties stay."""
+    """Give every parameter and buffer the shape that `shapes` names; dtype, device, requires_grad and ties
+    stay.
+    """
     made: dict[int, torch.Tensor] = {}
     old: list[torch.Tensor] = []  # kept alive, so that the ids in `made` stay theirs
     for prefix, part in module.named_modules():
@@ -80,7 +86,7 @@ def resize(module: nn.Module, shapes: Mapping[str, Iterable[int]]) -> None:
                 if id(tensor) not in made:
                     old.append(tensor)
                     made[id(tensor)] = _resized(tensor, tuple(shape))
-                store[leaf] = made[id(tensor)]  # type: ignore[assignment]
+                store[leaf] = made[id(tensor)]
 
 
 def _resized(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

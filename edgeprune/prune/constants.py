@@ -1,13 +1,13 @@
 """Where the integers of a forward come from: an attribute of a module, a shape, or a literal.
 
-A cut network runs only when every integer that its forward writes down follows. So attributes are handed to the forward
-as integers that remember their origin, and so are shapes; arithmetic with one origin keeps it.
+A cut network runs only when every integer that its forward writes down follows. So attributes are handed to
+the forward as integers that remember their origin, and so are shapes; arithmetic with one origin keeps it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -22,6 +22,7 @@ class Attribute:
     module: str
     name: str
     position: int | None = None
+    value: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,9 @@ Origin = Attribute | Extent
 
 
 class Known(int):
-    """An int that remembers where it comes from; `base` is the origin's own value (this one is in ratio to it)."""
+    """An int that remembers where it comes from; `base` is the origin's own value (this one is in ratio to
+    it).
+    """
 
     origins: tuple[Origin, ...]
     base: int
@@ -100,9 +103,9 @@ def remember(module: nn.Module) -> None:
 
 def _known(value: Any, at: Attribute) -> Any:
     if type(value) is int:
-        return Known(value, (at,))
+        return Known(value, (Attribute(at.module, at.name, None, value),))
     if type(value) in (tuple, list) and value and all(type(v) is int for v in value):
-        return type(value)(Known(v, (Attribute(at.module, at.name, n),)) for n, v in enumerate(value))
+        return type(value)(Known(v, (Attribute(at.module, at.name, n, v),)) for n, v in enumerate(value))
     return value
 
 

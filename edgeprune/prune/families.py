@@ -1,6 +1,7 @@
 """From labels to couplings: the channels that occur on the same axes are one coupling.
 
-Where an axis is a product (heads by dimensions, groups by channels), one of the factors is cut and the other stays.
+Where an axis is a product (heads by dimensions, groups by channels), one of the factors is cut and the other
+stays.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 from torch import nn
 
 from edgeprune.prune.coupling import Coupling, Couplings, Member, Slot
@@ -90,8 +90,8 @@ def couplings(trace: Trace) -> Found:
         draft.coupling, draft.channels = _coupling(trace, draft, reading, fed)
     drafts = [d for d in drafts if _counts(trace, reading, d, drafts)]
     made_of = _distinct(drafts)
-    primitives = {c.root: tuple(d.channels) for c, d in zip(made_of, drafts, strict=True)}
-    return Found(Couplings(tuple(made_of)), primitives)
+    channels = {c.root: tuple(d.channels) for c, d in zip(made_of, drafts, strict=True)}
+    return Found(Couplings(tuple(made_of)), channels)
 
 
 @dataclass
@@ -137,7 +137,12 @@ def _side(trace: Trace, place: Place) -> tuple[str, Literal["out", "in"]] | None
 
 
 def _draft(
-    trace: Trace, reading: Reading, places: frozenset[Place], primitives: list[int], why: str | None, rank: dict[str, int]
+    trace: Trace,
+    reading: Reading,
+    places: frozenset[Place],
+    primitives: list[int],
+    why: str | None,
+    rank: dict[str, int],
 ) -> _Draft | None:
     """Where the family starts: the first layer that makes its channels."""
     best: tuple[tuple[int, int, str], str, Place] | None = None
@@ -225,7 +230,9 @@ def _channels(draft: _Draft, reading: Reading) -> tuple[list[frozenset[int]], li
         need = frozenset(p for p in reading.axes[draft.place][row] if p not in reading.pinned or p in family)
         sets.setdefault(need, next(iter(need & family)))
     order = list(dict.fromkeys(sets.values()))
-    per = {p: [s for s, q in sets.items() if q == p] for p in order}
+    per: dict[int, list[frozenset[int]]] = defaultdict(list)
+    for need, primitive in sets.items():
+        per[primitive].append(need)
     counts = {len(v) for v in per.values()}
     singles = all(len(s & family) == 1 for s in sets)
     if len(counts) != 1 or not singles:
@@ -238,7 +245,9 @@ def _channels(draft: _Draft, reading: Reading) -> tuple[list[frozenset[int]], li
     return grouped, [p for p in order for _ in range(count)], count, 1
 
 
-def _slices(axis: list[frozenset[int]], channels: list[frozenset[int]], owners: list[int]) -> tuple[tuple[int, ...], ...]:
+def _slices(
+    axis: list[frozenset[int]], channels: list[frozenset[int]], owners: list[int]
+) -> tuple[tuple[int, ...], ...]:
     exact: dict[frozenset[int], list[int]] = defaultdict(list)
     loose: dict[int, list[int]] = defaultdict(list)
     known, family = set(channels), set(owners)

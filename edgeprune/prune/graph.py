@@ -1,6 +1,8 @@
-"""Find the couplings of any image network: trace, read, keep what the user wants kept, and try each on a copy.
+"""Find the couplings of any image network: trace, read, keep what the user wants kept, and try each on a
+copy.
 
-Never a crash and never a wrong network: what is not understood, or fails its trial, is frozen with the reason.
+Never a crash and never a wrong network: what is not understood, or fails its trial, is frozen with the
+reason.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ def find(
 ) -> Couplings:
     """The couplings of `module`, in the order of execution; `module` is left as it is.
 
-    example: what the forward takes, a tensor such as (2, 3, H, W) or a tuple of arguments. keep, keep_out, keep_in:
-    globs over layer names; of those layers all, the output or the input channels stay. verify: try the cuts on a copy
-    (after `seconds`, what has failed with others and not been tried alone is frozen). UsageError when a glob matches
-    nothing.
+    example: what the forward takes, a tensor such as (2, 3, H, W) or a tuple of arguments. keep, keep_out,
+    keep_in: globs over layer names; of those layers all, the output or the input channels stay. verify: try
+    the cuts on a copy (after `seconds`, what has failed with others and not been tried alone is frozen).
+    UsageError when a glob matches nothing.
     """
     base = copy_of(module).eval().cpu().float()
     example = _detached(example)
@@ -45,13 +47,19 @@ def find(
         attention.open_up(part)
     liven(base, example)
     forget_caches(base)
+    if isinstance(example, torch.Tensor):
+        example = example[:1]  # one image shows as much as two, in half the time
     traced = copy_of(base)
     remember(traced)
     trace = Trace(traced)
     tracing.run(trace, example, rules.apply)
     length = len(trace.history)
     _trace_training(trace, example)
-    for sides, globs, word in (((0, 1), keep, "keep"), ((0,), keep_out, "keep-out"), ((1,), keep_in, "keep-in")):
+    for sides, globs, word in (
+        ((0, 1), keep, "keep"),
+        ((0,), keep_out, "keep-out"),
+        ((1,), keep_in, "keep-in"),
+    ):
         for glob in globs:
             _keep(trace, glob, sides, word)
     if not verify:
@@ -86,7 +94,9 @@ def _trace_training(trace: Trace, example: Any) -> None:
 
 
 def _keep(trace: Trace, glob: str, sides: tuple[int, ...], word: str) -> None:
-    layers = {name for name, part in trace.module.named_modules() if name and any(True for _ in part.parameters())}
+    layers = {
+        name for name, part in trace.module.named_modules() if name and any(True for _ in part.parameters())
+    }
     matched = {n for n in layers if fnmatchcase(n, glob) or fnmatchcase(n, glob.rstrip(".") + ".*")}
     if not matched:
         raise UsageError(f"--{word} {glob}: no layer has such a name; {nearest(glob, layers)}")

@@ -1,8 +1,9 @@
 """Which indices of which axes live and die together: a union-find over labels, with products.
 
-Each index of a tracked axis carries a label. Two labels that must go together are unified. A label may be a product
-(head k, dimension i): it dies when any of its factors dies, which is how a view that splits an axis, a flattening that
-merges two, and a grouped convolution are exact. What a forward fixes by a constant is pinned, with the reason.
+Each index of a tracked axis carries a label. Two labels that must go together are unified. A label may be a
+product (head k, dimension i): it dies when any of its factors dies, which is how a view that splits an axis,
+a flattening that merges two, and a grouped convolution are exact. What a forward fixes by a constant is
+pinned, with the reason.
 """
 
 from __future__ import annotations
@@ -118,7 +119,11 @@ class Labels:
 
     def _split(self, roots: Ids, sizes: tuple[int, ...]) -> list[Ids | None]:
         cube = roots.reshape(sizes)
-        varies = [axis for axis in range(len(sizes)) if not np.array_equal(cube, np.broadcast_to(cube.take([0], axis), sizes))]
+        varies = [
+            axis
+            for axis in range(len(sizes))
+            if not np.array_equal(cube, np.broadcast_to(cube.take([0], axis), sizes))
+        ]
         made: list[Ids | None] = [None] * len(sizes)
         if not varies:
             self.pin(roots, "all channels of an axis hang together")

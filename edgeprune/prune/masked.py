@@ -1,11 +1,12 @@
 """The dense network with channels silenced: what a cut network must compute.
 
-Silenced channels are zero after every operator, and operators that look across channels (norms, means, softmax) are
-given the others only. It needs nothing from surgery, so that the two can be compared.
+Silenced channels are zero after every operator, and operators that look across channels (norms, means,
+softmax) are given the others only. It needs nothing from surgery, so that the two can be compared.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,18 @@ from edgeprune.prune.labels import Ids
 from edgeprune.prune.tracing import Axes, Operation, Trace, inputs_of
 
 _ACROSS = frozenset(
-    "mean var std var_mean std_mean amax amin max min prod _softmax _log_softmax _safe_softmax native_layer_norm "
-    "native_group_norm native_batch_norm convolution any all".split()
+    ["mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "prod", "_softmax", "_log_softmax", "_safe_softmax", "native_layer_norm", "native_group_norm", "native_batch_norm", "convolution", "any", "all"]
 )
 _VIEWS = frozenset(
-    "view _unsafe_view reshape permute transpose t unsqueeze squeeze expand select unbind slice split split_with_sizes "
-    "alias detach as_strided_ unfold".split()
+    ["view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select", "unbind", "slice", "split", "split_with_sizes", "alias", "detach", "as_strided_", "unfold"]
 )
 
 
-class Masked(TorchDispatchMode):
+class Masked(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Replays a traced run with the dead primitives silenced."""
 
     def __init__(self, trace: Trace, dead: frozenset[int], length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace, self.dead = trace, dead
         self.steps = iter(trace.history[:length])
         self.masks: dict[int, Tensor | None] = {}
@@ -57,7 +56,9 @@ class Masked(TorchDispatchMode):
         if step.name in _VIEWS:
             return result
         outs = iter(step.outputs)
-        return tree_map(lambda leaf: self._silence(leaf, next(outs)) if isinstance(leaf, Tensor) else leaf, result)
+        return tree_map(
+            lambda leaf: self._silence(leaf, next(outs)) if isinstance(leaf, Tensor) else leaf, result
+        )
 
     def _silence(self, tensor: Tensor, axes: Axes) -> Tensor:
         """In place, because what the forward does next (a view or a copy) may depend on the strides."""
@@ -78,12 +79,19 @@ class Masked(TorchDispatchMode):
         args = _sizes(step, list(args), self._groups(step, args, before))
         outs = iter(zip(step.outputs, step.strides, strict=True))
         return tree_map(
-            lambda leaf: self._spread(leaf, *next(outs)) if isinstance(leaf, Tensor) else leaf, func(*args, **kwargs)
+            lambda leaf: self._spread(leaf, *next(outs)) if isinstance(leaf, Tensor) else leaf,
+            func(*args, **kwargs),
         )
 
     def _groups(self, step: Operation, args: Any, before: list[torch.Size]) -> int:
         """How many groups a grouped operator still has."""
-        groups = int(args[8]) if step.name == "convolution" else int(args[6]) if step.name == "native_group_norm" else 1
+        groups = (
+            int(args[8])
+            if step.name == "convolution"
+            else int(args[6])
+            if step.name == "native_group_norm"
+            else 1
+        )
         alive = self.alive(step.inputs[0][1]) if groups > 1 else None
         return int(alive.view(groups, -1).any(1).sum()) if alive is not None else groups
 
@@ -95,12 +103,17 @@ class Masked(TorchDispatchMode):
         return tensor
 
     def _spread(self, tensor: Tensor, axes: Axes, strides: tuple[int, ...]) -> Tensor:
-        """Into zeros of the full shape, with the strides of the first run: what the forward does next may depend on them."""
+        """Into zeros of the full shape, with the strides of the first run: what the forward does next may
+        depend on them.
+        """
         alive = [self.alive(ids) if dim < tensor.dim() else None for dim, ids in enumerate(axes)]
         short = [a is not None and tensor.shape[dim] == int(a.sum()) for dim, a in enumerate(alive)]
         if not any(short):
             return tensor
-        shape = [len(ids) if cut and ids is not None else size for size, ids, cut in zip(tensor.shape, axes, short, strict=True)]
+        shape = [
+            len(ids) if cut and ids is not None else size
+            for size, ids, cut in zip(tensor.shape, axes, short, strict=True)
+        ]
         whole = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).zero_()
         index = [
             a.nonzero().flatten() if cut and a is not None else torch.arange(size)
@@ -122,12 +135,15 @@ def _sizes(step: Operation, args: list[Any], groups: int) -> list[Any]:
     return args
 
 
-def run(trace: Trace, dead: frozenset[int], example: Any, length: int) -> Any:
+def run(
+    trace: Trace, dead: frozenset[int], example: Any, length: int, dtype: torch.dtype = torch.float32
+) -> Any:
     """The outputs of the traced network with those primitives silenced; `length` operators make one run."""
+    module = trace.module if dtype == torch.float32 else copy.deepcopy(trace.module).to(dtype)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), Masked(trace, dead, length):
-            return trace.module(*inputs_of(example))
+            return module(*inputs_of(example))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

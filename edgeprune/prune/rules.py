@@ -1,7 +1,7 @@
 """What each operator does to labelled axes: arithmetic, contractions, norms, reductions.
 
-A rule must be sound: what it does not understand it pins, with a reason. rules_shape.py has the operators that move
-axes.
+A rule must be sound: what it does not understand it pins, with a reason. rules_shape.py has the operators
+that move axes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def apply(trace: Trace, name: str, args: Any, kwargs: Any, outs: list[Tensor]) -
 
 def _broadcasts(inputs: list[Tensor], out: Tensor) -> bool:
     try:
-        return torch.broadcast_shapes(*[t.shape for t in inputs]) == out.shape
+        return bool(torch.broadcast_shapes(*[t.shape for t in inputs]) == out.shape)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return False
 
@@ -68,7 +68,11 @@ def pointwise(trace: Trace, name: str, inputs: list[Tensor], out: Tensor) -> Non
 
 
 def _differ(trace: Trace, one: Ids | None, two: Ids | None) -> bool:
-    return one is not None and two is not None and not np.array_equal(trace.labels.roots(one), trace.labels.roots(two))
+    return (
+        one is not None
+        and two is not None
+        and not np.array_equal(trace.labels.roots(one), trace.labels.roots(two))
+    )
 
 
 def _convolution(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
@@ -97,11 +101,13 @@ def _convolution(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> No
     trace.put(outs[0], out)
 
 
-def _grouped(trace: Trace, x: Ids | None, ws: Axes, sizes: tuple[int, int, int], transposed: bool) -> Ids | None:
+def _grouped(
+    trace: Trace, x: Ids | None, ws: Axes, sizes: tuple[int, int, int], transposed: bool
+) -> Ids | None:
     """Group k reads its own inputs (k, i) and writes its own outputs (k, o)."""
     inputs, outputs, groups = sizes
     rows = ws[1] if transposed else ws[0]
-    if x is None or transposed and outputs // groups > 1:
+    if x is None or (transposed and outputs // groups > 1):
         for ids in (x, *ws[:2]):
             trace.pin(ids, "a grouped convolution over fixed channels")
         return None
@@ -182,12 +188,17 @@ def _contract(trace: Trace, a: Tensor, b: Tensor, out: Tensor, extra: Tensor | N
     trace.meet(left[-1], right[-2], "a product with a fixed axis")
     if left[-1] is not None and trace.name_of(a) is None and trace.name_of(b) is None and a.dim() > 2:
         trace.dotted.append(left[-1])
-    axes: Axes = [trace.meet(p, q) if p is not None or q is not None else None for p, q in zip(left[:-2], right[:-2], strict=True)]
+    axes: Axes = [
+        trace.meet(p, q) if p is not None or q is not None else None
+        for p, q in zip(left[:-2], right[:-2], strict=True)
+    ]
     axes += [left[-2], right[-1]]
     if extra is not None:
         for back, ids in enumerate(reversed(trace.axes(extra)), 1):
             if extra.shape[-back] > 1:
-                axes[-back] = trace.meet(axes[-back], ids) if ids is not None or axes[-back] is not None else None
+                axes[-back] = (
+                    trace.meet(axes[-back], ids) if ids is not None or axes[-back] is not None else None
+                )
     trace.put(out, axes)
 
 
@@ -222,7 +233,7 @@ def _attention(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None
 
 def _reduce(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
     x = args[0]
-    dims, keep = _reduced(args, kwargs, x.dim())
+    dims = _reduced(args, kwargs, x.dim())
     axes = trace.axes(x)
     for out in outs:
         if out.dim() == x.dim():
@@ -231,16 +242,14 @@ def _reduce(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
             trace.put(out, [ids for n, ids in enumerate(axes) if n not in dims])
 
 
-def _reduced(args: Any, kwargs: Any, count: int) -> tuple[set[int], bool]:
+def _reduced(args: Any, kwargs: Any, count: int) -> set[int]:
     found = kwargs.get("dim")
     for value in args[1:]:
-        if isinstance(value, list | tuple):
-            found = value
-        elif found is None and isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, list | tuple) or (found is None and isinstance(value, int) and not isinstance(value, bool)):
             found = value
     if found is None or found == []:
-        return set(range(count)), False
-    return {d % count for d in ([found] if isinstance(found, int) else found)}, False
+        return set(range(count))
+    return {d % count for d in ([found] if isinstance(found, int) else found)}
 
 
 def _along(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
@@ -262,7 +271,13 @@ def _spatial(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
 def _factory_like(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
     same = isinstance(args[0], Tensor) and args[0].shape == outs[0].shape
     source = trace.axes(args[0]) if same else [None] * outs[0].dim()
-    trace.put(outs[0], [i if i is not None or s == 1 else (None if same else trace.labels.new(s)) for i, s in zip(source, outs[0].shape, strict=True)])
+    trace.put(
+        outs[0],
+        [
+            i if i is not None or s == 1 else (None if same else trace.labels.new(s))
+            for i, s in zip(source, outs[0].shape, strict=True)
+        ],
+    )
 
 
 RULES: dict[str, Rule] = {
@@ -276,16 +291,31 @@ RULES: dict[str, Rule] = {
     "_scaled_dot_product_attention_math": _attention,
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
-    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(
-        "mean sum amax amin max min var std var_mean std_mean linalg_vector_norm norm prod any all argmax argmin".split(),
+        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), _batch_norm
+    ),
+    **dict.fromkeys(
+        ["mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "prod", "any", "all", "argmax", "argmin"],
         _reduce,
     ),
-    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "roll", "flip", "as_strided_"), _along),
     **dict.fromkeys(
-        "avg_pool1d avg_pool2d max_pool2d_with_indices _adaptive_avg_pool2d adaptive_max_pool2d upsample_nearest2d "
-        "upsample_bilinear2d upsample_bicubic2d reflection_pad2d replication_pad2d upsample_nearest1d".split(),
+        ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "roll", "flip", "as_strided_"), _along
+    ),
+    **dict.fromkeys(
+        ["avg_pool1d", "avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad2d", "replication_pad2d", "upsample_nearest1d"],
         _spatial,
     ),
-    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full", "zeros_like", "ones_like", "empty_like", "rand_like"), _factory_like),
+    **dict.fromkeys(
+        (
+            "new_zeros",
+            "new_ones",
+            "new_empty",
+            "new_full",
+            "zeros_like",
+            "ones_like",
+            "empty_like",
+            "rand_like",
+        ),
+        _factory_like,
+    ),
 }

@@ -1,19 +1,20 @@
-"""What the operators that move, split, join or pick axes do to labels.
+"""What the operators that move, reshape or pick from axes do to labels; rules_parts.py has those that cut and
+join.
 
-Sound as rules.py: a position that the forward fixes by a constant is pinned unless the constant is an attribute.
+Sound as rules.py: what the forward fixes by a constant is pinned.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from edgeprune.prune.constants import Extent, Known, integers
+from edgeprune.prune.constants import integers
 from edgeprune.prune.labels import Ids
+from edgeprune.prune.rules_parts import PART_RULES
 from edgeprune.prune.tracing import Axes, Trace
 
 Rule = Callable[[Trace, Any, Any, list[Tensor]], None]
@@ -50,11 +51,11 @@ def _merged(trace: Trace, axes: Axes, sizes: list[int]) -> Ids | None:
 
 def _view(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
     x, out = args[0], outs[0]
-    axes, result = trace.axes(x), [None] * out.dim()
+    axes = trace.axes(x)
+    made: Axes = [None] * out.dim()
     if x.numel() == 0:
-        trace.put(out, result)
+        trace.put(out, made)
         return
-    made: Axes = list(result)
     before, after = list(x.shape), list(out.shape)
     for left, right in _blocks(before, after):
         if len(left) == len(right) == 1:
@@ -119,7 +120,7 @@ def _squeeze(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
 def _expand(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
     x, out = args[0], outs[0]
     lead = out.dim() - x.dim()
-    axes: Axes = [None] * lead + list(trace.axes(x))
+    axes: Axes = [*[None] * lead, *trace.axes(x)]
     # What is spread over an axis takes part in whatever that axis meets later.
     grown = [n for n in range(out.dim()) if out.shape[n] > 1 and (n < lead or x.shape[n - lead] == 1)]
     for n in grown:
@@ -131,7 +132,7 @@ def _expand(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
 def _repeat(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
     x, out, times = args[0], outs[0], list(args[1])
     lead = out.dim() - x.dim()
-    axes: Axes = [None] * lead + list(trace.axes(x))
+    axes: Axes = [*[None] * lead, *trace.axes(x)]
     for n, count in enumerate(times):
         ids = axes[n]
         if count > 1:
@@ -152,149 +153,6 @@ def _unbind(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
     trace.pin(axes.pop(args[1] if len(args) > 1 else 0), "the forward unpacks this axis")
     for out in outs:
         trace.put(out, list(axes))
-
-
-def _even(trace: Trace, ids: Ids, pieces: int) -> None:
-    rows = ids.reshape(pieces, -1)
-    for row in rows[1:]:
-        trace.labels.unify(rows[0], row, f"{trace.layer()}: the halves of a chunk")
-
-
-def _slice(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
-    x, out = args[0], outs[0]
-    dim = (args[1] if len(args) > 1 else 0) % x.dim()
-    size = x.shape[dim]
-    start = args[2] if len(args) > 2 and args[2] is not None else 0
-    end = args[3] if len(args) > 3 and args[3] is not None else size
-    step = args[4] if len(args) > 4 else 1
-    axes = list(trace.axes(x))
-    ids = axes[dim]
-    start, end, _ = slice(start, end).indices(size)
-    if ids is not None and (start, end, step) != (0, size, 1):
-        if step != 1:
-            trace.pin(ids, "the forward takes every other position of this axis")
-        for edge in (start, end):
-            if 0 < edge < size:
-                _edge(trace, ids, edge)
-        axes[dim] = ids[start:end:step]
-    trace.put(out, axes)
-
-
-def _edge(trace: Trace, ids: Ids, edge: int) -> None:
-    """The forward cuts an axis at a position: an attribute follows, equal parts go in step, a number is fixed."""
-    _, args, kwargs = trace.site
-    size = len(ids)
-    for number in integers([*args[1:], *kwargs.values()]):
-        if not isinstance(number, Known) or number not in (edge, edge - size, size - edge):
-            continue
-        if len(number.origins) == 1 and isinstance(number.origins[0], Extent):
-            if len(number.origins[0].labels) == size:
-                _even(trace, ids, size // math.gcd(size, edge))
-                return
-            if len(number.origins[0].labels) == edge:
-                trace.meet(ids[:edge], number.origins[0].labels)
-                return
-        elif number == edge and number.origins:
-            trace.bind(number, ids[:edge])
-            return
-        elif number.origins:
-            trace.bind(Known(size - edge, number.origins, number.base), ids[edge:])
-            return
-    trace.pin(ids[:edge], f"the forward cuts this axis at {edge}")
-
-
-def _split(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
-    x = args[0]
-    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % x.dim()
-    axes = trace.axes(x)
-    ids, begin = axes[dim], 0
-    lengths = [out.shape[dim] for out in outs]
-    if ids is not None and len(outs) > 1:
-        _pieces(trace, ids, lengths)
-    for out, length in zip(outs, lengths, strict=True):
-        part = list(axes)
-        if ids is not None:
-            part[dim] = ids[begin : begin + length]
-        begin += length
-        trace.put(out, part)
-
-
-def _pieces(trace: Trace, ids: Ids, lengths: list[int]) -> None:
-    name, args, kwargs = trace.site
-    even = len(set(lengths)) == 1
-    numbers = list(integers([args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))]))
-    known = [n for n in numbers if isinstance(n, Known) and n.origins]
-    if name == "chunk" or (even and known and isinstance(known[0].origins[0], Extent)):
-        if even:
-            _even(trace, ids, len(lengths))
-        else:
-            trace.pin(ids, "a chunk in unequal parts")
-        return
-    if name not in ("split", "split_with_sizes", "tensor_split"):
-        return
-    begin = 0
-    sizes = numbers * len(lengths) if len(numbers) == 1 else numbers
-    if even and len(numbers) == 1:
-        _even(trace, ids, len(lengths))
-    for size, length in zip(sizes, lengths, strict=False):
-        trace.bind(size, ids[begin : begin + length])
-        begin += length
-
-
-def _cat(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
-    tensors = [t for t in args[0] if t.numel()]
-    out = outs[0]
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
-    axes: Axes = []
-    for n in range(out.dim()):
-        parts = [trace.axes(t)[n] for t in tensors]
-        if n != dim:
-            ids = parts[0]
-            for other in parts[1:]:
-                ids = trace.meet(ids, other) if ids is not None or other is not None else None
-            axes.append(ids)
-        elif all(p is None for p in parts):
-            axes.append(None)
-        else:
-            whole = []
-            for ids, tensor in zip(parts, tensors, strict=True):
-                if ids is None:
-                    ids = trace.labels.new(tensor.shape[n])
-                    trace.pin(ids, "fixed channels are joined to others")
-                trace.streams.append(ids)
-                whole.append(ids)
-            axes.append(np.concatenate(whole))
-    trace.put(out, axes)
-
-
-def _stack(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
-    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % outs[0].dim()
-    axes = list(trace.axes(args[0][0]))
-    for tensor in args[0][1:]:
-        axes = [trace.meet(a, b) if a is not None or b is not None else None for a, b in zip(axes, trace.axes(tensor), strict=True)]
-    axes.insert(dim, None)
-    trace.put(outs[0], axes)
-
-
-def _pad(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
-    x, pads = args[0], list(args[1])
-    axes = list(trace.axes(x))
-    written = list(integers(trace.site[1][1])) if trace.site[0] == "pad" and len(trace.site[1]) > 1 else pads
-    for n in range(len(pads) // 2):
-        dim = x.dim() - 1 - n
-        ids = axes[dim]
-        if ids is None or not (pads[2 * n] or pads[2 * n + 1]):
-            continue
-        ends = []
-        for side in (2 * n, 2 * n + 1):
-            fresh = trace.labels.new(max(pads[side], 0))
-            if pads[side] < 0:
-                trace.pin(ids, "the forward crops this axis")
-            elif pads[side]:
-                trace.bind(written[side] if side < len(written) else pads[side], fresh)
-            ends.append(fresh)
-        axes[dim] = np.concatenate([ends[0], ids, ends[1]]) if min(pads[2 * n : 2 * n + 2]) >= 0 else None
-    trace.put(outs[0], axes)
 
 
 def _index(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
@@ -345,6 +203,7 @@ def _col2im(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
 
 
 SHAPE_RULES: dict[str, Rule] = {
+    **PART_RULES,
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _view),
     "permute": _permute,
     "transpose": _transpose,
@@ -355,12 +214,6 @@ SHAPE_RULES: dict[str, Rule] = {
     "repeat": _repeat,
     "select": _select,
     "unbind": _unbind,
-    "slice": _slice,
-    "split": _split,
-    "split_with_sizes": _split,
-    "cat": _cat,
-    "stack": _stack,
-    "constant_pad_nd": _pad,
     "index": _index,
     "index_select": _index_select,
     "unfold": _unfold,

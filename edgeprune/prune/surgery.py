@@ -1,7 +1,8 @@
 """The one writer of structure: a plan and the couplings it speaks of -> a smaller network, in place.
 
-The same plan on equal networks gives equal networks; an empty plan changes nothing; dtype, device, requires_grad and
-ties stay; attributes that count channels (groups, num_heads, in_features, ...) are kept in step.
+The same plan on equal networks gives equal networks; an empty plan changes nothing; dtype, device,
+requires_grad and ties stay; attributes that count channels (groups, num_heads, in_features, ...) are kept in
+step.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from edgeprune.prune.coupling import Coupling, Couplings, Slot
 def apply(module: nn.Module, plan: PruningPlan, couplings: Couplings) -> None:
     """Cut `module` in place. `couplings` must have been found on a network of the same architecture.
 
-    PlanError when the plan names a coupling that is not there or frozen, has another width, or breaks a unit or
-    sections; nothing has been changed then.
+    PlanError when the plan names a coupling that is not there or frozen, has another width, or breaks a unit
+    or sections; nothing has been changed then.
     """
     if plan.low_rank:
-        raise PlanError(f"{plan.low_rank[0].layer}: low-rank layers are not cut here; expected a plan with cuts only")
+        raise PlanError(
+            f"{plan.low_rank[0].layer}: low-rank layers are not cut here; expected a plan with cuts only"
+        )
     dead = _dead(plan, couplings)
     # The names of the tensors and attributes stay; only a forward that ties heads to the stream gives way.
     touched = {name.rpartition(":" if dim < 0 else ".")[0] for name, dim, *_ in dead}
@@ -74,7 +77,7 @@ def check(coupling: Coupling, cut: Cut) -> None:
         raise PlanError(f"{root}: {cut.width} channels in the plan, {width} in the network")
     unit = coupling.unit
     if unit > 1:
-        runs = defaultdict(int)
+        runs: dict[int, int] = defaultdict(int)
         for channel in cut.keep:
             runs[channel // unit] += 1
         if any(n != unit for n in runs.values()):
@@ -95,11 +98,15 @@ def _find(couplings: Couplings, cut: Cut) -> Coupling:
         return couplings[cut.root]
     except KeyError:
         roots = [c.root for c in couplings.all]
-        raise PlanError(f"{cut.root}: the plan cuts it, the network has no such coupling; {nearest(cut.root, roots)}") from None
+        raise PlanError(
+            f"{cut.root}: the plan cuts it, the network has no such coupling; {nearest(cut.root, roots)}"
+        ) from None
 
 
 def _checked(module: nn.Module, dead: dict[Place, set[int]]) -> list[tuple[Place, Any]]:
-    """What will be done: kept indices of each axis, new values of attributes; PlanError before anything changes."""
+    """What will be done: kept indices of each axis, new values of attributes; PlanError before anything
+    changes.
+    """
     tensors = _tensors(module)
     changes: list[tuple[Place, Any]] = []
     values: dict[tuple[str, int | None], int] = {}
@@ -110,7 +117,9 @@ def _checked(module: nn.Module, dead: dict[Place, set[int]]) -> list[tuple[Place
         if dim >= 0:
             found = tensors[name].shape[dim] if name in tensors else None
             if found != size:
-                raise PlanError(f"{name}: {size} expected along axis {dim}, {found} found; is it another architecture?")
+                raise PlanError(
+                    f"{name}: {size} expected along axis {dim}, {found} found; is it another architecture?"
+                )
             changes.append((place, [i for i in range(size) if i not in indices]))
             continue
         said = name.replace(":", ".")
@@ -136,7 +145,11 @@ def _shortened(tensor: Tensor, dim: int, keep: list[int]) -> Tensor:
     with torch.no_grad():
         index = torch.tensor(keep, device=tensor.device)
         short = tensor.detach().index_select(dim, index)
-        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+        if (
+            tensor.dim() == 4
+            and tensor.is_contiguous(memory_format=torch.channels_last)
+            and not tensor.is_contiguous()
+        ):
             short = short.contiguous(memory_format=torch.channels_last)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(short, requires_grad=tensor.requires_grad)
@@ -189,7 +202,7 @@ def _in_step(part: nn.Module) -> None:
     elif isinstance(part, nn.LayerNorm) and weight is not None:
         part.normalized_shape = tuple(weight.shape)
     elif isinstance(part, nn.MultiheadAttention):
-        part.embed_dim = part.kdim = part.vdim = part.out_proj.out_features
+        part.embed_dim = part.kdim = part.vdim = part.out_proj.weight.shape[0]
     elif isinstance(part, nn.PReLU) and weight is not None:
         part.num_parameters = weight.shape[0]
     for key, value in vars(part).items():

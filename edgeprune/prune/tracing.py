@@ -1,7 +1,8 @@
-"""One run of a network in which every channel axis carries labels: what unifies them is read off the operations.
+"""One run of a network in which every channel axis carries labels: what unifies them is read off the
+operations.
 
-Two interceptors: functions, for the integers that the forward writes down, and operators (aten), for what happens to
-the axes. The run is on real tensors, so any forward that runs can be traced.
+Two interceptors: functions, for the integers that the forward writes down, and operators (aten), for what
+happens to the axes. The run is on real tensors, so any forward that runs can be traced.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Axes = list[Ids | None]
 
 @dataclass(frozen=True, eq=False)
 class Operation:
-    """One operator as it ran: its name, the axes of its tensor arguments, and those of its results, with their strides."""
+    """One operator as it ran: its name, the axes of its tensor arguments, and those of its results, with
+    their strides.
+    """
 
     name: str
     inputs: list[Axes]
@@ -41,9 +44,10 @@ _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 class Trace:
     """What one or more runs of a network have shown.
 
-    params: tensor name -> labels of each of its axes. bound: attribute -> the axes it counts. inputs: weight name of a
-    convolution -> labels of its input channels. streams: labels that a residual sum or a concatenation passes on.
-    dotted: labels contracted between two activations (the dimensions of a head). order: layers as they ran.
+    params: tensor name -> labels of each of its axes. bound: attribute -> the axes it counts. inputs: weight
+    name of a convolution -> labels of its input channels. streams: labels that a residual sum or a
+    concatenation passes on. dotted: labels contracted between two activations (the dimensions of a head).
+    order: layers as they ran.
     """
 
     module: nn.Module
@@ -98,7 +102,9 @@ class Trace:
         if ids is not None:
             self.labels.pin(ids, f"{self.layer() or 'the network'}: {why}")
 
-    def meet(self, one: Ids | None, two: Ids | None, why: str = "meets an axis that cannot shrink") -> Ids | None:
+    def meet(
+        self, one: Ids | None, two: Ids | None, why: str = "meets an axis that cannot shrink"
+    ) -> Ids | None:
         """Two axes of the same length meet: unify them, or pin the one when the other is fixed."""
         if one is None or two is None:
             self.pin(one if two is None else two, why)
@@ -139,7 +145,9 @@ class Trace:
         known.append(ids)
 
     def settle(self) -> None:
-        """A size computed from several attributes, none of which counts an axis itself, is in ratio to the first."""
+        """A size computed from several attributes, none of which counts an axis itself, is in ratio to the
+        first.
+        """
         for origins, ids in self.pending:
             if all(isinstance(o, Attribute) and not self.bound.get(o) for o in origins):
                 first = origins[0]
@@ -205,11 +213,11 @@ def _extent(size: int, ids: Ids | None) -> int:
     return Known(size, (Extent(ids),)) if ids is not None else Known(size, ())
 
 
-class Operators(TorchDispatchMode):
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Applies the rule of each operator to the axes of its results."""
 
     def __init__(self, trace: Trace, rules: Callable[[Trace, str, Any, Any, list[Tensor]], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace, self.rules = trace, rules
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

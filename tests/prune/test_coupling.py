@@ -40,7 +40,11 @@ def test_couplings_agree_with_torch_pruning_where_its_graph_is_right():
     for coupling in found:
         layer = module.get_submodule(coupling.root)
         group = theirs.get_pruning_group(layer, torch_pruning.prune_conv_out_channels, idxs=[0])
-        out = {names[d.target.module] for d, _ in group if d.target.module in names and "out" in d.handler.__name__}
+        out = {
+            names[d.target.module]
+            for d, _ in group
+            if d.target.module in names and "out" in d.handler.__name__
+        }
         assert {m.layer for m in coupling.members if m.axis == "out"} == out
 
 
@@ -80,7 +84,11 @@ class Padded(nn.Module):
 
     def __init__(self, pad: int | None):
         super().__init__()
-        self.stem, self.conv, self.head = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 4, 1)
+        self.stem, self.conv, self.head = (
+            nn.Conv2d(3, 8, 3, 1, 1),
+            nn.Conv2d(8, 16, 3, 2, 1),
+            nn.Conv2d(16, 4, 1),
+        )
         if pad:
             self.pad = pad
 

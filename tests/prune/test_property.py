@@ -1,4 +1,6 @@
-"""Random small networks with residuals, concatenations, groups, gates, shuffles; random plans; masked equals cut."""
+"""Random small networks with residuals, concatenations, groups, gates, shuffles; random plans; masked equals
+cut.
+"""
 
 import copy
 

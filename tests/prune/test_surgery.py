@@ -50,7 +50,9 @@ def test_the_same_plan_on_equal_networks_gives_equal_networks(plan_of):
     plan = PruningPlan.from_json(json.loads(plan_of(couplings).dumps()))
     one, two = cut(module, plan, couplings), cut(module, plan, graph.find(module, IMAGE, verify=False))
     assert skeleton.diff(one, two) == {}
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    )
 
 
 def test_dtype_gradients_and_ties_stay(plan_of):
@@ -135,9 +137,9 @@ def test_helpful_errors():
     grouped = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=8), nn.Conv2d(16, 4, 1))
     with pytest.raises(PlanError, match="channels go in whole runs of 2; the plan keeps part of a run"):
         surgery.apply(grouped, PruningPlan((Cut("0", 16, (0, 1, 2)),)), graph.find(grouped, IMAGE))
+    narrow = torchvision.models.resnet18()
+    narrow.layer1[0].conv1 = nn.Conv2d(64, 32, 3)
     with pytest.raises(PlanError, match="64 expected along axis 0, 32 found; is it another architecture"):
-        narrow = torchvision.models.resnet18()
-        narrow.layer1[0].conv1 = nn.Conv2d(64, 32, 3)
         surgery.apply(narrow, PruningPlan((Cut("layer1.0.conv1", 64, (0,)),)), couplings)
 
 
