@@ -1,12 +1,14 @@
-"""The most valuable widths whose joint cost stays below a limit: a multiple-choice knapsack with pairwise costs.
+"""The most valuable widths whose joint cost stays below a limit: a multiple-choice knapsack with pairwise
+costs.
 
     maximise  sum_g V_g[j_g]   subject to   sum_t T_t[j_a, j_b, ...] <= limit
 
-One choice j_g for each group g (a coupling's width); a cost term t is a table over the few groups that set a layer's
-input and output widths, after MDP (Sun et al., CVPR 2025, arXiv 2504.02168), which hands the same problem to a
-mixed-integer solver. Here (ours): Lagrange multipliers by bisection, each relaxed problem solved exactly by variable
-elimination, which also bounds the optimum from above; single steps and exchanges close most of the gap; a depth-first
-search with that bound then proves the optimum or stops after `nodes` looks. Deterministic; numpy only.
+One choice j_g for each group g (a coupling's width); a cost term t is a table over the few groups that set a
+layer's input and output widths, after MDP (Sun et al., CVPR 2025, arXiv 2504.02168), which hands the same
+problem to a mixed-integer solver. Here (ours): Lagrange multipliers by bisection, each relaxed problem solved
+exactly by variable elimination, which also bounds the optimum from above; single steps and exchanges close
+most of the gap; a depth-first search with that bound then proves the optimum or stops after `nodes` looks.
+Deterministic; numpy only.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Choice:
 
 
 def solve(values: Sequence[Array], costs: Sequence[Cost], limit: float, nodes: int = 20_000) -> Choice:
-    """Choose j_g for each group. values[g]: (J_g,) worth of each choice; BudgetNotMet when the cheapest exceeds limit."""
+    """Choose j_g for each group. values[g]: (J_g,) worth of each choice; BudgetNotMet when the cheapest
+    exceeds limit.
+    """
     problem = _Problem([np.asarray(v, dtype=float) for v in values], costs, limit)
     cheapest = problem.relaxed(None)[0]
     if problem.cost(cheapest) > limit:
@@ -85,7 +89,8 @@ class _Problem:
         return order
 
     def relaxed(self, price: float | None) -> tuple[list[int], float, list[Cost]]:
-        """Maximise value - price * cost (None: minus cost alone): picks, an upper bound, and each group's message.
+        """Maximise value - price * cost (None: minus cost alone): picks, an upper bound, and each group's
+        message.
 
         Exact unless a table would pass _WIDEST entries; then factors are maximised apart, which still bounds.
         """
@@ -120,12 +125,8 @@ class _Problem:
         picks, top, _ = self.relaxed(0.0)
         if self.cost(picks) <= self.limit:
             return picks, top, 0.0
-        for n in range(120):
-            price = (
-                high
-                if n < 60 and low == 0.0 and high > 0 and n >= 0 and best is cheapest
-                else (low + high) / 2
-            )
+        for _ in range(120):
+            price = high if best is cheapest else (low + high) / 2  # doubled until something fits
             picks, top, _ = self.relaxed(price)
             if top + price * self.limit < bound:
                 bound, at = top + price * self.limit, price
@@ -133,13 +134,10 @@ class _Problem:
                 if best is cheapest or self.value(picks) > self.value(best):
                     best = picks
                 high = price
-                if high - low <= 1e-9 * high:
-                    break
             else:
-                low = price
-                high = max(high, 2 * price) if best is cheapest else high
-                if best is not cheapest and high - low <= 1e-9 * high:
-                    break
+                low, high = price, 2 * price if best is cheapest else high
+            if best is not cheapest and high - low <= 1e-9 * high:
+                break
         return best, bound, at
 
     def improve(self, picks: list[int]) -> list[int]:
@@ -197,15 +195,17 @@ class _Problem:
         return None if best is None else best[1]
 
     def prove(self, picks: list[int], price: float, nodes: int) -> tuple[list[int], bool]:
-        """Depth-first from the last eliminated group to the first; what cannot beat the best by its bound is left."""
+        """Depth-first from the last eliminated group to the first; what cannot beat the best by its bound is
+        left.
+        """
         best, top = picks, self.value(picks)
         messages = self.relaxed(price)[2]
         place = {g: n for n, g in enumerate(reversed(self.order))}
         ready: list[list[Cost]] = [
             [] for _ in self.order
         ]  # factors fully known once the n-th group is picked
-        for cost in self.costs:
-            ready[max(place[g] for g in cost.groups)].append(cost)
+        for term in self.costs:
+            ready[max((place[g] for g in term.groups), default=0)].append(term)
         ahead = self._ahead(messages, place)
         sequence = list(reversed(self.order))
         stack = [(0, 0.0, 0.0, [0] * len(picks))]
@@ -220,17 +220,17 @@ class _Problem:
             if looked > nodes:
                 return best, False
             g = sequence[depth]
-            found = []
+            found: list[tuple[float, tuple[int, float, float, list[int]]]] = []
             for j in range(len(self.values[g])):
                 now = [*chosen]
                 now[g] = j
                 v = value + float(self.values[g][j])
-                c = cost + float(sum(t.table[tuple(now[h] for h in t.groups)] for t in ready[depth]))
+                spent = cost + float(sum(t.table[tuple(now[h] for h in t.groups)] for t in ready[depth]))
                 rest = sum(float(m.table[tuple(now[h] for h in m.groups)]) for m in ahead[depth])
-                reach = v - price * c + rest + price * self.limit
+                reach = v - price * spent + rest + price * self.limit
                 if reach > top + 1e-9 * (1 + abs(top)):
-                    found.append((reach, depth + 1, v, c, now))
-            stack += [f[1:] for f in sorted(found, key=lambda f: f[0])]
+                    found.append((reach, (depth + 1, v, spent, now)))
+            stack += [state for _, state in sorted(found, key=lambda f: f[0])]
         return best, True
 
     def _ahead(self, messages: Sequence[Cost], place: dict[int, int]) -> list[list[Cost]]:

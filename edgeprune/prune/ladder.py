@@ -1,12 +1,12 @@
 """The legal widths of each coupling, which channels each width keeps, and in what order channels go.
 
-What it must satisfy: widths are multiples of `multiple` and never below the floor; units, sections and aligned
-sections of a coupling are respected; the order is nested (a smaller width keeps a subset) and deterministic: among
-equal scores the channel with the higher index, then the later coupling, goes first.
+What it must satisfy: widths are multiples of `multiple` and never below the floor; units, sections and
+aligned sections of a coupling are respected; the order is nested (a smaller width keeps a subset) and
+deterministic: among equal scores the channel with the higher index, then the later coupling, goes first.
 
-A coupling whose width is no multiple keeps its full width as the last rung. One that is not wider than `multiple`
-stays whole: a device would pad it up again. Where units or sections cannot give multiples without dropping below half
-(three heads of 20), the multiple gives way to them.
+A coupling whose width is no multiple keeps its full width as the last rung. One that is not wider than
+`multiple` stays whole: a device would pad it up again. Where units or sections cannot give multiples without
+dropping below half (three heads of 20), the multiple gives way to them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Scores = NDArray[np.float64]
 class Rules:
     """How channels may go.
 
-    multiple: of kept widths. floor: fraction of a coupling's channels that always stays. rank: over what channels
-    compete: "global" (all with all, by score lost for each share of the budget saved), "threshold" (all with all,
-    by score alone), "local" (the same fraction everywhere), "isomorphic" (the same quantile among couplings of the
-    same structure; Fang et al., ECCV 2024, arXiv 2407.04616). dense: widths that floors refer to, when the network
-    has been cut before.
+    multiple: of kept widths. floor: fraction of a coupling's channels that always stays. rank: over what
+    channels compete: "global" (all with all, by score lost for each share of the budget saved), "threshold"
+    (all with all, by score alone), "local" (the same fraction everywhere), "isomorphic" (the same quantile
+    among couplings of the same structure; Fang et al., ECCV 2024, arXiv 2407.04616). dense: widths that
+    floors refer to, when the network has been cut before.
     """
 
     multiple: int = 8

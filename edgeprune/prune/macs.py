@@ -1,11 +1,11 @@
 """MACs and parameters of a network as an exact function of the widths its couplings keep.
 
-What it must satisfy: traced once, then evaluated thousands of times in milliseconds; what it predicts for a plan is
-what the cut network measures. One multiply-add is one MAC; convolutions and matrix products count, functional
-attention included; norms, activations and biases do not. All numbers are of one image.
+What it must satisfy: traced once, then evaluated thousands of times in milliseconds; what it predicts for a
+plan is what the cut network measures. One multiply-add is one MAC; convolutions and matrix products count,
+functional attention included; norms, activations and biases do not. All numbers are of one image.
 
-The form: a product's MACs are a constant times the lengths of its sides, and each side loses a fixed number of
-entries per channel removed from each coupling (concatenations: several couplings on one side):
+The form: a product's MACs are a constant times the lengths of its sides, and each side loses a fixed number
+of entries per channel removed from each coupling (concatenations: several couplings on one side):
 
     macs(w) = sum_p t_p prod_s ( n_ps - sum_c a_psc (W_c - w_c) )
 """
@@ -24,8 +24,9 @@ from torch import nn
 
 from edgeprune.errors import PlanError
 from edgeprune.prune.coupling import Coupling, Couplings, Slot
+from edgeprune.prune.product import Product
 from edgeprune.prune.table import LayerShape
-from edgeprune.prune.trace import Product, products, step
+from edgeprune.prune.trace import products, step
 
 Array = NDArray[np.float64]
 
@@ -44,7 +45,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Term:
-    """times * the lengths of all sides. name: the layer or "(functional)"; shape: what a layer table calls it.
+    """times * the lengths of all sides. name: the layer or "(functional)"; shape: what a layer table calls
+    it.
 
     For a layer, `sides[0]` is the output side and `sides[1]` the input side.
     """
@@ -72,18 +74,21 @@ class _Sum:
 
     def each(self, removed: Array, multiple: int = 1) -> Array:
         """Every term's value, shape (terms, ...) for removed channels of shape (couplings, ...)."""
-        flat = removed.reshape(len(removed), -1)
+        flat = removed.reshape(len(removed), math.prod(removed.shape[1:]))
         lengths = self.sizes[:, None] - self.loses @ flat
         if multiple > 1:
             up = np.ceil(lengths / multiple - 1e-9) * multiple
             lengths = np.where(self.padded[:, None], up, lengths)
         values = np.multiply.reduceat(lengths, self.starts, axis=0) * self.times[:, None]
-        return np.rint(values).reshape(-1, *removed.shape[1:])
+        whole: Array = np.rint(values).reshape(-1, *removed.shape[1:])
+        return whole
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The cost model of one network. Widths are arrays in the order of `roots`, (couplings,) or (couplings, many)."""
+    """The cost model of one network. Widths are arrays in the order of `roots`, (couplings,) or (couplings,
+    many).
+    """
 
     roots: tuple[str, ...]
     full: Array

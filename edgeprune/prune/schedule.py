@@ -1,4 +1,6 @@
-"""How one budget is reached in several cuts: the last cut is exactly the budget, each one is below the one before."""
+"""How one budget is reached in several cuts: the last cut is exactly the budget, each one is below the one
+before.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ _KEPT: Mapping[str, Callable[[float, float], float]] = {
 def fractions(final: float, steps: int, kind: str = "cubic") -> tuple[float, ...]:
     """Fraction kept after each of `steps` cuts, the last one exactly `final` (in 0..1, above 0).
 
-    With t = i/steps: linear 1 - (1-f) t; exponential f^t, the same ratio at each cut (HALP, arXiv 2110.10811);
-    cubic f + (1-f)(1-t)^3, large cuts first (Zhu and Gupta, arXiv 1710.01878, eq. 1, from no sparsity).
-    UsageError for an unknown kind or numbers outside their ranges.
+    With t = i/steps: linear 1 - (1-f) t; exponential f^t, the same ratio at each cut (HALP, arXiv
+    2110.10811); cubic f + (1-f)(1-t)^3, large cuts first (Zhu and Gupta, arXiv 1710.01878, eq. 1, from no
+    sparsity). UsageError for an unknown kind or numbers outside their ranges.
     """
     if kind not in _KEPT:
         raise UsageError(f"no schedule is called {kind!r}: {nearest(kind, _KEPT)}")

@@ -1,7 +1,8 @@
-"""The criteria by the names a user types, each on what a pruning job has: the network, target images, source images.
+"""The criteria by the names a user types, each on what a pruning job has: the network, target images, source
+images.
 
-What they compute is in `edgeprune.prune.scores`, one criterion a file; here is which images each one looks at: up to
-512, evenly spaced over the set.
+What they compute is in `edgeprune.prune.scores`, one criterion a file; here is which images each one looks
+at: up to 512, evenly spaced over the set.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class _Criterion:
-    """One name. The call returns (C,) scores of every coupling that can be cut, larger = keep; no weight changes."""
+    """One name. The call returns (C,) scores of every coupling that can be cut, larger = keep; no weight
+    changes.
+    """
 
     make: ClassVar[Callable[..., Score]]
     looks: ClassVar[str] = ""
@@ -47,7 +50,9 @@ class _Criterion:
         couplings: Couplings,
         source: Pixels | None = None,
     ) -> dict[str, Tensor]:
-        """Scores of every coupling that can be cut. UsageError when labelled source images are needed and missing."""
+        """Scores of every coupling that can be cut. UsageError when labelled source images are needed and
+        missing.
+        """
         device = next(module.parameters()).device
         make = type(self).make
         if not self.looks:

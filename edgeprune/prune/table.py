@@ -1,18 +1,19 @@
 """Latency of a network's layer shapes over grids of widths, as measured on a device: plain JSON, no torch.
 
-What it must satisfy: the workstation writes the shapes, the device fills in the times, the planner reads them; none
-of the three needs the others' libraries. The file:
+What it must satisfy: the workstation writes the shapes, the device fills in the times, the planner reads
+them; none of the three needs the others' libraries. The file:
 
     {"format": "edgeprune-layer-table", "version": 1,
      "device": "Jetson Orin Nano", "runtime": "tensorrt 10.3", "precision": "fp16", "batch": 1,
-     "fixed_ms": 0.05,                       what a whole run costs beside its layers (launch, copies)
-     "layers": [{"shape": {"op": "Conv", "kernel": [3, 3], "stride": [2, 2], "padding": [1, 1], "dilation": [1, 1],
-                           "groups": 1, "size": [56, 56]},
-                 "inputs": [8, 16, 32], "outputs": [8, 64], "p50_ms": [[0.1, 0.2], [0.1, 0.3], [0.2, 0.4]]}]}
+     "fixed_ms": 0.05,                  what a whole run costs beside its layers (launch, copies)
+     "layers": [{"shape": {"op": "Conv", "kernel": [3, 3], "stride": [2, 2], "padding": [1, 1],
+                           "dilation": [1, 1], "groups": 1, "size": [56, 56]},
+                 "inputs": [8, 16, 32], "outputs": [8, 64],
+                 "p50_ms": [[0.1, 0.2], [0.1, 0.3], [0.2, 0.4]]}]}
 
 `p50_ms[i][j]` is the median time at `inputs[i]` input and `outputs[j]` output channels. `groups` 0 stands for
-depthwise (as many groups as channels): its grid has one row. `size` is the input's spatial size for Conv, and the
-number of rows for MatMul.
+depthwise (as many groups as channels): its grid has one row. `size` is the input's spatial size for Conv, and
+the number of rows for MatMul.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Layer:
-    """One shape measured over a grid: `p50_ms[i][j]` at `inputs[i]` and `outputs[j]` channels, both increasing."""
+    """One shape measured over a grid: `p50_ms[i][j]` at `inputs[i]` and `outputs[j]` channels, both
+    increasing.
+    """
 
     shape: LayerShape
     inputs: tuple[int, ...]

@@ -1,13 +1,14 @@
 """One run of a network, seen as matrix products, and which couplings shrink which side of each.
 
 What it must satisfy: every multiply-add is seen, also in functional attention and in layers used through
-`torch.nn.functional`; the weight axes of a product follow the members of the couplings; all other sides (heads,
-head dimensions, rows of a token-mixing layer) are found by following channels through the network.
+`torch.nn.functional`; the weight axes of a product follow the members of the couplings; all other sides
+(heads, head dimensions, rows of a token-mixing layer) are found by following channels through the network.
 
-How the others are found (ours): the smallest legal step of a coupling is marked with NaN where its layers produce
-it. Products are not computed: their output is noise, marked where a whole row or column of an operand is marked.
-Norms, softmax and reductions pass marks on only where all they reduce over is marked. A side of a product of which a
-share is marked shrinks with that coupling. Couplings alive at different times share one run, so a few cheap runs do.
+How the others are found (ours): the smallest legal step of a coupling is marked with NaN where its layers
+produce it. Products are not computed: their output is noise, marked where a whole row or column of an operand
+is marked. Norms, softmax and reductions pass marks on only where all they reduce over is marked. A side of a
+product of which a share is marked shrinks with that coupling. Couplings alive at different times share one
+run, so a few cheap runs do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.prune.coupling import Coupling, Couplings
+from edgeprune.prune.product import Product, of_convolution, of_matmul
 
 _aten = torch.ops.aten
 _PRODUCTS = {_aten.mm: (0, 1), _aten.bmm: (0, 1), _aten.addmm: (1, 2), _aten.baddbmm: (1, 2)}
@@ -47,36 +48,6 @@ _REDUCTIONS = {
     _aten.var_mean,
     _aten.std,
 }
-
-
-@dataclass
-class Product:
-    """One convolution or matrix product of a run.
-
-    sides: batch, rows, inner, columns of a matrix product; batch, positions, in, out of a convolution (as long as
-    the two channel axes of its weight). macs = the product of the sides times `times`. weight: name of the parameter
-    that is an operand, or None; axes: which sides its axes 0 and 1 are; rows: which of its axis 0 entries take part.
-    marked: for each side, per coupling, how many of its entries go with the step that was marked.
-    """
-
-    kind: str
-    sides: tuple[int, int, int, int]
-    times: float
-    weight: str | None
-    rows: tuple[int, int] = (0, 0)
-    axes: tuple[int, int] = (3, 2)
-    size: tuple[int, ...] = ()
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
-    marked: tuple[dict[str, int], ...] = field(default_factory=lambda: ({}, {}, {}, {}))
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds of this product."""
-        return round(math.prod(self.sides) * self.times)
 
 
 def step(coupling: Coupling) -> list[int]:
@@ -118,7 +89,9 @@ def products(module: nn.Module, example: Any, couplings: Couplings) -> list[Prod
 
 @contextmanager
 def _quiet(module: nn.Module) -> Iterator[list[nn.Module]]:
-    """Evaluation mode, no gradients, attention spelt out, same random numbers; yields the stack of running modules."""
+    """Evaluation mode, no gradients, attention spelt out, same random numbers; yields the stack of running
+    modules.
+    """
     inside: list[nn.Module] = []
     modes = [(m, m.training) for m in module.modules()]
     handles = []
@@ -169,7 +142,9 @@ def _open(product: Product) -> bool:
 
 
 def _rows(crew: Sequence[Coupling]) -> dict[str, list[int]]:
-    """Per weight name, the entries of its output axis that belong to the marked step of a coupling of the crew."""
+    """Per weight name, the entries of its output axis that belong to the marked step of a coupling of the
+    crew.
+    """
     rows: dict[str, list[int]] = {}
     for coupling in crew:
         for member in coupling.members:
@@ -178,7 +153,7 @@ def _rows(crew: Sequence[Coupling]) -> dict[str, list[int]]:
     return rows
 
 
-class _Run(TorchDispatchMode):
+class _Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """One forward pass; with lives given, products are not computed and marks are followed."""
 
     def __init__(
@@ -188,7 +163,7 @@ class _Run(TorchDispatchMode):
         rows: Mapping[str, list[int]],
         lives: Sequence[tuple[str, int, int]],
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names, self.inside, self.rows, self.lives = names, inside, rows, lives
         self.modules = {p.data_ptr(): n for n, p in names.values()}
         self.seen: list[Product] = []
@@ -239,7 +214,7 @@ class _Run(TorchDispatchMode):
     def _matmul(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         i, j = _PRODUCTS[func.overloadpacket]
         a, b = args[i], args[j]
-        product = _matmul_product(a, b, self._weight(b), self._weight(a))
+        product = of_matmul(a, b, self._weight(b), self._weight(a))
         root = self._alive()
         if not self.lives:
             out: Tensor = func(*args, **kwargs)
@@ -247,7 +222,7 @@ class _Run(TorchDispatchMode):
             out, sides = _matmul_marks(a, b)
             if root is not None:
                 _note(product, root, sides)
-            if product.weight in self.rows and product.axes == (3, 2):
+            if product.weight and product.weight in self.rows and product.axes == (3, 2):
                 low, high = product.rows
                 gone = [r - low for r in self.rows[product.weight] if low <= r < high]
                 out[..., gone] = math.nan
@@ -260,11 +235,11 @@ class _Run(TorchDispatchMode):
         root = self._alive()
         if not self.lives:
             out: Tensor = func(*args)
-            self.seen.append(_conv_product(args, out, found[0] if found else None))
+            self.seen.append(of_convolution(args, out, found[0] if found else None))
             return out
         meta = func(x.to("meta"), w.to("meta"), None, *args[3:])
         out = _noise(tuple(meta.shape), x)
-        product = _conv_product(args, out, found[0] if found else None)
+        product = of_convolution(args, out, found[0] if found else None)
         images = x.isnan().flatten(1).all(1)
         out[images] = math.nan
         if root is not None:
@@ -274,47 +249,16 @@ class _Run(TorchDispatchMode):
             out.masked_fill_(places[:, None, :], math.nan)
             if root is not None:
                 _note(product, root, (0, places.all(0).sum(), 0, 0))
-        if product.weight in self.rows:
+        if product.weight and product.weight in self.rows:
             out[:, self.rows[product.weight]] = math.nan
         self.seen.append(product)
         return out
 
 
-def _matmul_product(
-    a: Tensor, b: Tensor, right: tuple[str, Tensor] | None, left: tuple[str, Tensor] | None
-) -> Product:
-    """The record of a @ b, (n,k) x (k,m), batched or not; the right operand is a weight in a linear layer."""
-    a3, b3 = (t if t.ndim == 3 else t[None] for t in (a, b))
-    (batch, n, k), m = a3.shape, b3.shape[2]
-    found = right or left
-    product = Product("MatMul", (batch, n, k, m), 1.0, found[0] if found else None, size=(batch * n,))
-    if right is None:
-        product.axes, product.rows = (1, 2), (0, n)
-        return product
-    own = right[1]
-    as_stored = b.ndim == 2 == own.ndim and b.stride() == own.stride() and b.stride(0) != b.stride(1)
-    product.axes = (2, 3) if as_stored else (3, 2)
-    same = b.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
-    low = (b.storage_offset() - own.storage_offset()) // max(own.stride(0), 1) if same else 0
-    product.rows = (low, low + product.sides[product.axes[0]])
-    return product
-
-
-def _conv_product(args: tuple[Any, ...], out: Tensor, name: str | None) -> Product:
-    """The record of a convolution; transposed ones multiply at each input position instead of each output one."""
-    x, w, _, stride, padding, dilation, transposed, _, groups = args
-    positions = math.prod(x.shape[2:] if transposed else out.shape[2:])
-    kernel = tuple(w.shape[2:])
-    spread = [tuple(v) * len(kernel) if len(v) == 1 else tuple(v) for v in (stride, padding, dilation)]
-    kind, axes = ("ConvTranspose", (2, 3)) if transposed else ("Conv", (3, 2))
-    channels = (w.shape[0], w.shape[1]) if transposed else (w.shape[1], w.shape[0])
-    sides = (x.shape[0], positions, *channels)
-    rows, size = (0, w.shape[0]), tuple(x.shape[2:])
-    return Product(kind, sides, float(math.prod(kernel)), name, rows, axes, size, kernel, *spread, groups)
-
-
 def _matmul_marks(a: Tensor, b: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Noise in place of a @ b, marked where an operand's whole row or column is, and how much of each side is."""
+    """Noise in place of a @ b, marked where an operand's whole row or column is, and how much of each side
+    is.
+    """
     ga, gb = (t.isnan() if t.ndim == 3 else t.isnan()[None] for t in (a, b))
     out = _noise((ga.shape[0], ga.shape[1], gb.shape[2]), a)
     out.masked_fill_(ga.all(2)[:, :, None], math.nan).masked_fill_(gb.all(1)[:, None, :], math.nan)

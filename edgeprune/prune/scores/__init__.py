@@ -1,7 +1,7 @@
 """How much each channel matters: one criterion a file, none of which touches a weight.
 
-Each is a frozen dataclass, called with a module and its couplings; it returns for each root that can be cut a `(C,)`
-float tensor on the CPU, finite, larger = keep. Those that look at images take them at construction.
+Each is a frozen dataclass, called with a module and its couplings; it returns for each root that can be cut a
+`(C,)` float tensor on the CPU, finite, larger = keep. Those that look at images take them at construction.
 """
 
 from __future__ import annotations

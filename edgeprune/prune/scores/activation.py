@@ -18,11 +18,12 @@ from edgeprune.prune.scores.magnitude import energy
 
 @dataclass(frozen=True)
 class Activation:
-    """Energy of what a channel gives its readers: E[x_c^2] times the squared norm of the weights that read it.
+    """Energy of what a channel gives its readers: E[x_c^2] times the squared norm of the weights that read
+    it.
 
-    Source: |W| times the norm of its input, Wanda (Sun et al., ICLR 2024, arXiv 2306.11695, eq. 1), squared and
-    summed over a channel's weights (ours). weights=False leaves the weights out. A coupling that cannot be watched
-    is ranked by magnitude. batches: images (B,3,H,W), or tuples of arguments; read once a call.
+    Source: |W| times the norm of its input, Wanda (Sun et al., ICLR 2024, arXiv 2306.11695, eq. 1), squared
+    and summed over a channel's weights (ours). weights=False leaves the weights out. A coupling that cannot
+    be watched is ranked by magnitude. batches: images (B,3,H,W), or tuples of arguments; read once a call.
     """
 
     batches: Iterable[Any]

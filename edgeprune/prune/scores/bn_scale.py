@@ -15,7 +15,8 @@ from edgeprune.prune.scores.magnitude import Magnitude
 
 @dataclass(frozen=True)
 class BNScale:
-    """Absolute gain of the coupling's norms, one threshold for all (Liu et al., Network Slimming, ICCV 2017, eq. 1).
+    """Absolute gain of the coupling's norms, one threshold for all (Liu et al., Network Slimming, ICCV 2017,
+    eq. 1).
 
     A coupling without a norm is ranked by magnitude, scaled to the network's mean gain (ours).
     ModelError when no coupling has a norm at all.

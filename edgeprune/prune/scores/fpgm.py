@@ -13,10 +13,11 @@ from edgeprune.prune.scores.magnitude import energy
 
 @dataclass(frozen=True)
 class FPGM:
-    """Sum of Euclidean distances from a filter to all filters of its layer (He et al., CVPR 2019, arXiv 1811.00250, eq. 4).
+    """Sum of Euclidean distances from a filter to all filters of its layer (He et al., CVPR 2019, arXiv
+    1811.00250, eq. 4).
 
-    Over the weights that make the channel; a channel with several filters has the sum of theirs. A coupling that no
-    weight makes is ranked by magnitude.
+    Over the weights that make the channel; a channel with several filters has the sum of theirs. A coupling
+    that no weight makes is ranked by magnitude.
     """
 
     reduce: Reduce = "mean"

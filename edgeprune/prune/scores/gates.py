@@ -1,10 +1,10 @@
 """Gates of one, multiplied on each coupling's channels where they are read.
 
-What it must satisfy: setting a coupling's gate for channel c to 0 removes c exactly as surgery does (norms over the
-channel axis excepted, which then see one channel less), and each image has gates of its own, so one backward pass gives
-every image's derivative. Channels are gated at the input of every layer that reads them, with one gate for all; a
-layer whose forward is bypassed (an attention's output projection used as a function) cannot be gated, which shows as
-a coupling without gates.
+What it must satisfy: setting a coupling's gate for channel c to 0 removes c exactly as surgery does (norms
+over the channel axis excepted, which then see one channel less), and each image has gates of its own, so one
+backward pass gives every image's derivative. Channels are gated at the input of every layer that reads them,
+with one gate for all; a layer whose forward is bypassed (an attention's output projection used as a function)
+cannot be gated, which shows as a coupling without gates.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from edgeprune.prune.coupling import Coupling, Couplings, Member
 class Gates:
     """The gates of one forward pass, and what passed them.
 
-    values: {root: (B, C) ones that require a gradient}; only couplings that were really read. seen: {root: (B, C) sum
-    of squares of what was read, over positions and readers}.
+    values: {root: (B, C) ones that require a gradient}; only couplings that were really read. seen: {root:
+    (B, C) sum of squares of what was read, over positions and readers}.
     """
 
     images: int = 0

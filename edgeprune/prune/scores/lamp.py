@@ -14,10 +14,12 @@ from edgeprune.prune.scores.magnitude import energy
 
 @dataclass(frozen=True)
 class LAMP:
-    """score(u) = W[u]^2 / sum of W[v]^2 over all v with W[v]^2 >= W[u]^2 (Lee et al., ICLR 2021, arXiv 2010.07611, eq. 3).
+    """score(u) = W[u]^2 / sum of W[v]^2 over all v with W[v]^2 >= W[u]^2 (Lee et al., ICLR 2021, arXiv
+    2010.07611, eq. 3).
 
-    The paper ranks single weights of a layer; here W[u]^2 is a channel's energy over its coupling's members (ours).
-    The largest of each coupling scores 1, so a global threshold never empties a coupling. Ties share a score.
+    The paper ranks single weights of a layer; here W[u]^2 is a channel's energy over its coupling's members
+    (ours). The largest of each coupling scores 1, so a global threshold never empties a coupling. Ties share
+    a score.
     """
 
     reduce: Reduce = "mean"
@@ -32,5 +34,5 @@ def lamp(energies: Tensor) -> Tensor:
     ordered, order = energies.sort()
     tail = ordered.flip(0).cumsum(0).flip(0)
     first = torch.searchsorted(ordered, ordered)  # ties: the sum that holds all of them
-    score = ordered / tail[first].clamp_min(torch.finfo(energies.dtype).tiny)
+    score = torch.where(tail[first] > 0, ordered / tail[first], ordered)
     return torch.empty_like(energies).index_copy_(0, order, score)

@@ -22,7 +22,8 @@ def energy(module: nn.Module, coupling: Coupling, reduce: Reduce = "mean") -> Te
 class Magnitude:
     """Squared L2 norm of each channel in each member, reduced over members, divided by the coupling's mean.
 
-    Source: the group norm of DepGraph (Fang et al., CVPR 2023, arXiv 2301.12900, eq. 8), without its sparse training.
+    Source: the group norm of DepGraph (Fang et al., CVPR 2023, arXiv 2301.12900, eq. 8), without its sparse
+    training.
     """
 
     reduce: Reduce = "mean"

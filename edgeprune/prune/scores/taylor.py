@@ -1,17 +1,20 @@
 """Taylor: by how much the answer changes when a channel goes, from derivatives at gates of one.
 
-Without labels (ours). Let z be the gates of all channels, p(x) the network's answer with all gates 1, p_z(x) with
-gates z, and D(z) = E_x KL(p(x) || p_z(x)). At z = 1, D and its gradient are zero, so a first-order score sees nothing.
-The second derivative there is exactly the expected Fisher information of the gates (the Gauss-Newton matrix; its other
-part carries the zero gradient), hence for the removal of channel c (z_c: 1 -> 0)
+Without labels (ours). Let z be the gates of all channels, p(x) the network's answer with all gates 1, p_z(x)
+with gates z, and D(z) = E_x KL(p(x) || p_z(x)). At z = 1, D and its gradient are zero, so a first-order score
+sees nothing. The second derivative there is exactly the expected Fisher information of the gates (the
+Gauss-Newton matrix; its other part carries the zero gradient), hence for the removal of channel c (z_c: 1 ->
+0)
 
     D ~ 1/2 d2D/dz_c2 = 1/2 E_x sum_k p_k(x) ( d log p_k(x) / d z_c )^2 .
 
-The sum over classes is exact when there are no more than `exact` of them, else classes are drawn from p (unbiased).
-Outputs that are not logits (N,K) are taken as the mean of a Gaussian: KL = 1/2 ||y - y_z||^2 / numel, and the
-derivative of random signs of y in place of log p_k. It is the same quantity that distillation minimises.
+The sum over classes is exact when there are no more than `exact` of them, else classes are drawn from p
+(unbiased). Outputs that are not logits (N,K) are taken as the mean of a Gaussian: KL = 1/2 ||y - y_z||^2 /
+numel, and the derivative of random signs of y in place of log p_k. It is the same quantity that distillation
+minimises.
 
-With labels: Molchanov et al., CVPR 2019, arXiv 1906.10771, eq. 9-10 at gates: E over batches of (d loss / d z_c)^2.
+With labels: Molchanov et al., CVPR 2019, arXiv 1906.10771, eq. 9-10 at gates: E over batches of (d loss / d
+z_c)^2.
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ from edgeprune.prune.scores.group import gather
 
 @dataclass(frozen=True)
 class Taylor:
-    """Expected divergence from the dense answer when a channel goes, on unlabelled images; no normalisation needed.
+    """Expected divergence from the dense answer when a channel goes, on unlabelled images; no normalisation
+    needed.
 
-    batches: images (B,3,H,W), or tuples of arguments; read once a call. exact, draws: see the top of this file.
+    batches: images (B,3,H,W), or tuples of arguments; read once a call. exact, draws: see the top of this
+    file.
     """
 
     batches: Iterable[Any]
@@ -76,8 +81,8 @@ class Taylor:
                     yield 1.0, (p[:, k].sqrt() * logp[:, k]).sum()
                 return
             for _ in range(self.draws):
-                k = torch.multinomial(p.cpu().float(), 1, generator=generator).to(p.device)
-                yield 1 / self.draws, logp.gather(1, k).sum()
+                drawn = torch.multinomial(p.cpu().float(), 1, generator=generator).to(p.device)
+                yield 1 / self.draws, logp.gather(1, drawn).sum()
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,8 @@ class TaylorLabels:
 def _slopes(module: nn.Module, couplings: Couplings, gates: Gates, scalar: Tensor) -> dict[str, Tensor]:
     """{root: (B, C)} derivatives of the scalar by the gates, float64 on the CPU.
 
-    A coupling that could not be gated has (1, C): the sum over images of w * d scalar / d w over the weights that
-    make the channel, which is the derivative by its gate there, but images may cancel.
+    A coupling that could not be gated has (1, C): the sum over images of w * d scalar / d w over the weights
+    that make the channel, which is the derivative by its gate there, but images may cancel.
     """
     bare = [c for c in couplings if c.root not in gates.values]
     weights = {m.tensor: module.get_parameter(m.tensor) for c in bare for m in _makers(module, c)}
@@ -124,9 +129,9 @@ def _slopes(module: nn.Module, couplings: Couplings, gates: Gates, scalar: Tenso
     for coupling in bare:
         parts = []
         for m in _makers(module, coupling):
-            g = by_name.get(m.tensor)
-            if g is not None:
-                product = (g * weights[m.tensor]).detach().double().movedim(m.dim, 0)
+            slope = by_name.get(m.tensor)
+            if slope is not None:
+                product = (slope * weights[m.tensor]).detach().double().movedim(m.dim, 0)
                 parts.append(gather(product.reshape(len(product), -1).sum(1), m))
         if parts:
             slopes[coupling.root] = torch.stack(parts).sum(0)[None]
@@ -141,11 +146,11 @@ def _makers(module: nn.Module, coupling: Coupling) -> list[Any]:
 def _signs(leaves: list[Tensor], images: int, generator: torch.Generator) -> Tensor:
     """Random signs times the outputs, scaled so that squared slopes are those of the mean squared change."""
     size = sum(t.numel() for t in leaves) / images
-    parts = []
+    total = torch.zeros((), dtype=leaves[0].dtype, device=leaves[0].device)
     for t in leaves:
         sign = torch.randint(0, 2, t.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1)
-        parts.append((t * sign.to(t)).sum())
-    return torch.stack(parts).sum() / size**0.5
+        total = total + (t * sign.to(t)).sum() / size**0.5
+    return total
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -1,0 +1,232 @@
+"""The search for widths below all ceilings, as near to the tightest one as legal widths allow.
+
+How: the ranking takes channels away, step by step, until all budgets are met; then widths are raised again,
+the most valuable first, as long as the budgets hold. If that leaves more than 2%, one coupling is raised at
+the price of lowering another, the least loss first, until no exchange helps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.errors import BudgetNotMet
+from edgeprune.prune.ladder import Ladder, Rules, removals
+from edgeprune.prune.macs import Costs
+
+KINDS = ("macs", "params", "channels")
+FULL_ENOUGH = 0.98
+FEW = 20_000  # plans that are all looked at
+Widths = NDArray[np.float64]
+
+
+def measured(costs: Costs, widths: Widths) -> dict[str, float]:
+    """All that can be budgeted, at some widths."""
+    found = {"macs": costs.macs(widths), "params": costs.params(widths), "channels": costs.channels(widths)}
+    return {n: float(v) for n, v in found.items()}
+
+
+class Search:
+    """Where each ladder stands (`at`: an index into its widths), and the moves between such states."""
+
+    def __init__(self, costs: Costs, ladders: Sequence[Ladder], limits: Mapping[str, float]) -> None:
+        self.costs, self.ladders = costs, ladders
+        self.dense = measured(costs, costs.full)
+        self.ceilings = dict(limits)
+        self.names = list(self.ceilings)
+        self.limits = np.array([self.ceilings[n] for n in self.names])
+        self.at = [len(one.widths) - 1 for one in ladders]
+
+    def widths(self, at: Sequence[int]) -> Widths:
+        """The width of each coupling, (couplings,)."""
+        return np.array([one.widths[i] for one, i in zip(self.ladders, at, strict=True)], dtype=float)
+
+    def used(self, widths: Widths) -> Widths:
+        """What is budgeted as a share of its ceiling, (budgets, ...); all at most 1 is legal."""
+        get = {"macs": self.costs.macs, "params": self.costs.params, "channels": self.costs.channels}
+        values = np.stack([np.asarray(get[n](widths), dtype=float) for n in self.names])
+        shares: Widths = values / self.limits.reshape(-1, *[1] * (values.ndim - 1))
+        return shares
+
+    def fits(self, at: Sequence[int]) -> bool:
+        """Whether every ceiling holds."""
+        return bool((self.used(self.widths(at)) <= 1).all())
+
+    def cut(self, rank: str) -> None:
+        """The shortest prefix of the ranking's removals that meets every budget."""
+        order = removals(self.ladders, rank)
+        states = self._states(order)
+        low, high = 0, len(order)
+        while low < high:  # MACs, parameters and channels only fall along the sequence
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.fits(states(middle)) else (middle + 1, high)
+        self.at = states(low)
+
+    def _states(self, order: Sequence[int]) -> Any:
+        def after(count: int) -> list[int]:
+            gone = (
+                np.bincount(order[:count], minlength=len(self.ladders)) if count else [0] * len(self.ladders)
+            )
+            return [len(one.widths) - 1 - int(g) for one, g in zip(self.ladders, gone, strict=True)]
+
+        return after
+
+    def descend(self) -> None:
+        """Step down where the least score is lost for each share of the tightest budget saved, until all
+        hold.
+        """
+        while (used := self.used(self.widths(self.at))).max() > 1:
+            movable = [i for i, at in enumerate(self.at) if at]
+            many = np.repeat(self.widths(self.at)[:, None], len(movable), axis=1)
+            for column, i in enumerate(movable):
+                many[i, column] = self.ladders[i].widths[self.at[i] - 1]
+            tightest = int(used.argmax())
+            saved = used[tightest] - self.used(many)[tightest]
+            lost = np.array([self.ladders[i].lost(self.at[i] - 1) for i in movable])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                rate = np.where(saved > 0, lost / saved, np.inf)
+            ties = np.flatnonzero(rate <= rate.min())  # the latest of the largest savings
+            best = int(ties[np.lexsort((ties, saved[ties]))[-1]])
+            self.at[movable[best]] -= 1
+
+    def require_possible(self) -> None:
+        """BudgetNotMet unless all couplings at their lowest meet every ceiling."""
+        lowest = [0] * len(self.ladders)
+        if self.fits(lowest):
+            return
+        got = measured(self.costs, self.widths(lowest))
+        said = ", ".join(
+            f"{n} {got[n]:,.0f} ({got[n] / max(self.dense[n], 1):.3f} of dense), asked for at most {limit:,.0f}"
+            for n, limit in self.ceilings.items()
+        )
+        raise BudgetNotMet(
+            f"the smallest plan possible has {said}; lower --floor or --multiple, free layers named by --keep, "
+            "or ask for more"
+        )
+
+    def _ups(self, at: Sequence[int]) -> tuple[list[int], Widths]:
+        """Ladders that can go one step up, and all widths after each such step, (couplings, ups)."""
+        movable = [i for i, one in enumerate(self.ladders) if at[i] < len(one.widths) - 1]
+        many = np.repeat(self.widths(at)[:, None], len(movable), axis=1)
+        for column, i in enumerate(movable):
+            many[i, column] = self.ladders[i].widths[at[i] + 1]
+        return movable, many
+
+    def fill(self) -> None:
+        """Step up while the budgets hold, the most valuable channels first; among equals the larger step."""
+        while True:
+            movable, many = self._ups(self.at)
+            if not movable:
+                return
+            used = self.used(many)
+            fitting = [k for k in range(len(movable)) if (used[:, k] <= 1).all()]
+            if not fitting:
+                return
+            best = max(fitting, key=lambda k: (self._worth(movable[k]), float(used[:, k].max()), -k))
+            self.at[movable[best]] += 1
+
+    def _worth(self, i: int) -> float:
+        return self.ladders[i].worth[self.at[i]]
+
+    def share(self) -> float:
+        """How full the tightest budget is."""
+        return float(self.used(self.widths(self.at)).max()) if self.names else 1.0
+
+    def exchange(self) -> None:
+        """While less than 0.98 is used and something was cut: one ladder up, another down, then fill again."""
+        for _ in range(64):
+            share = self.share()
+            if share >= FULL_ENOUGH or all(
+                i == len(o.widths) - 1 for i, o in zip(self.at, self.ladders, strict=True)
+            ):
+                return
+            best = self._best_exchange(share)
+            if best is None:
+                return
+            self.at = best
+            self.fill()
+
+    def enumerate(self) -> None:
+        """Where there are few plans in all and less than 0.98 is used: the fullest legal one, by looking at
+        each.
+        """
+        counts = [len(one.widths) for one in self.ladders]
+        if self.share() >= FULL_ENOUGH or math.prod(counts) > FEW or max(counts, default=1) == 1:
+            return
+        every = np.stack(np.unravel_index(np.arange(math.prod(counts)), counts))
+        many = np.stack(
+            [np.array(one.widths, dtype=float)[row] for one, row in zip(self.ladders, every, strict=True)]
+        )
+        used = self.used(many)
+        top = np.where((used <= 1).all(0), used.max(0), -1.0)
+        if top.max() > self.share() + 1e-9:
+            self.at = [int(i) for i in every[:, int(top.argmax())]]
+            self.fill()
+
+    def _best_exchange(self, share: float) -> list[int] | None:
+        """The first exchange that uses 0.98, else the fullest; None when none is fuller than now."""
+        found: tuple[float, list[int]] | None = None
+        for i, one in enumerate(self.ladders):
+            for up in range(self.at[i] + 1, min(self.at[i] + 3, len(one.widths))):
+                raised = [*self.at]
+                raised[i] = up
+                downs = [
+                    (j, d)
+                    for j in range(len(self.ladders))
+                    if j != i
+                    for d in (1, 2, 3)
+                    if self.at[j] - d >= 0
+                ]
+                if not downs:
+                    continue
+                many = np.repeat(self.widths(raised)[:, None], len(downs), axis=1)
+                for column, (j, d) in enumerate(downs):
+                    many[j, column] = self.ladders[j].widths[self.at[j] - d]
+                used = self.used(many)
+                top = np.where((used <= 1).all(0), used.max(0), -1.0)
+                k = int(top.argmax())
+                if top[k] > share + 1e-9 and (found is None or top[k] > found[0]):
+                    j, d = downs[k]
+                    found = (
+                        float(top[k]),
+                        [s - d if n == j else s for n, s in zip(range(len(raised)), raised, strict=True)],
+                    )
+                    if found[0] >= FULL_ENOUGH:
+                        return found[1]
+        return None if found is None else found[1]
+
+    def why(self, rules: Rules) -> dict[str, Any]:
+        """What led to the plan, as JSON values."""
+        widths = self.widths(self.at)
+        got = measured(self.costs, widths)
+        return {
+            "rank": rules.rank,
+            "multiple": rules.multiple,
+            "floor": rules.floor,
+            "requested": dict(self.ceilings),
+            "dense": self.dense,
+            "achieved": got,
+            "padded_macs": float(self.costs.macs(widths, pad=max(rules.multiple, 1))),
+            "next": self._next(),
+            "widths": {o.root: [int(w), o.widths[-1]] for o, w in zip(self.ladders, widths, strict=True)},
+        }
+
+    def _next(self) -> dict[str, Any] | None:
+        """The smallest step up that would exceed a ceiling, and what it would use; None when nothing is cut."""
+        movable, many = self._ups(self.at)
+        if not movable:
+            return None
+        used = self.used(many).max(0)
+        k = int(used.argmin())
+        i = movable[k]
+        return {
+            "layer": self.ladders[i].root,
+            "of_the_budget": float(used[k]),
+            "from": self.ladders[i].widths[self.at[i]],
+            "to": self.ladders[i].widths[self.at[i] + 1],
+            **measured(self.costs, many[:, k]),
+        }

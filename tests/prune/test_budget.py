@@ -1,0 +1,188 @@
+"""Budgets are ceilings, filled as far as legal widths allow; ladders respect multiples, floors, units and sections."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgeprune.errors import BudgetNotMet, PlanError, UsageError
+from edgeprune.plan import PruningPlan
+from edgeprune.prune import budget, graph, macs, search
+from edgeprune.prune.budget import Budget
+from edgeprune.prune.coupling import Coupling, Couplings
+from edgeprune.prune.ladder import RANKS, Rules, ladder, legal
+
+
+def chain(widths: list[int]) -> tuple[nn.Sequential, torch.Tensor, Couplings, macs.Costs]:
+    sizes = [3, *widths]
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(sizes[-1], 4)).eval()
+    example = torch.randn(1, 3, 8, 8)
+    couplings = graph.find(net, example, verify=False)
+    return net, example, couplings, macs.trace(net, example, couplings)
+
+
+def scores_of(couplings: Couplings, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {c.root: torch.rand(c.width, generator=generator) for c in couplings}
+
+
+def share(costs: macs.Costs, plan: PruningPlan, kind: str = "macs") -> float:
+    widths = costs.widths({c.root: len(c.keep) for c in plan.cuts})
+    return float(search.measured(costs, widths)[kind])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(3, 40), min_size=1, max_size=4),
+    st.floats(0.15, 1.0),
+    st.sampled_from(RANKS),
+    st.sampled_from([1, 4, 8]),
+    st.integers(0, 9),
+)
+def test_a_ceiling_that_is_filled(
+    widths: list[int], kept: float, rank: str, multiple: int, seed: int
+) -> None:
+    _, _, couplings, costs = chain(widths)
+    limit = kept * float(costs.macs(costs.full))
+    rules = Rules(multiple, 0.1, rank)
+    every = itertools.product(*[legal(c, rules) for c in couplings])
+    options = np.array(list(every), dtype=float).T
+    reachable = costs.macs(options)
+    if reachable.min() > limit:
+        with pytest.raises(BudgetNotMet, match="the smallest plan possible has macs"):
+            budget.choose(costs, couplings, scores_of(couplings, seed), {"macs": limit}, rules)
+        return
+    plan = budget.choose(costs, couplings, scores_of(couplings, seed), {"macs": limit}, rules)
+    got = share(costs, plan)
+    assert got == plan.why["achieved"]["macs"] <= limit
+    if options.shape[1] <= search.FEW:
+        assert got >= 0.98 * limit or got == reachable[reachable <= limit].max()
+    for cut in plan.cuts:
+        assert len(cut.keep) in legal(couplings[cut.root], rules)
+    if plan.cuts:
+        assert plan.why["next"]["macs"] > limit
+    again = budget.choose(costs, couplings, scores_of(couplings, seed), {"macs": limit}, rules)
+    assert again.dumps() == plan.dumps()
+
+
+def test_several_ceilings_all_hold() -> None:
+    _, _, couplings, costs = chain([32, 64, 64, 128])
+    dense = search.measured(costs, costs.full)
+    limits = Budget(macs=0.5, params=0.3, channels=0.7).limits(dense)
+    plan = budget.choose(costs, couplings, scores_of(couplings, 0), limits, Rules())
+    for kind, limit in limits.items():
+        assert share(costs, plan, kind) <= limit
+    assert max(share(costs, plan, k) / v for k, v in limits.items()) >= 0.98
+
+
+def test_a_budget_of_channels_leaves_block_outputs_whole() -> None:
+    costs_of = chain([32, 64, 64])
+    outer = Couplings(tuple(_outer(c, i == 1) for i, c in enumerate(costs_of[2].all)))
+    costs = macs.trace(costs_of[0], costs_of[1], outer)
+    limit = 0.5 * float(costs.channels(costs.full))
+    plan = budget.choose(costs, outer, scores_of(outer, 0), {"channels": limit}, Rules())
+    assert list(outer)[1].root not in {c.root for c in plan.cuts}
+    assert plan.why["achieved"]["channels"] == limit == 48
+
+
+def _outer(coupling: Coupling, is_outer: bool) -> Coupling:
+    from dataclasses import replace
+
+    return replace(coupling, inner=not is_outer)
+
+
+def test_nothing_is_cut_when_all_fits() -> None:
+    net, example, couplings, costs = chain([16, 32])
+    plan = budget.plan(
+        net, example, couplings, scores_of(couplings, 0), {"macs": float(costs.macs(costs.full))}
+    )
+    assert plan.cuts == ()
+    assert plan.why["next"] is None
+
+
+def test_the_weakest_channels_go_and_ties_are_deterministic() -> None:
+    coupling = Coupling("a", 16, ())
+    score = torch.arange(16.0)
+    assert ladder(coupling, score, Rules(1, 0)).keep(4) == (12, 13, 14, 15)
+    assert ladder(coupling, torch.ones(16), Rules(1, 0)).keep(4) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("coupling", "rules", "widths"),
+    [
+        (Coupling("a", 32, ()), Rules(8, 0.1), (8, 16, 24, 32)),
+        (Coupling("odd", 20, ()), Rules(8, 0.1), (8, 16, 20)),
+        (Coupling("narrow", 8, ()), Rules(8, 0.1), (8,)),
+        (Coupling("floor", 64, ()), Rules(8, 0.5), (32, 40, 48, 56, 64)),
+        (Coupling("heads", 192, (), unit=64), Rules(8, 0.1), (64, 128, 192)),
+        (Coupling("few heads", 60, (), unit=20), Rules(8, 0.1), (20, 40, 60)),
+        (Coupling("groups", 48, (), sections=3), Rules(8, 0.1), (24, 48)),
+    ],
+)
+def test_legal_widths(coupling: Coupling, rules: Rules, widths: tuple[int, ...]) -> None:
+    assert legal(coupling, rules) == widths
+
+
+def test_units_and_sections_are_kept() -> None:
+    torch.manual_seed(0)
+    heads = Coupling("heads", 12, (), unit=4)
+    kept = ladder(heads, torch.tensor([0.0] * 4 + [9.0] * 4 + [5.0] * 4), Rules(1, 0)).keep(8)
+    assert kept == (4, 5, 6, 7, 8, 9, 10, 11)
+    aligned = ladder(Coupling("a", 12, (), sections=3, aligned=True), torch.rand(12), Rules(1, 0)).keep(6)
+    assert {i % 4 for i in aligned[:2]} == {i % 4 for i in aligned[2:4]} == {i % 4 for i in aligned[4:]}
+    free = torch.tensor([1.0, 0, 0, 1, 0, 1])
+    assert ladder(Coupling("g", 6, (), sections=2), free, Rules(1, 0)).keep(2) == (0, 3)
+
+
+def test_ranks_differ_as_they_say() -> None:
+    net, example, couplings, _ = chain([32, 32, 32])
+    first, second, third = (c.root for c in couplings)
+    scores = {first: torch.arange(32) + 1000.0, second: torch.arange(32) + 1.0, third: torch.arange(32) + 1.0}
+    kept = {}
+    for rank in RANKS:
+        limit = {"macs": 0.6 * float(macs.measure(net, example)[0])}
+        plan = budget.plan(net, example, couplings, scores, limit, multiple=1, rank=rank)
+        kept[rank] = plan.why["widths"]
+    assert kept["threshold"][first] == [32, 32]
+    assert kept["global"][first] == [32, 32]
+    local = [w for w, _ in kept["local"].values()]
+    assert max(local) - min(local) <= 2
+    assert kept["isomorphic"][second][0] == pytest.approx(kept["isomorphic"][third][0], abs=3)
+
+
+def test_words() -> None:
+    assert Budget.parse(macs="0.4", params="1.2M", channels="40%") == Budget(0.4, 1.2e6, 0.4)
+    assert str(Budget(0.4, 1.2e6)) == "macs 0.4, params 1.2e+06"
+    assert Budget().empty
+    with pytest.raises(UsageError, match="--macs 12: expected what is kept"):
+        Budget.parse(macs="12", params=None, channels=None)
+    with pytest.raises(UsageError, match="did you mean 'local'"):
+        Rules(rank="lokal")
+
+
+def test_a_network_that_cannot_be_cut() -> None:
+    net, example, _, costs = chain([16])
+    with pytest.raises(BudgetNotMet, match=r"\(1\.000 of dense\)"):
+        budget.plan(net, example, Couplings(()), {}, {"macs": 0.5 * float(costs.macs(costs.full))})
+    assert budget.plan(net, example, Couplings(()), {}, {"macs": 1e9}).cuts == ()
+
+
+def test_helpful_errors() -> None:
+    net, example, couplings, _ = chain([16, 16])
+    root = next(iter(couplings)).root
+    with pytest.raises(PlanError, match=f"{root}: no scores for this coupling"):
+        budget.plan(net, example, couplings, {}, {"macs": 1e3})
+    wrong = {c.root: torch.full((c.width,), float("nan")) for c in couplings}
+    with pytest.raises(PlanError, match="expected 16 finite scores; received 16, of which 0 are finite"):
+        budget.plan(net, example, couplings, wrong, {"macs": 1e3})
+    with pytest.raises(UsageError, match="a budget needs ceilings above 0"):
+        budget.plan(net, example, couplings, {}, {"watts": 1.0})
