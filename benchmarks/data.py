@@ -134,16 +134,15 @@ def _report(name: str, made: dict[str, object] | None, known: dict[str, object] 
         print(f"{name}: skipped, FROM does not have it")
         return 0
     if writing or made == known:
-        print(
-            f"{name}: {made.get('images', 1)} files, as in the manifest"
-            if not writing
-            else f"{name}: recorded"
-        )
+        print(f"{name}: " + ("recorded" if writing else f"{made.get('images', 1)} files, as in the manifest"))
         return 0
     same_names = known is not None and "names" in made and made["names"] == known.get("names")
-    print(
-        f"{name}: {'the names agree, the bytes differ (another JPEG library?)' if same_names else 'NOT as in the manifest'}"
+    what = (
+        "the names agree, the bytes differ (another JPEG library?)"
+        if same_names
+        else "NOT as in the manifest"
     )
+    print(f"{name}: {what}")
     return 0 if same_names else 1
 
 

@@ -59,7 +59,7 @@ def sidecar(path: Path) -> Path:
 
 
 def read(path: Path) -> Artifact:
-    """The artefact at `path`, with its sidecar's facts when there is one; DataError when the file or kind is not known."""
+    """The artefact at `path`, with its sidecar's facts if there is one; DataError for a file or kind not known."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a checkpoint, an ONNX file or an engine")
     kind = KINDS.get(path.suffix.lower())

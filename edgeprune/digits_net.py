@@ -1,4 +1,4 @@
-"""The demo's "cloud" network: small, with batch-norm and two residual blocks, so that a laptop trains it in a minute."""
+"""The demo's "cloud" network: small, with batch-norm and two residual blocks; a laptop trains it in a minute."""
 
 from __future__ import annotations
 

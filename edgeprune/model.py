@@ -205,9 +205,9 @@ def published_classes(spec: str, count: int) -> tuple[str, ...]:
         if len(names) == count:
             return names
     if scheme == "timm" and count == 1000:
-        import timm
+        from timm.data.imagenet_info import ImageNetInfo
 
-        info = timm.data.ImageNetInfo()
+        info = ImageNetInfo()
         return tuple(info.index_to_description(i, detailed=False) for i in range(count))
     return tuple(str(i) for i in range(count))
 
@@ -265,4 +265,4 @@ def replace_classifier(module: nn.Module, name: str, classes: int) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, new)
     if isinstance(getattr(module, "num_classes", None), int):
-        module.num_classes = classes
+        setattr(module, "num_classes", classes)  # noqa: B010 (a plain attribute, which nn.Module's type hides)

@@ -61,7 +61,8 @@ class ResNetCIFAR(nn.Module):
         """(N, 3, 32, 32) -> logits (N, K)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        logits: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return logits
 
 
 def resnet56() -> ResNetCIFAR:

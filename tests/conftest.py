@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_images() -> Callable[..., Path]:
     """Write `count` noise images of 12x12 pixels into each class folder of `root`, and return it."""
 

@@ -18,7 +18,7 @@ from edgeprune.options import ModelOptions
 DIGITS = "edgeprune.digits_net:digits_net"
 
 
-@pytest.fixture()
+@pytest.fixture
 def network() -> Network:
     torch.manual_seed(0)
     return open_network(DIGITS, ModelOptions(weights="none"))[0]
@@ -86,7 +86,7 @@ def test_helpful_errors(tmp_path: Path, network: Network) -> None:
     with pytest.raises(CheckpointError, match="a pickle, which can run code when it is opened: not read"):
         checkpoint.read(tmp_path / "p.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="plain weights without a model; .* --weights"):
+    with pytest.raises(CheckpointError, match=r"plain weights without a model; .* --weights"):
         checkpoint.read(tmp_path / "w.safetensors")
 
 
@@ -95,7 +95,7 @@ def test_a_foreign_factory_is_not_imported(tmp_path: Path, network: Network) -> 
     checkpoint.write(file, network)
     _edit(file, "spec", "os:getcwd")
     with pytest.raises(
-        UntrustedFactory, match="wants to import os:getcwd, which runs code; .* --trust os:getcwd"
+        UntrustedFactory, match=r"wants to import os:getcwd, which runs code; .* --trust os:getcwd"
     ):
         checkpoint.read(file)
 

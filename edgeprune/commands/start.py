@@ -1,4 +1,4 @@
-"""What every working command does first: seeds, threads, checks of the words, and the facts that go into the history."""
+"""What every working command does first: seeds, threads, checks of words, and the facts for the history."""
 
 from __future__ import annotations
 
