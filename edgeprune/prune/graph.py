@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from edgeprune import attention
 from edgeprune.errors import UsageError, nearest
@@ -41,12 +41,9 @@ def find(
     the cuts on a copy (after `seconds`, what has failed with others and not been tried alone is frozen).
     UsageError when a glob matches nothing.
     """
-    base = copy_of(module).eval().cpu().float()
     example = _detached(example)
-    for part in base.modules():
-        attention.open_up(part)
-    liven(base, example)
-    forget_caches(base)
+    base = _lively(module, example)
+    pair = example
     if isinstance(example, torch.Tensor):
         example = example[:1]  # one image shows as much as two, in half the time
     traced = copy_of(base)
@@ -54,7 +51,7 @@ def find(
     trace = Trace(traced)
     tracing.run(trace, example, rules.apply)
     length = len(trace.history)
-    _trace_training(trace, example)
+    _trace_training(trace, pair)  # batch norms over one pixel want two images
     for sides, globs, word in (
         ((0, 1), keep, "keep"),
         ((0,), keep_out, "keep-out"),
@@ -65,6 +62,23 @@ def find(
     if not verify:
         return families.couplings(trace).couplings
     return Preflight(base, trace, example, length, seconds).run().couplings
+
+
+def _lively(module: nn.Module, example: Any) -> nn.Module:
+    """A copy on which a wrong cut shows: every path counts, unless that makes the network overflow."""
+    for enliven in (True, False):
+        base = copy_of(module).eval().cpu().float()
+        for part in base.modules():
+            attention.open_up(part)
+        forget_caches(base)
+        if enliven:
+            liven(base, example)
+        with torch.no_grad():
+            outputs = tree_leaves(base(*tracing.inputs_of(example)))
+        forget_caches(base)
+        if all(bool(torch.isfinite(t).all()) for t in outputs if isinstance(t, torch.Tensor)):
+            break
+    return base
 
 
 def _detached(example: Any) -> Any:
@@ -84,6 +98,7 @@ def _trace_training(trace: Trace, example: Any) -> None:
     unused = [n for n in dict(trace.module.named_parameters()) if n not in trace.used]
     if not unused:
         return
+    state = {name: tensor.clone() for name, tensor in trace.module.state_dict().items()}
     trace.module.train()
     forget_caches(trace.module)
     try:
@@ -91,6 +106,7 @@ def _trace_training(trace: Trace, example: Any) -> None:
     except Exception:  # a foreign forward that has no training mode: the trials decide
         trace.stack[:] = [""]
     trace.module.eval()
+    trace.module.load_state_dict(state)  # a training run moves the statistics of batch norms
 
 
 def _keep(trace: Trace, glob: str, sides: tuple[int, ...], word: str) -> None:

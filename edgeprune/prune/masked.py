@@ -19,10 +19,49 @@ from edgeprune.prune.labels import Ids
 from edgeprune.prune.tracing import Axes, Operation, Trace, inputs_of
 
 _ACROSS = frozenset(
-    ["mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "prod", "_softmax", "_log_softmax", "_safe_softmax", "native_layer_norm", "native_group_norm", "native_batch_norm", "convolution", "any", "all"]
+    [
+        "mean",
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "amax",
+        "amin",
+        "max",
+        "min",
+        "prod",
+        "_softmax",
+        "_log_softmax",
+        "_safe_softmax",
+        "native_layer_norm",
+        "native_group_norm",
+        "native_batch_norm",
+        "convolution",
+        "any",
+        "all",
+    ]
 )
 _VIEWS = frozenset(
-    ["view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select", "unbind", "slice", "split", "split_with_sizes", "alias", "detach", "as_strided_", "unfold"]
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "select",
+        "unbind",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "alias",
+        "detach",
+        "as_strided_",
+        "unfold",
+    ]
 )
 
 

@@ -245,7 +245,9 @@ def _reduce(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
 def _reduced(args: Any, kwargs: Any, count: int) -> set[int]:
     found = kwargs.get("dim")
     for value in args[1:]:
-        if isinstance(value, list | tuple) or (found is None and isinstance(value, int) and not isinstance(value, bool)):
+        if isinstance(value, list | tuple) or (
+            found is None and isinstance(value, int) and not isinstance(value, bool)
+        ):
             found = value
     if found is None or found == []:
         return set(range(count))
@@ -295,14 +297,44 @@ RULES: dict[str, Rule] = {
         ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), _batch_norm
     ),
     **dict.fromkeys(
-        ["mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "prod", "any", "all", "argmax", "argmin"],
+        [
+            "mean",
+            "sum",
+            "amax",
+            "amin",
+            "max",
+            "min",
+            "var",
+            "std",
+            "var_mean",
+            "std_mean",
+            "linalg_vector_norm",
+            "norm",
+            "prod",
+            "any",
+            "all",
+            "argmax",
+            "argmin",
+        ],
         _reduce,
     ),
     **dict.fromkeys(
         ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "roll", "flip", "as_strided_"), _along
     ),
     **dict.fromkeys(
-        ["avg_pool1d", "avg_pool2d", "max_pool2d_with_indices", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad2d", "replication_pad2d", "upsample_nearest1d"],
+        [
+            "avg_pool1d",
+            "avg_pool2d",
+            "max_pool2d_with_indices",
+            "_adaptive_avg_pool2d",
+            "adaptive_max_pool2d",
+            "upsample_nearest2d",
+            "upsample_bilinear2d",
+            "upsample_bicubic2d",
+            "reflection_pad2d",
+            "replication_pad2d",
+            "upsample_nearest1d",
+        ],
         _spatial,
     ),
     **dict.fromkeys(
