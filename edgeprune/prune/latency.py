@@ -14,18 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeprune.errors import BudgetNotMet, DataError
+from edgeprune.errors import BudgetNotMet
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune import knapsack
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.knapsack import Cost
 from edgeprune.prune.ladder import Ladder, Rules, ladder
 from edgeprune.prune.macs import Costs, Side, Term
-from edgeprune.prune.table import LayerShape, LayerTable
+from edgeprune.prune.table import Layer, LayerShape, LayerTable
 
 Array = NDArray[np.float64]
 RUNGS = 24  # widths of a coupling that the knapsack looks at; a wide one is thinned evenly
-CELLS = 3_000_000  # entries of one layer's table of times
+CELLS = 500_000  # entries of one layer's table of times; beyond it, inputs are taken as adding up
+NODES = 2_000  # looks that the proof of the optimum may take
 
 
 def shapes(costs: Costs) -> dict[LayerShape, tuple[int, int]]:
@@ -93,15 +94,25 @@ def plan(
     steps = [_thinned(one) for one in ladders]
     values = [_values(one, s) for one, s in zip(ladders, steps, strict=True)]
     costs_of = _costs(costs, table, ladders, steps)
+    room = limit_ms / scale - table.fixed_ms
     try:
-        choice = knapsack.solve(values, costs_of, limit_ms / scale - table.fixed_ms)
+        for _ in range(
+            8
+        ):  # layers that read many couplings are approximate: aim lower until the table agrees
+            choice = knapsack.solve(values, costs_of, room, NODES)
+            widths = [one.widths[s[p]] for one, s, p in zip(ladders, steps, choice.picks, strict=True)]
+            took = predict(costs, table, np.array(widths, dtype=float)) * scale
+            if took <= limit_ms * (1 + 1e-9):
+                break
+            room *= 0.995 * limit_ms / took
+        else:
+            raise BudgetNotMet("no width was found")
     except BudgetNotMet:
         least = np.array([one.widths[0] for one in ladders], dtype=float)
         raise BudgetNotMet(
             f"{limit_ms:.3g} ms cannot be met: the least that legal widths reach on {table.device} is about "
             f"{predict(costs, table, least) * scale:.3g} ms; lower --floor, or ask for more"
         ) from None
-    widths = [one.widths[s[p]] for one, s, p in zip(ladders, steps, choice.picks, strict=True)]
     cuts = tuple(
         Cut(o.root, o.widths[-1], o.keep(w)) for o, w in zip(ladders, widths, strict=True) if w < o.widths[-1]
     )
@@ -144,17 +155,44 @@ def _costs(
             continue
         layer = table.find(term.shape)
         groups = tuple(sorted({number[r] for side in term.sides[:2] for r in side.loses}))
-        lengths = [len(steps[g]) for g in groups]
-        if np.prod([float(n) for n in lengths]) > CELLS:
-            raise DataError(
-                f"{term.name}: reads {len(groups)} couplings at once, too many for joint widths; "
-                "use --macs, or a coarser --multiple"
-            )
-        removed = {}
-        for axis, g in enumerate(groups):
-            gone = ladders[g].widths[-1] - np.array([ladders[g].widths[s] for s in steps[g]], dtype=float)
-            removed[ladders[g].root] = gone.reshape([-1 if a == axis else 1 for a in range(len(groups))])
-        inputs, outputs = (np.broadcast_to(x, lengths) for x in _at(term, removed))
-        times = np.vectorize(layer.at, otypes=[float])(inputs, outputs)
-        merged[groups] = merged.get(groups, np.zeros(lengths)) + times
+        gone = {
+            g: ladders[g].widths[-1] - np.array([ladders[g].widths[s] for s in steps[g]], float)
+            for g in groups
+        }
+        if np.prod([float(len(gone[g])) for g in groups]) <= CELLS:
+            parts = [(groups, _times(term, layer, groups, gone, ladders))]
+        else:
+            parts = _apart(term, layer, groups, gone, ladders)
+        for some, times in parts:
+            merged[some] = merged.get(some, np.zeros(times.shape)) + times
     return [Cost(groups, times) for groups, times in merged.items()]
+
+
+def _times(
+    term: Term, layer: Layer, groups: tuple[int, ...], gone: Mapping[int, Array], ladders: Sequence[Ladder]
+) -> Array:
+    """Milliseconds of a layer at all joint widths of some couplings, the others whole; one axis a coupling."""
+    removed: dict[str, Any] = {r: 0.0 for side in term.sides[:2] for r in side.loses}
+    for axis, g in enumerate(groups):
+        removed[ladders[g].root] = gone[g].reshape([-1 if a == axis else 1 for a in range(len(groups))])
+    inputs, outputs = (np.broadcast_to(x, [len(gone[g]) for g in groups]) for x in _at(term, removed))
+    times: Array = np.vectorize(layer.at, otypes=[float])(inputs, outputs)
+    return times
+
+
+def _apart(
+    term: Term, layer: Layer, groups: tuple[int, ...], gone: Mapping[int, Array], ladders: Sequence[Ladder]
+) -> list[tuple[tuple[int, ...], Array]]:
+    """The same when a layer reads too many couplings at once (dense blocks): what each saves alone, added up.
+
+    Each saving is joint with the coupling that sets the output width, when there is one.
+    """
+    makes = [g for g in groups if ladders[g].root in term.sides[0].loses][:1]
+    base = _times(term, layer, tuple(makes), gone, ladders)
+    parts = [(tuple(makes), base)]
+    for g in groups:
+        if g not in makes:
+            pair = tuple(sorted((g, *makes)))
+            whole = np.expand_dims(base, pair.index(g)) if makes else base
+            parts.append((pair, _times(term, layer, pair, gone, ladders) - whole))
+    return parts
