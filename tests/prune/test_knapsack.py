@@ -63,6 +63,20 @@ def test_it_finds_the_best_of_small_problems(problem: Problem) -> None:
     assert found.value == pytest.approx(best, abs=1e-9)
 
 
+@settings(max_examples=100, deadline=None)
+@given(problems())
+def test_the_proof_finds_the_best_from_the_worst_start(problem: Problem) -> None:
+    values, costs, limit = problem
+    best = brute(values, costs, limit)
+    if best is None:
+        return
+    inside = knapsack._Problem(values, costs, limit)
+    cheapest = inside.relaxed(None)[0]
+    picks, proved = inside.prove(cheapest, inside.bisect(cheapest)[2], 10**6)
+    assert proved
+    assert inside.value(picks) == pytest.approx(best, abs=1e-9)
+
+
 def test_the_bound_holds_and_is_near_without_a_proof() -> None:
     rng = np.random.default_rng(0)
     values = [np.cumsum(rng.uniform(0, 1, 16)) for _ in range(40)]
