@@ -1,0 +1,215 @@
+"""Which network families can be pruned, end to end: cut to half the MACs, train a step, reload, export, prove, time.
+
+    python -m benchmarks.coverage [--only GLOB] [--list] [--limit SECONDS]
+
+Random weights, default size, one row a network under results/coverage.json, each in a process of its own. A row that is
+present is skipped; `--docs` writes docs/prunability.md from the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from edgeprune.artifact import write_atomically
+
+RESULTS = Path(__file__).with_name("results") / "coverage.json"
+DOCS = Path(__file__).parent.parent / "docs" / "prunability.md"
+KEPT = 0.5
+TORCHVISION = """
+alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0
+swin_t swin_v2_t vgg11_bn vit_b_16 wide_resnet50_2
+""".split()  # noqa: SIM905 (one word a network reads better)
+TIMM = """
+resnet18 resnetv2_18 seresnet18 ecaresnet26t skresnet18 resnest14d res2net50_14w_8s resnext26ts dpn48b densenet121
+vgg11_bn mobilenetv2_100 mobilenetv3_small_050 mobilenetv4_conv_small tf_efficientnet_lite0 efficientnet_b0
+efficientnetv2_rw_t mnasnet_small mixnet_s ghostnet_100 hardcorenas_a lcnet_050 tinynet_e rexnet_100 regnetx_002
+regnety_002 regnetz_b16 cspresnet50 cspdarknet53 darknet53 dla34 hrnet_w18_small ese_vovnet19b_dw selecsls42b
+xception41 inception_v3 nfnet_l0 eca_nfnet_l0 convnext_atto convnextv2_atto edgenext_xx_small poolformer_s12
+poolformerv2_s12 efficientformer_l1 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 fastvit_t8 mobilevit_xxs
+mobilevitv2_050 mobileone_s0 repvgg_a0 repvit_m0_9 levit_128s vit_tiny_patch16_224 deit_tiny_patch16_224
+cait_xxs24_224 xcit_nano_12_p16_224 coat_tiny crossvit_tiny_240 pit_ti_224 swin_tiny_patch4_window7_224
+swinv2_tiny_window8_256 twins_pcpvt_small mixer_s32_224 resmlp_12_224 gmixer_12_224 gmlp_ti16_224 convmixer_768_32
+volo_d1_224 visformer_tiny tiny_vit_5m_224 fasternet_t0 mambaout_femto starnet_s1 inception_next_atto halonet26t
+bat_resnext26ts tresnet_m focalnet_tiny_srf davit_tiny maxvit_rmlp_pico_rw_256 coatnet_nano_rw_224 nextvit_small
+caformer_s18 gernet_s
+""".split()  # noqa: SIM905
+
+
+def row(spec: str, folder: Path) -> dict[str, Any]:
+    """Everything for one network; a step that fails is named in `failed` with the first line of its error."""
+    import torch
+
+    from edgeprune import checkpoint
+    from edgeprune.bench import inputs
+    from edgeprune.bench.compare import compare
+    from edgeprune.bench.measure import measure
+    from edgeprune.export import onnx as exporting
+    from edgeprune.opening import open_network
+    from edgeprune.options import ModelOptions
+    from edgeprune.prune import budget, graph, macs, surgery
+    from edgeprune.prune.scores.magnitude import Magnitude
+    from edgeprune.runtime import ort
+
+    facts: dict[str, Any] = {"network": spec, "kept": KEPT, "failed": None}
+    step = "open"
+    try:
+        torch.manual_seed(0)
+        network, _ = open_network(spec, ModelOptions(weights="none"))
+        example = network.example(2)
+        with torch.no_grad():  # running statistics of this input, so that activations stay finite
+            network.module.train()(network.example(4))
+        network.module.eval()
+        exporting.export(network, folder / "dense.onnx", batch="1:3:3", images=[network.example(3).numpy()])
+        dense_macs, dense_params = macs.measure(network.module, example)
+        step, begin = "plan", time.monotonic()
+        couplings = graph.find(network.module, example)
+        plan = budget.plan(
+            network.module,
+            example,
+            couplings,
+            Magnitude()(network.module, couplings),
+            {"macs": KEPT * dense_macs},
+        )
+        facts["plan_s"] = round(time.monotonic() - begin, 2)
+        frozen = [c for c in couplings.all if c.frozen is not None]
+        facts["couplings"], facts["frozen"] = len(couplings.all), {c.root: c.frozen for c in frozen}
+        step = "cut"
+        surgery.apply(network.module, plan, couplings)
+        now, params = macs.measure(network.module, example)
+        facts |= {"dense_macs": dense_macs, "macs": now, "dense_params": dense_params, "params": params}
+        with torch.no_grad():
+            assert bool(torch.isfinite(network.module(example)).all()), "the output is not finite"
+        step = "train"
+        network.module.train()(network.example(4)).sum().backward()
+        network.module.zero_grad()
+        network.module.eval()
+        step = "reload"
+        checkpoint.write(folder / "slim.safetensors", network)
+        _same_in_a_fresh_process(folder, network)
+        step = "export"
+        made = exporting.export(
+            network, folder / "slim.onnx", batch="1:3:3", images=[network.example(3).numpy()]
+        )
+        facts |= {"onnx_macs": made.meta["macs"], "exporter": made.meta["exporter"]}
+        facts["parity"] = made.meta["parity"]["relative"]
+        step = "time"
+        with ort.open(folder / "dense.onnx") as dense, ort.open(made) as slim:
+            feeds = {"dense": inputs.synthetic(dense.inputs), "slim": inputs.synthetic(slim.inputs)}
+            samples = measure({"dense": dense, "slim": slim}, feeds, warmup_s=0.3, min_s=0.8, min_runs=20)
+        verdict = compare(samples["dense"], samples["slim"])
+        facts |= {"speedup": verdict.speedup, "speedup_low": verdict.ci_low, "speedup_high": verdict.ci_high}
+    except Exception as err:  # a row says what failed; the table is about exactly that
+        lines = str(err).strip().splitlines() or [type(err).__name__]
+        facts["failed"] = f"{step}: {type(err).__name__}: {lines[0][:200]}"
+    return facts
+
+
+def _same_in_a_fresh_process(folder: Path, network: Any) -> None:
+    import torch
+
+    code = (
+        "import sys, torch; from pathlib import Path; from edgeprune import checkpoint; f = Path(sys.argv[1]);"
+        "n = checkpoint.read(f / 'slim.safetensors');"
+        "torch.save(n.module(n.example(2)).detach(), f / 'out.pt')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True)
+    with torch.no_grad():
+        here = network.module(network.example(2))
+    assert torch.equal(torch.load(folder / "out.pt", weights_only=True), here), (
+        "the reloaded network answers otherwise"
+    )
+
+
+def _load() -> list[dict[str, Any]]:
+    return list(json.loads(RESULTS.read_text())["rows"]) if RESULTS.exists() else []
+
+
+def _save(rows: list[dict[str, Any]]) -> None:
+    from edgeprune.bench import machine
+
+    host = machine.describe()
+    facts = {"command": "python -m benchmarks.coverage", "packages": host["packages"], "cpu": host["cpu"]}
+    write_atomically(RESULTS, (json.dumps({**facts, "rows": rows}, indent=1) + "\n").encode())
+
+
+def write_docs(rows: list[dict[str, Any]]) -> None:
+    """docs/prunability.md: one line a network."""
+    good = [r for r in rows if not r["failed"]]
+    near = [r for r in good if KEPT * 0.98 <= r["macs"] / r["dense_macs"] <= KEPT * 1.0001]
+    lines = [
+        "# Which networks can be pruned",
+        "",
+        "Made by `python -m benchmarks.coverage --docs`: random weights, default size, cut to half of the MACs by",
+        "magnitude, then one training step, reload in a fresh process (bit-equal), ONNX at batch 1 and 3, parity, and",
+        "latency on ONNX Runtime (one thread, batch 1, dense and slim interleaved). MACs are work, not speed.",
+        "",
+        f"{len(rows)} networks tried, {len(good)} complete every step, {len(near)} land within 2% of the requested MACs.",
+        "",
+        "| network | MACs kept | speed-up | planning, s | frozen couplings |",
+        "|---|---|---|---|---|",
+    ]
+    for r in sorted(rows, key=lambda r: str(r["network"])):
+        if r["failed"]:
+            lines.append(f"| {r['network']} | failed at {r['failed']} | | | |")
+            continue
+        frozen = len([w for w in r["frozen"].values() if w != "the network's output"])
+        share, fast = r["macs"] / r["dense_macs"], f"{r['speedup']:.2f}x"
+        lines.append(
+            f"| {r['network']} | {share:.3f} | {fast} | {r['plan_s']} | {frozen} of {r['couplings']} |"
+        )
+    DOCS.write_text("\n".join(lines) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="*", help="glob over the specs")
+    parser.add_argument("--list", action="store_true", help="print the rows and their state")
+    parser.add_argument("--limit", type=float, default=400.0, help="seconds a row")
+    parser.add_argument("--docs", action="store_true", help="write docs/prunability.md")
+    parser.add_argument("--row", nargs=2, metavar=("SPEC", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        print("ROW " + json.dumps(row(args.row[0], Path(args.row[1]))))
+        return 0
+    rows = _load()
+    done = {r["network"] for r in rows}
+    specs = [f"torchvision:{n}" for n in TORCHVISION] + [f"timm:{n}" for n in TIMM]
+    for spec in (s for s in specs if fnmatch.fnmatch(s, args.only)):
+        if args.list:
+            print(f"{'done' if spec in done else 'open'}  {spec}")
+        elif spec not in done and not args.docs:
+            rows.append(_row_in_a_process(spec, args.limit))
+            _save(rows)
+            print(spec, rows[-1]["failed"] or "complete", flush=True)
+    if args.docs:
+        write_docs(rows)
+    return 0
+
+
+def _row_in_a_process(spec: str, limit: float) -> dict[str, Any]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        call = [sys.executable, "-m", "benchmarks.coverage", "--row", spec, folder]
+        try:
+            out = subprocess.run(call, capture_output=True, text=True, timeout=limit, check=False)
+        except subprocess.TimeoutExpired:
+            return {"network": spec, "kept": KEPT, "failed": f"took longer than {limit:.0f} s"}
+    for line in out.stdout.splitlines():
+        if line.startswith("ROW "):
+            return dict(json.loads(line[4:]))
+    return {"network": spec, "kept": KEPT, "failed": f"the process ended with {out.returncode}"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
