@@ -1,4 +1,6 @@
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -48,18 +50,18 @@ def _lively(module: nn.Module) -> nn.Module:
 
 
 @pytest.fixture
-def plan_of():
+def plan_of() -> Callable[..., Any]:
     """A random plan that cuts every coupling to about `share` of its grains."""
     return _plan_of
 
 
 @pytest.fixture
-def silence():
+def silence() -> Callable[..., Any]:
     """A dense copy in which all that a plan cuts is zero; exact where every norm is a batch norm."""
     return _silence
 
 
 @pytest.fixture
-def lively():
+def lively() -> Callable[..., Any]:
     """Random batch-norm statistics and gains, in float64, so that no path is silent (in place)."""
     return _lively

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -11,11 +13,11 @@ from edgeprune.prune import graph
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def roots(couplings):
+def roots(couplings: Any) -> Any:
     return [c.root for c in couplings]
 
 
-def test_a_residual_stream_is_one_coupling_and_blocks_are_inner():
+def test_a_residual_stream_is_one_coupling_and_blocks_are_inner() -> None:
     found = graph.find(torchvision.models.resnet18(), IMAGE)
     stream = found["conv1"]
     assert (stream.width, stream.inner, stream.frozen) == (64, False, None)
@@ -30,7 +32,7 @@ def test_a_residual_stream_is_one_coupling_and_blocks_are_inner():
     assert len(roots(found)) == 12
 
 
-def test_couplings_agree_with_torch_pruning_where_its_graph_is_right():
+def test_couplings_agree_with_torch_pruning_where_its_graph_is_right() -> None:
     import torch_pruning
 
     module = torchvision.models.resnet18().eval()
@@ -48,7 +50,7 @@ def test_couplings_agree_with_torch_pruning_where_its_graph_is_right():
         assert {m.layer for m in coupling.members if m.axis == "out"} == out
 
 
-def test_dense_connections_keep_each_new_feature_apart():
+def test_dense_connections_keep_each_new_feature_apart() -> None:
     found = graph.find(torchvision.models.DenseNet(32, (2, 2), 64), IMAGE, verify=False)
     first = found["features.denseblock1.denselayer1.conv2"]
     assert first.width == 32
@@ -56,13 +58,13 @@ def test_dense_connections_keep_each_new_feature_apart():
     assert norm.slices == tuple((64 + n,) for n in range(32))
 
 
-def test_a_flattened_map_belongs_to_its_channel():
+def test_a_flattened_map_belongs_to_its_channel() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(8 * 49, 10))
     member = next(m for m in graph.find(module, IMAGE)["0"].members if m.axis == "in")
     assert (member.layer, member.slices[1]) == ("3", tuple(range(49, 98)))
 
 
-def test_heads_are_cut_whole_and_their_number_follows():
+def test_heads_are_cut_whole_and_their_number_follows() -> None:
     found = graph.find(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64), IMAGE)
     qkv = found["blocks.0.attn.qkv"]
     assert (qkv.width, qkv.unit, qkv.frozen) == (192, 64, None)
@@ -71,7 +73,7 @@ def test_heads_are_cut_whole_and_their_number_follows():
     assert "blocks.0.attn:num_heads" in {s.name for s in qkv.slots}
 
 
-def test_a_grouped_convolution_loses_whole_groups():
+def test_a_grouped_convolution_loses_whole_groups() -> None:
     module = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 32, 3, groups=8), nn.Conv2d(32, 10, 1))
     coupling = graph.find(module, IMAGE)["0"]
     assert (coupling.width, coupling.unit, coupling.frozen) == (16, 2, None)
@@ -82,7 +84,7 @@ def test_a_grouped_convolution_loses_whole_groups():
 class Padded(nn.Module):
     """A stage change by the option-A shortcut: every other pixel, zeros for the new channels."""
 
-    def __init__(self, pad: int | None):
+    def __init__(self, pad: int | None) -> None:
         super().__init__()
         self.stem, self.conv, self.head = (
             nn.Conv2d(3, 8, 3, 1, 1),
@@ -92,14 +94,14 @@ class Padded(nn.Module):
         if pad:
             self.pad = pad
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         x = F.relu(self.stem(x))
         pad = getattr(self, "pad", None) or 4
         x = F.relu(self.conv(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, pad, pad)))
         return self.head(x)
 
 
-def test_strided_slices_and_channel_padding_are_followed():
+def test_strided_slices_and_channel_padding_are_followed() -> None:
     found = graph.find(Padded(pad=None), IMAGE)
     stem = found["stem"]
     wide = next(m for m in stem.members if (m.layer, m.axis) == ("conv", "out"))
@@ -107,7 +109,7 @@ def test_strided_slices_and_channel_padding_are_followed():
     assert "writes the number 4" in (found["conv"].frozen or "")
 
 
-def test_padding_by_an_attribute_is_free():
+def test_padding_by_an_attribute_is_free() -> None:
     found = graph.find(Padded(pad=4), IMAGE)
     assert found["conv"].frozen is None
     assert "" in {s.name.partition(":")[0] for s in found["conv"].slots if s.dim < 0}
@@ -116,35 +118,35 @@ def test_padding_by_an_attribute_is_free():
 class Fixed(nn.Module):
     """Its forward writes a width down, which no cut can follow."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         x = self.b(self.a(x))
         return self.c(x.reshape(x.shape[0], 8, -1).unsqueeze(-1))
 
 
-def test_what_cannot_be_cut_is_frozen_with_the_reason():
+def test_what_cannot_be_cut_is_frozen_with_the_reason() -> None:
     found = graph.find(Fixed(), IMAGE)
     assert found["a"].frozen is None
     assert "the forward writes the number 8" in (found["b"].frozen or "")
 
 
 class Sorted(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return self.b(torch.sort(self.a(x), dim=1).values)
 
 
-def test_an_operator_that_is_not_followed_freezes():
+def test_an_operator_that_is_not_followed_freezes() -> None:
     assert "sort" in (graph.find(Sorted(), IMAGE)["a"].frozen or "")
 
 
-def test_keep_freezes_and_a_pattern_without_match_names_the_nearest():
+def test_keep_freezes_and_a_pattern_without_match_names_the_nearest() -> None:
     module = torchvision.models.resnet18()
     found = graph.find(module, IMAGE, keep=("layer4.*",), verify=False)
     assert "--keep layer4.*" in (found["layer4.0.conv1"].frozen or "")
@@ -153,7 +155,7 @@ def test_keep_freezes_and_a_pattern_without_match_names_the_nearest():
         graph.find(module, IMAGE, keep=("layr4",))
 
 
-def test_the_network_is_left_as_it_is():
+def test_the_network_is_left_as_it_is() -> None:
     module = torchvision.models.resnet18().train()
     before = {k: v.clone() for k, v in module.state_dict().items()}
     graph.find(module, IMAGE)
@@ -162,6 +164,6 @@ def test_the_network_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
-def test_channels_last_networks_are_followed(name):
+def test_channels_last_networks_are_followed(name: str) -> None:
     found = graph.find(timm.create_model(name), torch.randn(1, 3, 224, 224))
     assert [c.root for c in found.all if c.frozen] in (["head.fc"], ["head"])

@@ -3,6 +3,8 @@ cut.
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +19,7 @@ KINDS = ("plain", "residual", "concat", "grouped", "depthwise", "gate", "chunk",
 class Block(nn.Module):
     """One kind of block on `width` channels; `out` says how many it makes."""
 
-    def __init__(self, kind: str, width: int, inner: int):
+    def __init__(self, kind: str, width: int, inner: int) -> None:
         super().__init__()
         self.kind, self.out = kind, width
         groups = {"grouped": 4, "depthwise": inner}.get(kind, 1)
@@ -25,7 +27,7 @@ class Block(nn.Module):
         self.norm = nn.BatchNorm2d(inner)
         self.first = nn.Conv2d(width, inner, 1)
         self.middle = nn.Conv2d(inner, inner, 3, padding=1, groups=groups)
-        self.last = nn.Conv2d(inner // 2 if kind == "chunk" else inner, width, 1)
+        self.last: nn.Module = nn.Conv2d(inner // 2 if kind == "chunk" else inner, width, 1)
         if kind == "gate":
             self.squeeze, self.excite = nn.Conv2d(inner, 4, 1), nn.Conv2d(4, inner, 1)
         if kind == "project":
@@ -35,7 +37,7 @@ class Block(nn.Module):
             self.last = nn.Identity()
             self.out = width + inner
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         y = torch.relu(self.norm(self.middle(torch.relu(self.first(x)))))
         if self.kind == "plain":
             return self.last(y)
@@ -57,7 +59,7 @@ class Block(nn.Module):
 class Random(nn.Module):
     """A stem, random blocks, and a head over the pooled or the flattened map."""
 
-    def __init__(self, blocks, width: int, flatten: bool):
+    def __init__(self, blocks: Any, width: int, flatten: bool) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width))
         made = []
@@ -68,7 +70,7 @@ class Random(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(2 if flatten else 1)
         self.head = nn.Linear(width * (4 if flatten else 1), 5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         return self.head(self.pool(self.blocks(self.stem(x))).flatten(1))
 
 
@@ -83,7 +85,16 @@ BLOCK = st.tuples(st.sampled_from(KINDS), st.sampled_from((8, 12, 16)))
     share=st.floats(0.1, 0.9),
     seed=st.integers(0, 1000),
 )
-def test_masked_equals_cut_on_random_networks(blocks, width, flatten, share, seed, lively, plan_of, silence):
+def test_masked_equals_cut_on_random_networks(
+    blocks: Any,
+    width: int,
+    flatten: bool,
+    share: float,
+    seed: int,
+    lively: Callable[..., Any],
+    plan_of: Callable[..., Any],
+    silence: Callable[..., Any],
+) -> None:
     torch.manual_seed(seed)
     module = Random(blocks, width, flatten)
     image = torch.randn(2, 3, 6, 6)

@@ -1,5 +1,7 @@
 import copy
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -16,14 +18,16 @@ from edgeprune.prune import graph, surgery
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def cut(module, plan, couplings):
+def cut(module: nn.Module, plan: Any, couplings: Any) -> Any:
     slim = copy.deepcopy(module)
     surgery.apply(slim, plan, couplings)
     return slim
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "regnet_x_400mf", "shufflenet_v2_x0_5"])
-def test_masked_equals_cut(name, lively, plan_of, silence):
+def test_masked_equals_cut(
+    name: str, lively: Callable[..., Any], plan_of: Callable[..., Any], silence: Callable[..., Any]
+) -> None:
     module = torchvision.models.get_model(name)
     couplings = graph.find(module, IMAGE, verify=False)
     module = lively(module)
@@ -35,7 +39,7 @@ def test_masked_equals_cut(name, lively, plan_of, silence):
     assert sum(p.numel() for p in slim.parameters()) < 0.75 * sum(p.numel() for p in module.parameters())
 
 
-def test_an_empty_plan_changes_nothing():
+def test_an_empty_plan_changes_nothing() -> None:
     module = torchvision.models.resnet18()
     before = skeleton.attributes(module)
     parameters = list(module.parameters())
@@ -44,7 +48,7 @@ def test_an_empty_plan_changes_nothing():
     assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
 
 
-def test_the_same_plan_on_equal_networks_gives_equal_networks(plan_of):
+def test_the_same_plan_on_equal_networks_gives_equal_networks(plan_of: Callable[..., Any]) -> None:
     module = torchvision.models.resnet18()
     couplings = graph.find(module, IMAGE, verify=False)
     plan = PruningPlan.from_json(json.loads(plan_of(couplings).dumps()))
@@ -55,7 +59,7 @@ def test_the_same_plan_on_equal_networks_gives_equal_networks(plan_of):
     )
 
 
-def test_dtype_gradients_and_ties_stay(plan_of):
+def test_dtype_gradients_and_ties_stay(plan_of: Callable[..., Any]) -> None:
     module = torchvision.models.resnet18().to(torch.bfloat16)
     module.layer1.requires_grad_(False)
     module.layer1[0].bn1.weight = module.layer1[0].bn1.bias
@@ -67,14 +71,14 @@ def test_dtype_gradients_and_ties_stay(plan_of):
     assert module.layer1[0].bn1.weight is module.layer1[0].bn1.bias
 
 
-def test_attributes_are_in_step_and_a_skeleton_takes_the_cut_weights(plan_of):
+def test_attributes_are_in_step_and_a_skeleton_takes_the_cut_weights(plan_of: Callable[..., Any]) -> None:
     build = lambda: timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64).eval()  # noqa: E731
-    module = build()
+    module = build()  # type: ignore[no-untyped-call]
     couplings = graph.find(module, IMAGE)
     slim = cut(module, plan_of(couplings), couplings)
     assert slim.blocks[0].attn.num_heads == 2
     assert slim.blocks[0].mlp.fc1.out_features == 384
-    again = build()
+    again = build()  # type: ignore[no-untyped-call]
     attributes = json.loads(json.dumps(skeleton.diff(module, slim)))
     skeleton.impose(again, attributes, {k: tuple(v.shape) for k, v in slim.state_dict().items()})
     again.load_state_dict(slim.state_dict(), strict=True)
@@ -82,8 +86,8 @@ def test_attributes_are_in_step_and_a_skeleton_takes_the_cut_weights(plan_of):
     assert skeleton.diff(slim, again) == {}
 
 
-def test_multi_head_attention_of_torch_loses_heads_apart_from_its_stream(plan_of):
-    def build():
+def test_multi_head_attention_of_torch_loses_heads_apart_from_its_stream(plan_of: Callable[..., Any]) -> None:
+    def build() -> Any:
         return torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=5).eval()
 
     module, image = build(), torch.randn(2, 3, 32, 32)
@@ -104,7 +108,7 @@ def test_multi_head_attention_of_torch_loses_heads_apart_from_its_stream(plan_of
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("weights", [True, False])
-def test_slim_attention_equals_the_one_of_torch(batch_first, weights):
+def test_slim_attention_equals_the_one_of_torch(batch_first: bool, weights: bool) -> None:
     from edgeprune.attention import open_up
 
     dense = nn.MultiheadAttention(16, 4, batch_first=batch_first).eval()
@@ -122,7 +126,7 @@ def test_slim_attention_equals_the_one_of_torch(batch_first, weights):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
 
 
-def test_helpful_errors():
+def test_helpful_errors() -> None:
     module = torchvision.models.resnet18()
     couplings = graph.find(module, IMAGE, verify=False)
     before = copy.deepcopy(module.state_dict())
@@ -143,7 +147,7 @@ def test_helpful_errors():
         surgery.apply(narrow, PruningPlan((Cut("layer1.0.conv1", 64, (0,)),)), couplings)
 
 
-def test_a_cut_network_trains(plan_of):
+def test_a_cut_network_trains(plan_of: Callable[..., Any]) -> None:
     module = torchvision.models.googlenet(init_weights=False, aux_logits=True)
     couplings = graph.find(module, torch.randn(2, 3, 224, 224), verify=False)
     surgery.apply(module, plan_of(couplings), couplings)
