@@ -1,0 +1,214 @@
+"""The loop: the same seed gives the same weights, a kill at any step changes nothing, and labels stay out."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune import inference, train
+from edgeprune.data.pixels import Pixels
+from edgeprune.errors import Interrupted, UsageError
+from edgeprune.images import Preprocess
+from edgeprune.model import Network
+from edgeprune.objectives.cdan import CDAN
+from edgeprune.objectives.distill import Distill
+from edgeprune.objectives.mcc import MCC
+from edgeprune.objectives.shot import SHOT
+from edgeprune.objectives.source import Source
+from edgeprune.run import Run
+from edgeprune.train import Settings
+from edgeprune.waist import Batch, Needs, Objective, Step, Task
+
+TASK = Task(8, 2)
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        )
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x).flatten(1))
+        return out
+
+
+def network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(Tiny().eval(), "x", Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3), ("a", "b"), "head")
+
+
+def images(count: int, shifted: bool, labelled: bool) -> Pixels:
+    """Two classes told by which half is brighter; the target is dimmer and greenish."""
+    random = np.random.default_rng(5 + shifted)
+    labels = np.arange(count) % 2
+    pixels = random.normal(100, 20, (count, 8, 8, 3))
+    for i, label in enumerate(labels):
+        pixels[i, 4 * label : 4 * label + 4, :, label] += 70
+    if shifted:
+        pixels = 0.5 * pixels + np.array([20, 60, 0])
+    data = torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
+    names = [str(i) for i in range(count)]
+    return Pixels(data, torch.from_numpy(labels) if labelled else None, names, [], ("a", "b"))
+
+
+def settings(steps: int, **more: Any) -> Settings:
+    return Settings(
+        steps=steps, batch=8, lr=1e-2, device="cpu", save_every=3, flip=False, crop=(1.0, 1.0), **more
+    )
+
+
+def weights(net: Network) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in net.module.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def run_in(path: Path, resume: bool = False) -> Run:
+    return Run.create(path, command="adapt", model="tiny", config={}, resume=resume)
+
+
+def undisturbed(objective: Objective, steps: int = 12) -> dict[str, Tensor]:
+    net = network()
+    train.fit(net, objective, images(24, True, False), images(24, False, True), settings(steps))
+    return weights(net)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    def once() -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        return undisturbed(CDAN(TASK))
+
+    assert equal(once(), once())
+
+
+def test_ctrl_c_writes_a_snapshot_and_resuming_gives_the_same_weights(tmp_path: Path) -> None:
+    class Stops(MCC):
+        def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+            if step.number == 7 and not (tmp_path / "stopped").exists():
+                (tmp_path / "stopped").touch()
+                raise KeyboardInterrupt
+            return super().terms(source, target, step)
+
+    expected = undisturbed(MCC(TASK))
+    net = network()
+    with (
+        run_in(tmp_path / "r") as run,
+        pytest.raises(Interrupted, match=r"stopped at step 7 of 12 .* --resume"),
+    ):
+        train.fit(net, Stops(TASK), images(24, True, False), images(24, False, True), settings(12), run=run)
+    net = network(seed=99)  # whatever was in memory is lost
+    with run_in(tmp_path / "r", resume=True) as run:
+        train.fit(net, Stops(TASK), images(24, True, False), images(24, False, True), settings(12), run=run)
+        steps = [m["step"] for m in run.metrics() if "validators" in m]
+    assert equal(weights(net), expected)
+    assert steps == sorted(set(steps))
+
+
+_KILLED = """
+import sys, time, importlib.util
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("t", sys.argv[1]); t = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(t)
+class Slow(t.SHOT):
+    def terms(self, source, target, step):
+        print(step.number, flush=True); time.sleep(0.05)
+        return super().terms(source, target, step)
+with t.run_in(Path(sys.argv[2]), resume=True) as run:
+    t.train.fit(t.network(), Slow(t.TASK), t.images(24, True, False), None, t.settings(20, ema=0.9), run=run)
+"""
+
+
+def test_kill_9_at_any_step_changes_nothing(tmp_path: Path) -> None:
+    net = network()
+    train.fit(net, SHOT(TASK), images(24, True, False), None, settings(20, ema=0.9))
+    for wanted in (5, 13):
+        call = [sys.executable, "-c", _KILLED, __file__, str(tmp_path / "r")]
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= wanted:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+        process.wait()
+        time.sleep(0.05)
+    again = network(seed=99)
+    with run_in(tmp_path / "r", resume=True) as run:
+        assert (run.resume_dir / "adapt").is_file()
+        train.fit(again, SHOT(TASK), images(24, True, False), None, settings(20, ema=0.9), run=run)
+    assert equal(weights(net), weights(again))
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:
+    net = network()
+    with run_in(tmp_path / "r") as run:
+        source = images(24, False, True)
+        first = train.fit(
+            net, Source(TASK), images(24, True, False), source, settings(6), run=run, stage="source"
+        )
+        done = weights(net)
+        again = network(seed=5)
+        second = train.fit(
+            again, Source(TASK), images(24, True, False), source, settings(6), run=run, stage="source"
+        )
+    assert equal(weights(again), done)
+    assert second == first
+
+
+def test_running_statistics_follow_the_target_alone() -> None:
+    net = network()
+    source, target = images(64, False, True), images(64, True, False)
+    train.fit(net, MCC(TASK), target, source, settings(60, validations=1))
+    tracked = net.module.state_dict()["body.1.running_mean"].clone()
+    other = network()
+    other.module.load_state_dict(net.module.state_dict())
+    inference.reestimate_batchnorm(other.module, target, net.preprocess)
+    of_target = other.module.state_dict()["body.1.running_mean"].clone()
+    inference.reestimate_batchnorm(other.module, source, net.preprocess)
+    of_source = other.module.state_dict()["body.1.running_mean"].clone()
+    assert (tracked - of_target).norm() < 0.3 * (tracked - of_source).norm()
+
+
+def test_shot_leaves_the_classifier() -> None:
+    net = network()
+    head = net.module.state_dict()["head.weight"].clone()
+    train.fit(net, SHOT(TASK), images(24, True, False), None, settings(6))
+    assert torch.equal(net.module.state_dict()["head.weight"], head)
+
+
+def test_a_collapse_rolls_back_and_says_so() -> None:
+    class Collapse(Objective):
+        needs = Needs()
+
+        def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+            assert target is not None
+            return {"worse": 100 * target.logits[:, 0].mean() - 100 * target.logits[:, 1].mean()}
+
+    net = network(seed=3)
+    target = images(64, True, False)
+    train.fit(net, Source(TASK), target, images(64, False, True), settings(40, validations=1), stage="source")
+    inference.reestimate_batchnorm(net.module, target, net.preprocess)
+    result = train.fit(net, Collapse(TASK), target, None, settings(20))
+    assert result.chosen_step < 20
+    answers = inference.predict(net, target)[1].argmax(1).double().mean()
+    assert 0.1 < float(answers) < 0.9
+    assert "collapsed" in result.warnings[0]
+
+
+def test_helpful_errors() -> None:
+    with pytest.raises(UsageError, match="MCC needs labelled source images"):
+        train.fit(network(), MCC(TASK), images(8, True, False), None, settings(2))
+    with pytest.raises(UsageError, match="Distill needs a teacher network"):
+        train.fit(network(), Distill(TASK), images(8, True, False), None, settings(2))
