@@ -85,39 +85,82 @@ def logits_of(module: nn.Module, pixels: Pixels, pre: Preprocess, batch: int = 1
     """Logits (N, K) of any module, float32 on the CPU."""
     device = next(module.parameters()).device
     with evaluating(module):
-        return torch.cat([module(images.to(device)).float().cpu() for _, images, _ in plain(pixels, pre, batch)])
+        return torch.cat(
+            [module(images.to(device)).float().cpu() for _, images, _ in plain(pixels, pre, batch)]
+        )
+
+
+@contextmanager
+def tracking(module: nn.Module, on: bool) -> Iterator[None]:
+    """Let batch-norm in training mode leave its running statistics alone inside the block, unless `on`."""
+    norms = [] if on else [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class _Pooled:
+    """Mean and variance over all the batches that entered a batch-norm layer, as though they were one."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        self.norm, self.count = norm, 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
+        self.hook = norm.register_forward_pre_hook(self._take)
+
+    def _take(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].transpose(0, 1).flatten(1)
+        new = x.shape[1]
+        variance, mean = (v.double() for v in torch.var_mean(x.float(), 1, correction=0))
+        shift, total = mean - self.mean.to(mean), self.count + new
+        self.squares = self.squares.to(mean) + new * variance + shift**2 * (self.count * new / total)
+        self.mean, self.count = self.mean.to(mean) + shift * (new / total), total
+
+    def blend_in(self, share: float) -> None:
+        """Put `share` of the new statistics, the variance without bias, into the layer's."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        if self.count and mean is not None and variance is not None:
+            mean.copy_(share * self.mean + (1 - share) * mean.double())
+            variance.copy_(share * self.squares / max(1, self.count - 1) + (1 - share) * variance.double())
 
 
 def reestimate_batchnorm(
-    module: nn.Module, pixels: Pixels, pre: Preprocess, *, blend: float = 1.0, images: int = 2048, batch: int = 128
+    module: nn.Module,
+    pixels: Pixels,
+    pre: Preprocess,
+    *,
+    blend: float = 1.0,
+    images: int = 2048,
+    batch: int = 128,
 ) -> int:
-    """Replace batch-norm statistics by those of up to `images` of the set, averaged without momentum.
+    """Replace batch-norm statistics by those of up to `images` of the set, every image weighing the same.
 
-    blend: share of the new statistics, 1 replaces and 0 keeps (for sets of few images). Every image weighs the same.
-    Returns how many batch-norm layers there were. Li et al. 2016, arXiv 1603.04779; the cumulative average and the
-    blend are ours.
+    blend: share of the new statistics, 1 replaces and 0 keeps (for sets of few images). Returns how many batch-norm
+    layers there were. Li et al. 2016, arXiv 1603.04779; pooling the batches' moments, batches spread over the set (its
+    order may be by class) and the blend are ours.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms:
         return 0
-    before = [(m.running_mean.clone(), m.running_var.clone()) for m in norms]  # type: ignore[union-attr]
-    momenta, modes = [m.momentum for m in norms], {part: part.training for part in module.modules()}
-    module.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = None  # a plain average over batches
     device = next(module.parameters()).device
     chosen = torch.linspace(0, len(pixels) - 1, min(images, len(pixels))).round().long()
-    count = max(1, round(len(chosen) / batch))  # batches of equal size, so that the plain average is fair
+    count = max(1, round(len(chosen) / batch))
+    pooled = [_Pooled(norm) for norm in norms]
+    try:
+        with evaluating(module), tracking(module, False):
+            for norm in norms:
+                norm.train()
+            for start in range(count):
+                part = pixels.subset(chosen[start::count].tolist())
+                for _, x, _ in plain(part, pre, len(part)):
+                    module(x.to(device))
+    finally:
+        for one in pooled:
+            one.hook.remove()
     with torch.no_grad():
-        for part in torch.tensor_split(chosen, count):
-            for _, x, _ in plain(pixels.subset(part.tolist()), pre, len(part)):
-                module(x.to(device))
-    for norm, momentum, (mean, variance) in zip(norms, momenta, before, strict=True):
-        norm.momentum = momentum
-        norm.running_mean.mul_(blend).add_(mean, alpha=1 - blend)  # type: ignore[union-attr]
-        norm.running_var.mul_(blend).add_(variance, alpha=1 - blend)  # type: ignore[union-attr]
-    for part, mode in modes.items():
-        part.training = mode
+        for one in pooled:
+            one.blend_in(blend)
     return len(norms)

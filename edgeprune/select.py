@@ -1,6 +1,7 @@
 """Label-free validators: which checkpoint is best, and has training collapsed? Larger is better for every score.
 
-P is the (N, K) softmax of the logits, H the entropy in nats. Formulas as published; the rule that combines them is ours.
+P is the (N, K) softmax of the logits, H the entropy in nats. Formulas as published; the rule that combines them is
+ours.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ def validators(features: Tensor, logits: Tensor) -> dict[str, float]:
 
     information: H(mean P) - mean H(P) (Krause et al. 2010). entropy: -mean H(P). nuclear: ||P||_* / sqrt(N min(N, K)),
     in 0..1 (Deng et al. 2023). snd: soft neighbourhood density at temperature 0.05 on P (Saito et al., ICCV 2021,
-    arXiv 2108.10860). histogram: entropy of the predicted classes, of log K; the collapse alarm reads it.
+    arXiv 2108.10860). histogram: entropy of the predicted classes, of log K; the collapse alarm reads it. Logits that
+    are not finite get the worst of each.
     """
+    n, k = logits.shape
+    if not torch.isfinite(logits).all():
+        return {"information": 0.0, "entropy": -math.log(k), "nuclear": 0.0, "snd": 0.0, "histogram": 0.0}
     p = logits.double().softmax(1)
-    n, k = p.shape
     conditional = -(p * p.clamp_min(1e-12).log()).sum(1).mean()
     mean = p.mean(0)
     marginal = -(mean * mean.clamp_min(1e-12).log()).sum()
     histogram = torch.bincount(p.argmax(1), minlength=k).double() / n
-    spread = -(histogram * histogram.clamp_min(1e-12).log()).sum() / math.log(k)
+    spread = -(histogram * histogram.clamp_min(1e-12).log()).sum() / math.log(max(2, k))
     return {
         "information": float(marginal - conditional),
         "entropy": float(-conditional),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,9 @@ def write(
         tensors.update({f"{prefix}/{key}": value for key, value in group.items()})
     if optimizer is not None:
         for number, state in optimizer.state_dict()["state"].items():
-            tensors.update({f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in state.items()})
+            tensors.update(
+                {f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in state.items()}
+            )
     leaves = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     run.resume_dir.mkdir(exist_ok=True)
     run.write(f"resume/{name}", save(leaves, {"facts": json.dumps(facts)}))
@@ -61,3 +66,44 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         number, _, name = key.partition("/")
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def forget_metrics(run: Run, stage: str) -> None:
+    """Drop what a stage that left no snapshot wrote to metrics.jsonl: it starts again, and so do its lines."""
+    file, position = run.path / "metrics.jsonl", 0
+    for line in file.read_bytes().splitlines(keepends=True) if file.is_file() else ():
+        if json.loads(line).get("stage") == stage:
+            run.rewind_metrics(position)
+            return
+        position += len(line)
+
+
+@contextmanager
+def held_interrupts() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back inside the block until the function that is handed over is called, or the block ends.
+
+    It then raises KeyboardInterrupt. A second Ctrl-C does not wait. Nothing changes in a thread, or where Ctrl-C has
+    another handler than Python's own.
+    """
+    asked = 0
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise KeyboardInterrupt
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, ask)
+    try:
+        yield check
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    check()

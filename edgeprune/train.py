@@ -6,9 +6,8 @@ that was killed at any step goes on to the same weights.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -33,7 +32,8 @@ class Settings:
 
     steps: optimiser steps. batch: images of each domain in a step. lr: peak learning rate; warmup: share of the steps
     it takes to reach it. head_lr: factor for the classifier. ema: decay of the average of weights that is kept, 0 for
-    none. validations: how often the label-free validators look. flip, crop: see edgeprune.data.batches.Batches.
+    none. validations: how often the label-free validators look. flip, crop: see edgeprune.data.batches.Batches; crop
+    None is (0.7, 1), and the whole of images up to 64 pixels, which lose too much.
     """
 
     steps: int
@@ -49,7 +49,7 @@ class Settings:
     device: str = "auto"
     precision: str = "32-true"
     flip: bool = True
-    crop: tuple[float, float] = (0.7, 1.0)
+    crop: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,6 @@ class _State:
     step: int = 0
     curves: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
-    best_place: int = -1
     ema: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -88,50 +87,68 @@ def fit(
     `stage` names this part of a run: finished parts are taken from the resume folder. UsageError when the objective
     needs what is not given; Interrupted after Ctrl-C, with a snapshot written.
     """
-    needs = objective.needs
-    if needs.source and (source is None or source.labels is None):
-        raise UsageError(f"{type(objective).__name__} needs labelled source images")
-    if needs.teacher and teacher is None:
-        raise UsageError(f"{type(objective).__name__} needs a teacher network")
-    done = run.resume_dir / f"{stage}.done" if run else None
-    if done is not None and done.is_file():
-        tensors, facts = snapshot.read(done)
-        network.module.load_state_dict(snapshot.part(tensors, "module"))
-        torch.set_rng_state(tensors["random"])
-        return Fit(**facts)
-    loop = _Loop(network, objective, target, source, settings, run, teacher, stage)
-    try:
-        result = loop.work()
-    except KeyboardInterrupt:
-        loop.save()
-        where = f"; go on with --resume ({run.path})" if run else ""
-        raise Interrupted(f"stopped at step {loop.state.step} of {settings.steps} ({stage}){where}") from None
-    finally:
-        loop.close()
-    if run:
-        facts = {"chosen_step": result.chosen_step, "curves": result.curves, "warnings": result.warnings}
-        snapshot.write(run, f"{stage}.done", {"module": network.module}, None, {}, facts)
-        (run.resume_dir / stage).unlink(missing_ok=True)
+    _check_given(objective, source, teacher)
+    if run is not None and (found := _finished(run, stage, network)) is not None:
+        return found
+    with snapshot.held_interrupts() as check:
+        loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
+        try:
+            result = loop.work(check)
+        except KeyboardInterrupt:
+            if loop.whole:  # else the last snapshot stands: half a step cannot be gone on with
+                loop.save()
+            where = f"; go on with --resume ({run.path})" if run else ""
+            raise Interrupted(
+                f"stopped at step {loop.state.step} of {settings.steps} ({stage}){where}"
+            ) from None
+        finally:
+            loop.close()
+        if run is not None:
+            snapshot.write(run, f"{stage}.done", {"module": network.module}, None, {}, asdict(result))
+            (run.resume_dir / stage).unlink(missing_ok=True)
     return result
 
 
+def _check_given(objective: Objective, source: Pixels | None, teacher: nn.Module | None) -> None:
+    name, needs = type(objective).__name__, objective.needs
+    if needs.source and (source is None or source.labels is None):
+        raise UsageError(f"{name} needs labelled source images")
+    if needs.teacher and teacher is None:
+        raise UsageError(f"{name} needs a teacher network")
+
+
+def _finished(run: Run, stage: str, network: Network) -> Fit | None:
+    """Take up what a finished stage left, weights and random state; None when it has not finished."""
+    done = run.resume_dir / f"{stage}.done"
+    if not done.is_file():
+        return None
+    tensors, facts = snapshot.read(done)
+    network.module.load_state_dict(snapshot.part(tensors, "module"))
+    network.module.eval()
+    torch.set_rng_state(tensors["random"])
+    return Fit(**facts)
+
+
 class _Loop:
+    """`whole`: no step is half done, so that a snapshot can be gone on with."""
+
     def __init__(
         self,
         network: Network,
         objective: Objective,
-        target: Pixels,
-        source: Pixels | None,
+        pixels: tuple[Pixels, Pixels | None],
         settings: Settings,
         run: Run | None,
         teacher: nn.Module | None,
         stage: str,
     ) -> None:
-        self.network, self.objective, self.settings, self.stage, self.run = network, objective, settings, stage, run
-        self.target = target
+        self.network, self.objective, self.settings = network, objective, settings
+        self.stage, self.run = stage, run
+        self.whole, self.state = False, _State()
         accelerator, _, index = settings.device.partition(":")
         devices: Any = [int(index)] if index else 1
-        self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=settings.precision)  # type: ignore[arg-type]
+        precision: Any = settings.precision
+        self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
         self.device = self.fabric.device
         module = network.module.to(self.device)
         self.convolutional = any(isinstance(m, nn.Conv2d) for m in module.modules())
@@ -140,15 +157,17 @@ class _Loop:
         self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         objective.to(self.device)
         self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay)
-        pre, needs, b = network.preprocess, objective.needs, settings.batch
-        kind = {"flip": settings.flip, "crop": settings.crop}
-        self.target_batches = (
-            Batches(target, pre, min(b, len(target)), needs.views, settings.seed, **kind) if needs.views else None  # type: ignore[arg-type]
-        )
-        self.source_batches = None
-        if needs.source and source is not None:
-            self.source_batches = Batches(source, pre, min(b, len(source)), ("train",), settings.seed + 1, **kind)  # type: ignore[arg-type]
-        self.state = _State()
+        self.target, source = pixels
+        needs, seed = objective.needs, settings.seed
+        self.target_batches = self._batches(self.target, needs.views, seed) if needs.views else None
+        source = source if needs.source else None
+        self.source_batches = self._batches(source, ("train",), seed + 1) if source is not None else None
+
+    def _batches(self, pixels: Pixels, views: tuple[str, ...], seed: int) -> Batches:
+        s = self.settings
+        batch, pre = min(s.batch, len(pixels)), self.network.preprocess
+        crop = s.crop or ((0.7, 1.0) if max(pre.size) > 64 else (1.0, 1.0))
+        return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop)
 
     def _groups(self) -> list[dict[str, Any]]:
         head = {id(p) for p in self.network.module.get_submodule(self.network.classifier).parameters()}
@@ -165,39 +184,51 @@ class _Loop:
             if batches is not None:
                 batches.close()
         self.network.module.cpu().eval()
+        self.objective.cpu()
+        if self.teacher is not None:
+            self.teacher.cpu()
         if self.convolutional:
             self.network.module.to(memory_format=torch.contiguous_format)
 
-    def work(self) -> Fit:
+    def work(self, check: Callable[[], None]) -> Fit:
+        """Train; `check` is called after each whole step, and may raise KeyboardInterrupt."""
         if not self._resume():
+            if self.run is not None:
+                snapshot.forget_metrics(self.run, self.stage)
             if self.objective.needs.statistics:
                 inference.reestimate_batchnorm(self.network.module, self.target, self.network.preprocess)
             self._validate()
         total = self.settings.steps if self.objective.needs.train else 0
         every = max(1, total // max(1, self.settings.validations))
-        per_pass = self.target_batches.steps_per_pass if self.target_batches else total + 1
+        self.whole = True
+        check()
         with bar(self.stage, total, done=self.state.step) as tick:
             while self.state.step < total:
-                if self.objective.needs.refresh and self.state.step % per_pass == 0:
-                    self.objective.refresh(*self._whole_target())
-                terms = self._step(Step(self.state.step, total))
+                self.whole = False
+                tick(1, **self._step(Step(self.state.step, total)))
                 self.state.step += 1
-                tick(1, **terms)
                 if self.state.step % every == 0 or self.state.step == total:
                     self._validate()
+                self.whole = True
                 if self.state.step % self.settings.save_every == 0 and self.state.step < total:
                     self.save()
+                check()
         return self._choose()
 
-    def _whole_target(self) -> tuple[Tensor, Tensor]:
-        features, logits = inference.predict(self.network, self.target)
-        return features.to(self.device), logits.to(self.device)
+    def _refresh(self, step: Step) -> None:
+        """Show the objective the whole target before each pass over it, when it asked."""
+        per_pass = self.target_batches.steps_per_pass if self.target_batches else 1
+        if self.objective.needs.refresh and step.number % per_pass == 0:
+            features, logits = inference.predict(self.network, self.target)
+            self.objective.refresh(features.to(self.device), logits.to(self.device))
 
     def _step(self, step: Step) -> dict[str, float]:
+        self._refresh(step)
+        torch.manual_seed((self.settings.seed + 1) * 1_000_003 + step.number)  # dropout, on every device
         self.network.module.train()
         self.objective.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * group["factor"] * _rate(step, self.settings.warmup)
+            group["lr"] = self.settings.lr * group["factor"] * step.rate(self.settings.warmup)
         with self.fabric.autocast():
             source = self._forward(self.source_batches, step, track=self.target_batches is None)
             target = self._forward(self.target_batches, step, track=True)
@@ -229,7 +260,7 @@ class _Loop:
             for place, (name, images) in enumerate(raw.views.items()):
                 x = images.to(self.device)
                 x = x.contiguous(memory_format=torch.channels_last) if self.convolutional else x
-                with _momentum(self.network.module, None if track and place == 0 else 0.0):
+                with inference.tracking(self.network.module, track and place == 0):
                     logits = self.network.module(x)
                 assert taps.features is not None
                 views[name] = (taps.features, logits)
@@ -242,32 +273,32 @@ class _Loop:
         return Batch(features, logits, labels, raw.index.to(self.device), views, kept, teacher)
 
     def _average(self) -> None:
-        decay = self.settings.ema
-        if not decay:
+        if not self.settings.ema:
             return
+        decay = min(self.settings.ema, (1 + self.state.step) / (10 + self.state.step))
         now = self.network.module.state_dict()
         if not self.state.ema:
             self.state.ema = {k: v.clone() for k, v in now.items()}
         for key, value in now.items():
             if value.is_floating_point():
-                self.state.ema[key].lerp_(value, 1 - min(decay, (1 + self.state.step) / (10 + self.state.step)))
+                self.state.ema[key].lerp_(value, 1 - decay)
             else:
                 self.state.ema[key].copy_(value)
 
     def _validate(self) -> None:
         """Score the weights that would be kept now (the averaged ones, if there are any), without labels."""
-        live = {k: v.clone() for k, v in self.network.module.state_dict().items()}
-        if self.state.ema:
-            self.network.module.load_state_dict(self.state.ema)
-        rows = torch.linspace(0, len(self.target) - 1, min(VALIDATION_IMAGES, len(self.target))).round().long()
-        scores = select.validators(*inference.predict(self.network, self.target.subset(rows.tolist())))
+        module = self.network.module
+        live = {k: v.clone() for k, v in module.state_dict().items()}
+        module.load_state_dict(self.state.ema or live)
+        last = len(self.target) - 1
+        rows = torch.linspace(0, last, min(VALIDATION_IMAGES, last + 1)).round().long().tolist()
+        scores = select.validators(*inference.predict(self.network, self.target.subset(rows)))
         self.state.curves.append({"step": self.state.step, **scores})
         if self.run:
             self.run.metric(stage=self.stage, step=self.state.step, validators=scores)
         if select.choose(self.state.curves).place == len(self.state.curves) - 1:
-            self.state.best_place = len(self.state.curves) - 1
-            self.state.best = {k: v.clone() for k, v in self.network.module.state_dict().items()}
-        self.network.module.load_state_dict(live)
+            self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
+        module.load_state_dict(live)
 
     def _choose(self) -> Fit:
         choice = select.choose(self.state.curves)
@@ -285,27 +316,22 @@ class _Loop:
                 f"training collapsed onto few classes ({self.stage}); rolled back to step {chosen}: "
                 "try fewer steps or a smaller learning rate"
             )
-        for warning in warnings if self.run else ():
-            self.run.log(warning)  # type: ignore[union-attr]
+        if self.run is not None:
+            for warning in warnings:
+                self.run.log(warning)
         return Fit(chosen, self.state.curves, warnings)
 
     def save(self) -> None:
         """Write a snapshot from which the very same weights follow."""
         if self.run is None:
             return
-        facts = {
-            "step": self.state.step,
-            "curves": self.state.curves,
-            "best_place": self.state.best_place,
-            "metrics": self.run.metrics_position,
-        }
+        facts = {"step": self.state.step, "curves": self.state.curves, "metrics": self.run.metrics_position}
         modules = {"module": self.network.module, "objective": self.objective}
         extra = {"best": self.state.best, "ema": self.state.ema}
         snapshot.write(self.run, self.stage, modules, self.optimizer, extra, facts)
 
     def _resume(self) -> bool:
-        path = self.run.resume_dir / self.stage if self.run else None
-        if path is None or not path.is_file():
+        if self.run is None or not (path := self.run.resume_dir / self.stage).is_file():
             return False
         tensors, facts = snapshot.read(path)
         self.network.module.load_state_dict(snapshot.part(tensors, "module"))
@@ -316,35 +342,8 @@ class _Loop:
             int(facts["step"]),
             list(facts["curves"]),
             snapshot.part(tensors, "best"),
-            int(facts["best_place"]),
-            snapshot.part(tensors, "ema"),
+            {key: value.to(self.device) for key, value in snapshot.part(tensors, "ema").items()},
         )
-        assert self.run is not None
         self.run.rewind_metrics(int(facts["metrics"]))
         self.run.log(f"{self.stage}: resumed at step {self.state.step}")
         return True
-
-
-def _rate(step: Step, warmup: float) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine to 0."""
-    first = max(1, round(warmup * step.total))
-    if step.number < first:
-        return (step.number + 1) / first
-    return 0.5 * (1 + math.cos(math.pi * (step.number - first) / max(1, step.total - first)))
-
-
-class _momentum:
-    """Batch-norm with another momentum inside the block; None leaves it."""
-
-    def __init__(self, module: nn.Module, momentum: float | None) -> None:
-        norms: Callable[[nn.Module], bool] = lambda m: isinstance(m, nn.modules.batchnorm._BatchNorm)  # noqa: E731
-        self._norms: Mapping[Any, Any] = {} if momentum is None else {m: m.momentum for m in module.modules() if norms(m)}
-        self._momentum = momentum
-
-    def __enter__(self) -> None:
-        for norm in self._norms:
-            norm.momentum = self._momentum
-
-    def __exit__(self, *_: object) -> None:
-        for norm, momentum in self._norms.items():
-            norm.momentum = momentum

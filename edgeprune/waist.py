@@ -5,6 +5,7 @@ The loop knows no objective by name; an objective knows no device, optimiser or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,13 @@ class Step:
     def progress(self) -> float:
         """0 at the start, 1 at the last step."""
         return self.number / max(1, self.total - 1)
+
+    def rate(self, warmup: float) -> float:
+        """Share of the peak learning rate: linear over the share `warmup` of the steps, then a cosine to 0."""
+        first = max(1, round(warmup * self.total))
+        if self.number < first:
+            return (self.number + 1) / first
+        return 0.5 * (1 + math.cos(math.pi * (self.number - first) / max(1, self.total - first)))
 
 
 @dataclass(frozen=True)

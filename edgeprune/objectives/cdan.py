@@ -49,6 +49,8 @@ class CDAN(Objective):
         entropy: bool = True
 
     needs = Needs(source=True)
+    feature_map: Tensor
+    class_map: Tensor
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)

@@ -48,5 +48,6 @@ def class_confusion(logits: Tensor, temperature: float) -> Tensor:
         weight = 1 + torch.exp(-entropy)
         weight = len(y) * weight / weight.sum()
     confusion = (y * weight[:, None]).T @ y
-    confusion = confusion / confusion.sum(1, keepdim=True)
+    tiny = torch.finfo(y.dtype).tiny  # a class that nobody predicts confuses nobody
+    confusion = confusion / confusion.sum(1, keepdim=True).clamp_min(tiny)
     return (confusion.sum() - confusion.trace()) / y.shape[1]

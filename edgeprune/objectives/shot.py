@@ -28,6 +28,7 @@ class SHOT(Objective):
         rare: int = 10
 
     needs = Needs(refresh=True, freeze_classifier=True, statistics=True)
+    pseudo: Tensor
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)
@@ -35,7 +36,7 @@ class SHOT(Objective):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if prefix + "pseudo" in state_dict:  # its length is that of the target
-            self.pseudo = state_dict[prefix + "pseudo"].clone()
+            self.pseudo = state_dict[prefix + "pseudo"].to(self.pseudo.device, copy=True)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
@@ -71,13 +72,13 @@ def centroid_labels(features: Tensor, logits: Tensor, rare: int = 0) -> Tensor:
     """Pseudo-labels (M,): soft centroids of (f, 1) / ||(f, 1)||, nearest by cosine, and once more with hard ones.
 
     features (M, D), logits (M, K); eq. 6 and 7 and the authors' code. A class predicted for at most `rare` images gets
-    no label.
+    no label, unless that leaves none.
     """
     p = logits.float().softmax(1)
     ones = torch.ones(len(features), 1, device=features.device)
     f = F.normalize(torch.cat([features.float(), ones], 1), dim=1)
     counts = torch.bincount(p.argmax(1), minlength=p.shape[1])
-    allowed = counts > rare if rare else torch.ones_like(counts, dtype=torch.bool)
+    allowed = counts > (rare if bool((counts > rare).any()) else 0)
     labels = p.argmax(1)
     for affinity in (p, None):
         weight = affinity if affinity is not None else F.one_hot(labels, p.shape[1]).float()

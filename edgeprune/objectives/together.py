@@ -10,24 +10,27 @@ from edgeprune.waist import Batch, Needs, Objective, Step
 
 
 class Together(Objective):
-    """sum_j w_j L_j. Objectives that want another main view cannot be joined: ValueError names the views."""
+    """sum_j w_j L_j. Objectives that train on another main view cannot be joined: ValueError names the views."""
 
     def __init__(self, parts: Sequence[tuple[float, Objective]]) -> None:
         super().__init__(parts[0][1].task)
         self.parts = nn.ModuleList(objective for _, objective in parts)
         self.weights = tuple(weight for weight, _ in parts)
         needs = [objective.needs for _, objective in parts]
-        main = {n.views[0] for n in needs if n.views}
+        train = any(n.train for n in needs)
+        viewing = [n.views for n in needs if n.views and (n.train or not train)]
+        main = {views[0] for views in viewing}
         if len(main) > 1:
             raise ValueError(f"objectives with one main view are expected; received {sorted(main)}")
         self.needs = Needs(
             source=any(n.source for n in needs),
-            views=tuple(dict.fromkeys(v for n in needs for v in n.views)),
+            views=tuple(dict.fromkeys(v for views in viewing for v in views)),
             layers=tuple(dict.fromkeys(layer for n in needs for layer in n.layers)),
             teacher=any(n.teacher for n in needs),
             refresh=any(n.refresh for n in needs),
             freeze_classifier=any(n.freeze_classifier for n in needs),
             statistics=any(n.statistics for n in needs),
+            train=train,
         )
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:

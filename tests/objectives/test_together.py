@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import Tensor
+
+from edgeprune.objectives.adabn import AdaBN
+from edgeprune.objectives.distill import Distill
+from edgeprune.objectives.fixmatch import FixMatch
+from edgeprune.objectives.mcc import MCC
+from edgeprune.objectives.shot import SHOT
+from edgeprune.objectives.source import Source
+from edgeprune.objectives.together import Together
+from edgeprune.waist import Batch, Needs, Objective, Step, Task
+
+TASK = Task(3, 3)
+
+
+class Layered(Objective):
+    needs = Needs(views=("train", "strong"), layers=("a",))
+
+    def __init__(self) -> None:
+        super().__init__(TASK)
+        self.own = torch.nn.Parameter(torch.ones(1))
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        return {"own": self.own.sum()}
+
+
+def batch(teacher: bool = False) -> Batch:
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    return Batch(z, z, torch.arange(6) % 3, torch.arange(6), teacher=z.flip(0) if teacher else None)
+
+
+def test_terms_are_the_weighted_sums() -> None:
+    parts: list[tuple[float, Objective]] = [(2.0, MCC(TASK)), (0.5, Distill(TASK)), (3.0, Source(TASK))]
+    step = Step(5, 10)
+    found = Together(parts).terms(batch(), batch(teacher=True), step)
+    mcc, distill, source = (part.terms(batch(), batch(teacher=True), step) for _, part in parts)
+    assert set(found) == {"source", "mcc", "distill"}
+    torch.testing.assert_close(found["mcc"], 2 * mcc["mcc"])
+    torch.testing.assert_close(found["distill"], 0.5 * distill["distill"])
+    torch.testing.assert_close(found["source"], 2 * mcc["source"] + 3 * source["source"])
+
+
+def test_needs_are_the_union() -> None:
+    both = Together([(1, Layered()), (1, MCC(TASK)), (1, SHOT(TASK)), (1, Distill(TASK))])
+    assert both.needs == Needs(True, ("train", "strong"), ("a",), True, True, True, True, True)
+    assert [name for name, _ in both.named_parameters()] == ["parts.0.own"]
+    assert Together([(1, Source(TASK))]).needs == Source.needs
+
+
+def test_only_the_parts_that_asked_are_refreshed_and_saved() -> None:
+    both, other = (Together([(1, MCC(TASK)), (1, SHOT(TASK))]) for _ in range(2))
+    both.refresh(torch.eye(3), torch.eye(3) * 4)
+    other.load_state_dict(both.state_dict())
+    assert other.state_dict()["parts.1.pseudo"].tolist() == [0, 1, 2]
+
+
+def test_statistics_alone_join_any_other() -> None:
+    both = Together([(1, AdaBN(TASK)), (1, FixMatch(TASK))])
+    assert both.needs.statistics
+    assert both.needs.train
+    assert both.needs.views == ("weak", "strong")
+    assert Together([(1, AdaBN(TASK))]).needs == AdaBN.needs
+
+
+def test_other_main_views_cannot_be_joined() -> None:
+    with pytest.raises(ValueError, match=r"one main view are expected; received \['train', 'weak'\]"):
+        Together([(1, MCC(TASK)), (1, FixMatch(TASK))])
