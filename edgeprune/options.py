@@ -98,6 +98,7 @@ class AdaptOptions(DataOptions, ModelOptions, RunOptions):
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
     ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
+    crop: float | None = option(None, "Least share of an image that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN)
     set: tuple[str, ...] = option((), "A knob of the objective: name=value; repeatable.", panel=_LEARN)
 
 
@@ -127,6 +128,7 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
     ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
+    crop: float | None = option(None, "Least share of an image that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN)
     bn_recal: bool = option(True, "Re-estimate batch-norm on target images after each cut.", panel=_LEARN)
     keep: tuple[str, ...] = option((), "Layers that stay as they are (a glob); repeatable.", panel=_LEARN)
     plan: Path | None = option(None, "Apply this plan instead of making one.", panel=_LEARN)

@@ -116,6 +116,7 @@ def settings(options: Any, steps: int) -> train.Settings:
         device=options.device,
         ema=options.ema,
         flip=options.flip,
+        crop=(options.crop, 1.0) if options.crop else None,
     )
 
 

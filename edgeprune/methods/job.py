@@ -147,7 +147,7 @@ def _taken_up(job: Job, number: int) -> PruningPlan | None:
 def task(network: Network) -> Task:
     """What an objective may know of the network as it stands."""
     layer = network.module.get_submodule(network.classifier)
-    features = int(getattr(layer, "in_features", None) or getattr(layer, "in_channels", 0))
+    features = int(getattr(layer, "in_features", 0) or getattr(layer, "in_channels", 0))
     return Task(features, len(network.classes))
 
 
@@ -164,6 +164,7 @@ def recover(job: Job, passes: float, stage: str, objective: Objective | None = N
         weight_decay=options.weight_decay,
         ema=options.ema,
         flip=options.flip,
+        crop=(options.crop, 1.0) if options.crop else None,
         validations=3,
         seed=options.seed,
         device=options.device,
