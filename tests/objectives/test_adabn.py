@@ -1,0 +1,88 @@
+import functools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune import inference, train
+from edgeprune.data.pixels import Pixels
+from edgeprune.images import Preprocess
+from edgeprune.model import Network
+from edgeprune.objectives.adabn import AdaBN
+from edgeprune.objectives.cdan import CDAN
+from edgeprune.objectives.fixmatch import FixMatch
+from edgeprune.objectives.mcc import MCC
+from edgeprune.objectives.shot import SHOT
+from edgeprune.objectives.source import Source
+from edgeprune.train import Settings
+from edgeprune.waist import Objective, Task
+
+TASK = Task(16, 3)
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(self.body(x).mean((2, 3))))
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network(Tiny().eval(), "x", Preprocess((8, 8), (0.5,) * 3, (0.25,) * 3), ("0", "1", "2"), "head")
+
+
+def images(count: int, shifted: bool, labelled: bool) -> Pixels:
+    """Three classes told by their stripes: across, down and none; the target is dim, flat and reddish."""
+    random = np.random.default_rng(7 + shifted)
+    labels = random.permutation(np.arange(count) % 3)
+    rows = random.normal(120, 25, (count, 8, 8, 3))
+    rows[labels == 0, ::2] += 60
+    rows[labels == 1, :, ::2] += 60
+    if shifted:
+        rows = 0.45 * rows + np.array([110, 10, 40])
+    data = torch.from_numpy(rows.clip(0, 255).astype(np.uint8))
+    return Pixels(data, torch.from_numpy(labels) if labelled else None, [str(i) for i in range(count)])
+
+
+def settings(steps: int, lr: float) -> Settings:
+    return Settings(steps, batch=16, lr=lr, device="cpu", flip=False, crop=(1.0, 1.0), validations=3)
+
+
+@functools.cache
+def cloud() -> dict[str, Tensor]:
+    net = network()
+    train.fit(net, Source(TASK), images(96, True, False), images(96, False, True), settings(60, 1e-2))
+    return dict(net.module.state_dict())
+
+
+@pytest.mark.parametrize("kind", [MCC, CDAN, FixMatch, SHOT, AdaBN])
+def test_every_objective_pulls_the_shifted_domain_in(kind: type[Objective]) -> None:
+    net, target, source = network(), images(96, True, False), images(96, False, True)
+    net.module.load_state_dict(cloud())
+    labelled = images(96, True, True)
+    before = inference.evaluate(net, labelled)
+    assert inference.evaluate(net, source) > 0.95
+    assert before < 0.75
+    train.fit(net, kind(TASK), target, source if kind.needs.source else None, settings(40, 3e-3))
+    assert inference.evaluate(net, labelled) > before + 0.15
+
+
+def test_statistics_change_and_nothing_else() -> None:
+    net, other, target = network(), network(), images(48, True, False)
+    before = {k: v.clone() for k, v in net.module.state_dict().items()}
+    fit = train.fit(net, AdaBN(TASK), target, None, settings(10, 1.0))
+    inference.reestimate_batchnorm(other.module, target, other.preprocess)
+    for name, value in net.module.state_dict().items():
+        if "running" in name:
+            torch.testing.assert_close(value, other.module.state_dict()[name])
+            assert not torch.equal(value, before[name])
+        else:
+            assert torch.equal(value, before[name])
+    assert [c["step"] for c in fit.curves] == [0]
+    assert fit.chosen_step == 0
