@@ -98,7 +98,9 @@ class AdaptOptions(DataOptions, ModelOptions, RunOptions):
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
     ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
-    crop: float | None = option(None, "Least share of an image that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN)
+    crop: float | None = option(
+        None, "Least share that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN
+    )
     set: tuple[str, ...] = option((), "A knob of the objective: name=value; repeatable.", panel=_LEARN)
 
 
@@ -128,7 +130,9 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
     ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
-    crop: float | None = option(None, "Least share of an image that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN)
+    crop: float | None = option(
+        None, "Least share that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN
+    )
     bn_recal: bool = option(True, "Re-estimate batch-norm on target images after each cut.", panel=_LEARN)
     keep: tuple[str, ...] = option((), "Layers that stay as they are (a glob); repeatable.", panel=_LEARN)
     plan: Path | None = option(None, "Apply this plan instead of making one.", panel=_LEARN)
@@ -145,7 +149,9 @@ class ExportOptions(RunOptions):
     batch: str = option("1", "Batch: 1, or 1:8:32 for a dynamic one (min:best:max).", panel="Export")
     opset: int = option(20, "ONNX opset; 20 is what TensorRT 10 and 11 both take.", panel="Export")
     images: Path | None = option(
-        None, "Images to prove parity on; the run's target images by default.", panel="Parity"
+        None,
+        "Images to prove parity on, 256 at most, evenly spread; the run's target images by default.",
+        panel="Parity",
     )
     evaluate: Path | None = option(None, "Labelled images, used only to print accuracy.", panel="Parity")
     max_flip: float | None = option(

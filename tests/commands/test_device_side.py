@@ -105,8 +105,8 @@ def test_inspect_shows_shapes_and_macs(run: Path) -> None:
 def test_helpful_errors(run: Path, tmp_path: Path, make_images: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="nothing to measure"):
         bench(QUICK)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no model.onnx; make it with: edgeprune export"):
-        (tmp_path / "empty").mkdir()
         bench(replace(QUICK, artifacts=(str(tmp_path / "empty"),)))
     with pytest.raises(UsageError, match="--runtime torch does not run"):
         bench(replace(QUICK, artifacts=(str(run / "model.onnx"),), runtime="torch"))
