@@ -17,11 +17,14 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(VENV)/bin/edgeprune demo $(DEMO_ARGS)
 
+# Two processes of one thread each: small networks gain nothing from more threads.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+
 test: $(STAMP)
-	$(PY) -m pytest $(TEST_ARGS)
+	$(PYTEST) $(TEST_ARGS)
 
 test-fast: $(STAMP)
-	$(PY) -m pytest -m 'not slow and not gpu' $(TEST_ARGS)
+	$(PYTEST) -m 'not slow and not gpu' $(TEST_ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

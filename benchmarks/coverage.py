@@ -51,13 +51,8 @@ def row(spec: str, folder: Path) -> dict[str, Any]:
     step = "open"
     try:
         network = _open(spec)
-        for step, work in (
-            ("dense", _dense),
-            ("cut", _cut),
-            ("train", _train),
-            ("reload", _reload),
-            ("export", _export),
-        ):
+        for work in (_dense, _cut, _train, _reload, _export):
+            step = work.__name__.strip("_")
             facts |= work(network, folder, facts)
         step = "time"
         facts |= _time(folder)
