@@ -1,0 +1,218 @@
+"""An ONNX file in float32 -> the same network in fp16 or int8, proved on the user's images before it gets its name.
+
+No torch: an exported file can be lowered on the device. The reference is always the float32 file, run by ONNX
+Runtime. For int8 the calibration is the one with the fewest changed answers, then the smallest error; when too
+many answers change, layers are left in float, the most sensitive first, as few as pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgeprune import __version__
+from edgeprune import artifact as artifacts
+from edgeprune.artifact import Artifact
+from edgeprune.errors import DataError, ModelError, UsageError
+from edgeprune.export import fp16 as half
+from edgeprune.export import graph
+from edgeprune.export import int8 as quantised
+from edgeprune.export import parity as parities
+from edgeprune.export.parity import Array, Parity, Tolerance
+from edgeprune.runtime import metadata, ort
+
+FP16 = Tolerance("fp16", relative=None, flips=0.005)
+INT8 = Tolerance("int8", relative=None, flips=0.01)
+TOLERANCES = {"fp16": FP16, "int8": INT8}
+PRECISIONS = ("fp32", *TOLERANCES)
+RANDOM_IMAGES = 8
+SENSITIVITY_IMAGES = 32
+IN_THE_FILE = ("precision", "parents", "lowered", "tool_version")
+
+
+def tolerance(precision: str, max_flip: float | None) -> Tolerance:
+    """The gate of a precision, with the user's share of changed answers when there is one."""
+    gate = TOLERANCES[precision]
+    return gate if max_flip is None else replace(gate, flips=max_flip)
+
+
+def name(precision: str) -> str:
+    """The file's name: model.onnx, model.fp16.onnx, model.int8.onnx."""
+    return "model.onnx" if precision == "fp32" else f"model.{precision}.onnx"
+
+
+@dataclass
+class _Proof:
+    """Runs candidates beside the float32 file on the same images."""
+
+    source: Path
+    folder: Path
+    images: Sequence[Array]
+    threads: int
+
+    def __call__(self, model: onnx.ModelProto, gate: Tolerance, most: int | None = None) -> Parity:
+        file = self.folder / "candidate.onnx"
+        graph.save(model, file, file.name)
+        images = self.images if most is None else [np.concatenate(list(self.images))[:most]]
+        with (
+            ort.open(self.source, threads=self.threads) as reference,
+            ort.open(file, threads=self.threads) as candidate,
+        ):
+            return parities.compare(reference, candidate, images, gate)
+
+
+def lower(
+    source: Path,
+    path: Path,
+    precision: str,
+    *,
+    images: Sequence[Array] | None = None,
+    max_flip: float | None = None,
+    calibration: str = "auto",
+    threads: int = 0,
+) -> Artifact:
+    """Write `path` and its sidecar from the float32 file `source`; parents is the sha256 of `source`.
+
+    images: batches (n, 3, H, W) float32, already preprocessed; random ones for fp16 when there are none,
+    recorded; int8 needs real ones. ParityFailed keeps the file as `<name>.failed.onnx` beside its report.
+    """
+    if precision not in TOLERANCES:
+        raise UsageError(f"--precision {precision}: expected {', '.join(PRECISIONS)}")
+    if path.suffix != ".onnx":
+        raise UsageError(f"{path}: expected a name that ends in .onnx")
+    quantised.calibrations(calibration)
+    if precision == "int8" and not any(len(b) for b in images or ()):
+        raise DataError("--precision int8 is calibrated on images and received none; give --images DIR")
+    given = read(source)
+    gate = tolerance(precision, max_flip)
+    with graph.scratch(path) as folder:
+        proof = _Proof(source, folder, list(images) if images else _random(source), threads)
+        if precision == "fp16":
+            model, facts = half.convert(given, proof.images, folder, threads)
+            found = proof(model, gate)
+        else:
+            model, facts, found = _int8(given, proof, gate, calibration)
+        facts["parity_images"] = "given" if images else "random"
+        return _finish(given, model, proof, path, gate, found, {"precision": precision, "lowered": facts})
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The float32 graph at `path`; one line when it is truncated, not ONNX, or lowered already."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected an ONNX file")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as err:
+        why = (str(err).strip().splitlines() or [type(err).__name__])[0][:160]
+        raise DataError(f"{path}: not a whole ONNX file ({why}); export it again") from err
+    if any(n.op_type == "QuantizeLinear" for n in model.graph.node):
+        raise ModelError(f"{path}: is quantised already; give the float32 file")
+    return model
+
+
+def _random(source: Path) -> list[Array]:
+    with ort.open(source) as runner:
+        spec = runner.inputs[0]
+    if not all(isinstance(d, int) for d in spec.shape[1:]):
+        raise ModelError(f"{source}: input {spec.name} has a free size {list(spec.shape)}; give --images DIR")
+    shape = (RANDOM_IMAGES, *(int(d) for d in spec.shape[1:]))
+    return [np.random.default_rng(0).standard_normal(shape).astype(np.float32)]
+
+
+def _key(found: Parity) -> tuple[int, int, float]:
+    return found.nan, found.flips, found.relative if found.relative is not None else float("inf")
+
+
+def _int8(
+    given: onnx.ModelProto, proof: _Proof, gate: Tolerance, calibration: str
+) -> tuple[onnx.ModelProto, dict[str, Any], Parity]:
+    chosen = quantised.calibration_images(proof.images)
+    make = quantised.Quantiser(given, chosen, proof.folder)
+    tried = {word: proof(make(word), gate) for word in quantised.calibrations(calibration)}
+    best = min(tried, key=lambda word: _key(tried[word]))
+    found, left = tried[best], []
+    if parities.faults(found, gate):
+        order = _sensitivity(make, best, proof, gate)
+        count, found = _fewest(lambda k: proof(make(best, order[:k]), gate), len(order), gate)
+        left = order[:count]
+    model = make(best, left)
+    facts = {
+        "calibration": best,
+        "calibration_images": len(chosen),
+        "tried": {word: dict(parities.summary(p)) for word, p in tried.items()},
+        "left_in_float": left,
+        **quantised.census(model),
+    }
+    return model, facts, found
+
+
+def _sensitivity(make: quantised.Quantiser, calibration: str, proof: _Proof, gate: Tolerance) -> list[str]:
+    """Layers, the one that alone does most harm when quantised first."""
+
+    def harm(layer: str) -> tuple[int, int, float]:
+        others = [name for name in make.layers if name != layer]
+        return _key(proof(make(calibration, others), gate, SENSITIVITY_IMAGES))
+
+    harms = {layer: harm(layer) for layer in make.layers}
+    return sorted(harms, key=lambda layer: harms[layer], reverse=True)
+
+
+def _fewest(run: Callable[[int], Parity], most: int, gate: Tolerance) -> tuple[int, Parity]:
+    """The fewest layers in float that pass, by doubling and halving; all but one when nothing passes."""
+    high, low = 1, 0
+    found = run(min(high, most - 1))
+    while parities.faults(found, gate) and high < most - 1:
+        low, high = high, min(2 * high, most - 1)
+        found = run(high)
+    if parities.faults(found, gate):
+        return min(high, most - 1), found
+    while high - low > 1:
+        middle = (low + high) // 2
+        at = run(middle)
+        if parities.faults(at, gate):
+            low = middle
+        else:
+            high, found = middle, at
+    return high, found
+
+
+def _finish(
+    given: onnx.ModelProto,
+    model: onnx.ModelProto,
+    proof: _Proof,
+    path: Path,
+    gate: Tolerance,
+    found: Parity,
+    facts: dict[str, Any],
+) -> Artifact:
+    parents = (artifacts.sha256(proof.source),)
+    before = {**metadata.from_props({p.key: p.value for p in given.metadata_props})}
+    before |= artifacts.read(proof.source).meta
+    facts = {**before, **facts, "parents": list(parents), "tool_version": __version__}
+    facts["parity"] = found.to_json()
+    props = {p.key: p.value for p in given.metadata_props}
+    props |= metadata.to_props({key: facts[key] for key in IN_THE_FILE})
+    del model.metadata_props[:]
+    for key, text in props.items():
+        model.metadata_props.add(key=key, value=text)
+    file = proof.folder / "made.onnx"
+    graph.save(model, file, path.name)
+    if parities.faults(found, gate):
+        failed = path.with_name(f"{path.stem}.failed.onnx")
+        graph.move(file, failed)
+        report = json.dumps(found.to_json(), indent=2).encode()
+        artifacts.write_atomically(failed.with_name(failed.name + ".parity.json"), report)
+        parities.gate(found, gate, f"{path.name} is not equal to {proof.source.name}")
+    with ort.open(file) as opened:
+        inputs, outputs = opened.inputs, opened.outputs
+    graph.move(file, path)
+    made = Artifact(path, "onnx", artifacts.sha256(path), inputs, outputs, parents, "", facts)
+    made.write_sidecar()
+    return made
