@@ -156,7 +156,7 @@ def meaning(err: BaseException) -> errors.EdgePruneError | None:
         return err
     if isinstance(err, KeyboardInterrupt):
         return errors.Interrupted("interrupted")
-    if isinstance(err, OSError) and err.errno == errno.ENOSPC:
+    if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return errors.DiskFull(f"no space is left on the device: {err}")
     return _missing(err) if isinstance(err, ModuleNotFoundError) else None
 

@@ -143,19 +143,30 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
 class ExportOptions(RunOptions):
     """Turn a checkpoint into ONNX, proved equal on the user's images."""
 
-    model: str = argument("A run folder or a checkpoint.", default="")
-    to: tuple[str, ...] = option(("onnx",), "What to make: onnx.", panel="Export")
-    precision: str = option("fp32", "fp32.", panel="Export")
+    model: str = argument("A run folder, a checkpoint, or an ONNX file in float32 (no torch).", default="")
+    to: tuple[str, ...] = option(
+        ("onnx",), "What to make: onnx, tensorrt or tensorrt-rtx; repeatable.", panel="Export"
+    )
+    precision: str = option(
+        "fp32", "fp32, fp16 or int8; the last two are made from fp32 and proved.", panel="Export"
+    )
     batch: str = option("1", "Batch: 1, or 1:8:32 for a dynamic one (min:best:max).", panel="Export")
+    calibration: str = option(
+        "auto", "int8 ranges: minmax, entropy or percentile; auto takes the most equal.", panel="Export"
+    )
+    compute_capability: str | None = option(
+        None, "tensorrt-rtx: GPUs to build for, no GPU needed: '8.6,8.9,12.0'.", panel="Engine"
+    )
+    workspace: int = option(2048, "Memory that an engine's layers may use, in MiB.", panel="Engine")
     opset: int = option(20, "ONNX opset; 20 is what TensorRT 10 and 11 both take.", panel="Export")
     images: Path | None = option(
         None,
-        "Images to prove parity on, 256 at most, evenly spread; the run's target images by default.",
+        "Images to prove parity on, at most 256 of them; the run's target images by default.",
         panel="Parity",
     )
     evaluate: Path | None = option(None, "Labelled images, used only to print accuracy.", panel="Parity")
     max_flip: float | None = option(
-        None, "Largest share of top-1 answers that may change; 0 for fp32.", panel="Parity"
+        None, "Largest share of top-1 answers that may change; 0 fp32, 0.005 fp16, 0.01 int8.", panel="Parity"
     )
     trust: tuple[str, ...] = option(
         (), "A factory ('module:function') that the checkpoint may import.", panel=_MODEL

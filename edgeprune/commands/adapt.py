@@ -5,38 +5,45 @@ Target labels are read for `--evaluate` alone. The checkpoint that is kept is ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune import catalog, checkpoint, images, inference, train
+from edgeprune import checkpoint, images, inference, train
 from edgeprune.commands import start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
 from edgeprune.data.folder import Pixels
 from edgeprune.errors import UsageError
+from edgeprune.methods import learning
 from edgeprune.model import Network
 from edgeprune.opening import open_network
 from edgeprune.options import AdaptOptions
+from edgeprune.prune import macs
 from edgeprune.run import Run
-from edgeprune.waist import Objective, Task
+from edgeprune.waist import Objective
 
 
 @dataclass(frozen=True)
 class AdaptResult:
-    """What `adapt` did. Accuracies are shares in 0..1, and None unless `--evaluate` was given."""
+    """What `adapt` did. Accuracies are shares in 0..1, and None unless `--evaluate` was given.
+
+    macs, params: of the network on one image. chosen_step: whose weights were kept; None in a dry run.
+    """
 
     run: Path | None
     objective: str
     images: int
     skipped: int
     steps: int
-    chosen_step: int | None
-    accuracy_before: float | None
-    accuracy: float | None
-    next: str | None
-    warnings: tuple[str, ...]
+    macs: int
+    params: int
+    chosen_step: int | None = None
+    accuracy_before: float | None = None
+    accuracy: float | None = None
+    next: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -50,30 +57,35 @@ class _Images:
     labelled: Pixels | None
 
 
+@dataclass(frozen=True)
+class _Learning:
+    """What is learned: the objective with its knobs, and how many steps go to the source alone before."""
+
+    name: str
+    kind: type[Objective]
+    knobs: Mapping[str, Any]
+    source_steps: int
+
+
 def adapt(options: AdaptOptions) -> AdaptResult:
     """Fit a model to unlabelled target images and write a run folder.
 
     With `dry_run` everything is checked and nothing is written. Errors: any EdgePruneError.
     """
     target = start.required(options.target, "--target", "the folder or zip of unlabelled images to adapt to")
-    name = _objective(options)
+    start.check_numbers(options)
+    name = options.objective
+    if name == "auto":
+        name = "mcc" if options.source else "shot"
+    kind = learning.kind_of(name, source=options.source is not None)
+    knobs = parse(kind.Knobs, options.set, name)
     start.seed_everything(options)
     names = images.classes(images.find(options.source)) if options.source else ()
     network, fresh = open_network(options.model, options, names)
-    if fresh and options.source is None:
-        raise UsageError(
-            f"the classifier for {len(network.classes)} classes is new, and only labelled images can train it: give --source DIR"
-        )
-    source_steps = options.source_steps
-    if source_steps is None:
-        source_steps = options.steps if fresh else 0
-    if source_steps and options.source is None:
-        raise UsageError(f"--source-steps {source_steps} needs --source DIR")
+    how = _Learning(name, kind, knobs, _source_steps(options, network, fresh))
     data = _open_images(options, target, network)
     if options.dry_run:
-        return AdaptResult(
-            None, name, len(data.target), len(data.target.skipped), options.steps, None, None, None, None, ()
-        )
+        return _result(options, how, network, data, None)
     with Run.create(
         options.output,
         command="adapt",
@@ -82,20 +94,20 @@ def adapt(options: AdaptOptions) -> AdaptResult:
         force=options.force,
         resume=options.resume,
     ) as run:
-        return _work(options, network, data, run, (name, source_steps))
+        return _work(options, network, data, run, how)
 
 
-def _objective(options: AdaptOptions) -> str:
-    name = options.objective
-    if name == "auto":
-        return "mcc" if options.source else "shot"
-    needs = catalog.entry(catalog.OBJECTIVES, name, "objective").needs
-    if "source" in needs and options.source is None:
-        free = ", ".join(n for n, e in catalog.OBJECTIVES.items() if "source" not in e.needs)
+def _source_steps(options: AdaptOptions, network: Network, fresh: bool) -> int:
+    if fresh and options.source is None:
         raise UsageError(
-            f"--objective {name} learns from labelled source images: give --source DIR, or take one of {free}"
+            f"the classifier for {len(network.classes)} classes is new, and only labelled images can train it: "
+            "give --source DIR"
         )
-    return name
+    if options.source_steps is None:
+        return options.steps if fresh else 0
+    if options.source_steps and options.source is None:
+        raise UsageError(f"--source-steps {options.source_steps} needs --source DIR")
+    return options.source_steps
 
 
 def _open_images(options: AdaptOptions, target: Path, network: Network) -> _Images:
@@ -105,66 +117,38 @@ def _open_images(options: AdaptOptions, target: Path, network: Network) -> _Imag
     return _Images(folder.unlabelled(target, pre, cache), source, labelled)
 
 
-def settings(options: Any, steps: int) -> train.Settings:
-    """The training settings that the options of adapt or prune ask for."""
-    return train.Settings(
-        steps=steps,
-        batch=options.batch,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        seed=options.seed,
-        device=options.device,
-        ema=options.ema,
-        flip=options.flip,
-        crop=(options.crop, 1.0) if options.crop else None,
-    )
-
-
-def make_objective(network: Network, name: str, words: Sequence[str]) -> Objective:
-    """The objective of that name for a network, with the knobs that "name=value" words set."""
-    kind: type[Objective] = catalog.load(catalog.OBJECTIVES, name, "objective")
-    layer = network.module.get_submodule(network.classifier)
-    features = int(getattr(layer, "in_features", None) or getattr(layer, "in_channels", 0))
-    return kind(Task(features, len(network.classes)), kind.Knobs(**parse(kind.Knobs, words, name)))
-
-
-def _work(
-    options: AdaptOptions, network: Network, data: _Images, run: Run, how: tuple[str, int]
-) -> AdaptResult:
-    name, source_steps = how
-    for pixels in (data.target, data.source, data.labelled):
-        for lost in pixels.skipped if pixels else ():
-            run.log(f"skipped, cannot be read: {lost}")
-    if source_steps:
-        labelled_only = make_objective(network, "source", ())
-        train.fit(
-            network,
-            labelled_only,
-            data.target,
-            data.source,
-            settings(options, source_steps),
-            run=run,
-            stage="source",
-        )
+def _work(options: AdaptOptions, network: Network, data: _Images, run: Run, how: _Learning) -> AdaptResult:
+    start.log_skipped(run, data.target, data.source, data.labelled)
+    if how.source_steps:
+        plain = learning.make(learning.kind_of("source", source=True), network)
+        few = learning.settings(options, how.source_steps, validations=6)
+        train.fit(network, plain, data.target, data.source, few, run=run, stage="source")
     before = inference.evaluate(network, data.labelled) if data.labelled else None
-    objective = make_objective(network, name, options.set)
-    fit = train.fit(
-        network, objective, data.target, data.source, settings(options, options.steps), run=run, stage="adapt"
-    )
+    objective = learning.make(how.kind, network, how.knobs)
+    settings = learning.settings(options, options.steps, validations=6)
+    fit = train.fit(network, objective, data.target, data.source, settings, run=run, stage="adapt")
     after = inference.evaluate(network, data.labelled) if data.labelled else None
-    result = AdaptResult(
-        run.path,
-        name,
-        len(data.target),
-        len(data.target.skipped),
-        options.steps,
-        fit.chosen_step,
-        before,
-        after,
-        f"edgeprune prune {run.path} --target {options.target} --macs 0.5",
-        tuple(fit.warnings),
+    result = _result(options, how, network, data, run.path, fit, (before, after))
+    network.history.append(
+        start.history_entry("adapt", options, objective=how.name, metrics=result.to_json())
     )
-    network.history.append(start.history_entry("adapt", options, objective=name, metrics=result.to_json()))
     run.write("model.safetensors", checkpoint.dumps(network))
     run.finish(result.to_json())
     return result
+
+
+def _result(
+    options: AdaptOptions,
+    how: _Learning,
+    network: Network,
+    data: _Images,
+    run: Path | None,
+    fit: train.Fit | None = None,
+    accuracies: tuple[float | None, float | None] = (None, None),
+) -> AdaptResult:
+    cost, params = macs.measure(network.module, network.example())
+    facts = (how.name, len(data.target), len(data.target.skipped), options.steps, cost, params)
+    if fit is None:
+        return AdaptResult(run, *facts)
+    following = start.words("edgeprune", "prune", run, "--target", options.target, "--macs", "0.5")
+    return AdaptResult(run, *facts, fit.chosen_step, *accuracies, following, tuple(fit.warnings))

@@ -6,21 +6,28 @@ read for the accuracy in the table alone.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeprune import artifact, records
 from edgeprune.commands import report as reporting
-from edgeprune.commands.adapt import AdaptResult, adapt
+from edgeprune.commands import start
+from edgeprune.commands.adapt import adapt
 from edgeprune.commands.bench import bench
 from edgeprune.commands.export import export
-from edgeprune.commands.prune import PruneResult, prune
+from edgeprune.commands.prune import prune
 from edgeprune.digits_net import SPEC
-from edgeprune.errors import OutputExists, missing_package
+from edgeprune.errors import OutputExists, RunError, UsageError, missing_package
 from edgeprune.options import AdaptOptions, BenchOptions, DemoOptions, ExportOptions, PruneOptions
+from edgeprune.prune.budget import Budget
 
+MARKER = "demo.json"
+OURS = ("data", "adapt", "prune", "report.html")  # what --force may remove
 SOURCE_STEPS, ADAPT_STEPS, RECOVER_PASSES = 200, 300, 12.0
 
 
@@ -40,64 +47,74 @@ class DemoRow:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The table, and where the page is."""
+    """The table, and where the page is; no table and no page in a dry run."""
 
     table: tuple[DemoRow, ...]
-    report: Path
+    report: Path | None
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"table": [asdict(r) for r in self.table], "report": str(self.report), "seconds": self.seconds}
+        page = str(self.report) if self.report else None
+        return {"table": [asdict(r) for r in self.table], "report": page, "seconds": self.seconds}
 
 
 def demo(options: DemoOptions) -> DemoResult:
-    """Run all four commands into `output` (runs/demo by default)."""
-    start = time.monotonic()
+    """Run all four commands into `output` (runs/demo by default).
+
+    `force` removes what an earlier demo wrote there, and nothing else; `resume` goes on with one.
+    """
+    begun = time.monotonic()
     root = options.output or Path("runs/demo")
-    if root.exists():
-        if not options.force:
-            raise OutputExists(f"{root} exists; --force runs the demo again in its place")
-        shutil.rmtree(root)
+    Budget.parse(macs=options.macs, params=None, channels=None)
+    start.check_numbers(options)
+    _check_place(root, options)
+    if options.dry_run:
+        return DemoResult((), None, time.monotonic() - begun)
+    _begin(root, options)
     source, target = _digits(root)
-    share = 0.1 if options.quick else 1.0
-    adapted = adapt(
-        AdaptOptions(
-            model=SPEC,
-            weights="none",
-            source=source,
-            target=target,
-            evaluate=target,
-            output=root / "adapt",
-            source_steps=round(SOURCE_STEPS * share),
-            steps=round(ADAPT_STEPS * share),
-            batch=64,
-            lr=2e-3,
-            flip=False,
-            seed=options.seed,
-            threads=options.threads,
-            device=options.device,
-            cache=options.cache,
+    rows = (_adapt(options, root, source, target), _prune(options, root, target))
+    return _measure(options, root, rows, begun)
+
+
+def _settings(options: DemoOptions) -> dict[str, Any]:
+    """What a demo that is resumed must have in common with the one that was begun."""
+    return {"macs": options.macs, "quick": options.quick, "seed": options.seed}
+
+
+def _check_place(root: Path, options: DemoOptions) -> None:
+    """Refuse a folder that is not ours, and one of ours without being told what to do with it."""
+    if options.force and options.resume:
+        raise UsageError("--force starts again and --resume goes on: give one of them")
+    if root.exists() and not root.is_dir():
+        raise OutputExists(f"{root}: a file is there; expected a folder for the demo: choose another with -o")
+    held = sorted(p.name for p in root.iterdir()) if root.is_dir() else []
+    if not held:
+        return
+    begun = records.read_json(root / MARKER)
+    if begun is None:
+        raise OutputExists(
+            f"{root}: holds files that are no demo of edgeprune ({held[0]}); choose another with -o"
         )
-    )
-    slim = prune(
-        PruneOptions(
-            model=str(root / "adapt"),
-            target=target,
-            evaluate=target,
-            macs=options.macs,
-            output=root / "prune",
-            recover=RECOVER_PASSES * share,
-            batch=64,
-            lr=2e-3,
-            flip=False,
-            seed=options.seed,
-            threads=options.threads,
-            device=options.device,
-            cache=options.cache,
+    if options.resume:
+        if begun != _settings(options):
+            raise RunError(
+                f"{root}: the demo began with {begun}; resume with the same, or start again with --force"
+            )
+    elif not options.force:
+        raise OutputExists(
+            f"{root} exists; --force runs the demo again in its place, --resume goes on with it"
         )
-    )
-    return _measure(options, root, (adapted, slim), start)
+
+
+def _begin(root: Path, options: DemoOptions) -> None:
+    if not options.resume:
+        for name in OURS:
+            if (root / name).is_dir() and not (root / name).is_symlink():
+                shutil.rmtree(root / name)
+            else:
+                (root / name).unlink(missing_ok=True)
+    artifact.write_atomically(root / MARKER, json.dumps(_settings(options)).encode())
 
 
 def _digits(root: Path) -> tuple[Path, Path]:
@@ -111,25 +128,82 @@ def _digits(root: Path) -> tuple[Path, Path]:
     return root / "data" / "mnist", root / "data" / "optdigits"
 
 
-def _measure(options: DemoOptions, root: Path, runs: tuple[AdaptResult, PruneResult], start: float) -> DemoResult:
+def _how(options: DemoOptions) -> dict[str, Any]:
+    """The options that both training commands share."""
+    return {
+        "batch": 64,
+        "lr": 2e-3,
+        "flip": False,
+        "seed": options.seed,
+        "threads": options.threads,
+        "device": options.device,
+        "cache": options.cache,
+        "resume": options.resume,
+    }
+
+
+def _share(options: DemoOptions) -> float:
+    return 0.1 if options.quick else 1.0
+
+
+def _adapt(options: DemoOptions, root: Path, source: Path, target: Path) -> Mapping[str, Any]:
+    """The results of the finished run root/adapt, which is made now unless it is there."""
+    if not records.is_done(root / "adapt"):
+        given = AdaptOptions(
+            model=SPEC,
+            weights="none",
+            source=source,
+            target=target,
+            evaluate=target,
+            output=root / "adapt",
+            source_steps=round(SOURCE_STEPS * _share(options)),
+            steps=round(ADAPT_STEPS * _share(options)),
+            **_how(options),
+        )
+        adapt(given)
+    return records.results(root / "adapt")
+
+
+def _prune(options: DemoOptions, root: Path, target: Path) -> Mapping[str, Any]:
+    """The results of the finished run root/prune, which is made now unless it is there."""
+    if not records.is_done(root / "prune"):
+        given = PruneOptions(
+            model=str(root / "adapt"),
+            target=target,
+            evaluate=target,
+            macs=options.macs,
+            output=root / "prune",
+            recover=RECOVER_PASSES * _share(options),
+            **_how(options),
+        )
+        prune(given)
+    return records.results(root / "prune")
+
+
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def _measure(options: DemoOptions, root: Path, runs: Pair, begun: float) -> DemoResult:
     adapted, slim = runs
-    files = {}
-    for name in ("adapt", "prune"):
-        files[name] = export(ExportOptions(model=str(root / name)))
-    seconds = 0.5 if options.quick else 3.0
-    words = (str(root / "prune"),)
+    files = {name: export(ExportOptions(model=str(root / name), force=True)) for name in ("adapt", "prune")}
     measured = bench(
-        BenchOptions(artifacts=words, baseline=str(root / "adapt"), seconds=seconds, output=root / "prune" / "bench.json")
+        BenchOptions(
+            artifacts=(str(root / "prune"),),
+            baseline=str(root / "adapt"),
+            seconds=0.5 if options.quick else 3.0,
+            output=root / "prune" / "bench.json",
+            force=True,
+        )
     )
     dense_time, slim_time = measured.results
     verdict = str(slim_time.verdict) if slim_time.verdict else None
     rows = (
-        DemoRow("cloud model, as it is", adapted.accuracy_before, None, None, None, None, None, None),
-        _row("adapted", adapted.accuracy, files["adapt"], dense_time.latency_ms.p50, None),
-        _row("adapted and pruned", slim.accuracy, files["prune"], slim_time.latency_ms.p50, verdict),
+        DemoRow("cloud model, as it is", adapted["accuracy_before"], None, None, None, None, None, None),
+        _row("adapted", adapted["accuracy"], files["adapt"], dense_time.latency_ms.p50, None),
+        _row("adapted and pruned", slim["accuracy"], files["prune"], slim_time.latency_ms.p50, verdict),
     )
     page = reporting.write([root / "adapt", root / "prune"], root / "report.html")
-    return DemoResult(rows, page.file, time.monotonic() - start)
+    return DemoResult(rows, page.file, time.monotonic() - begun)
 
 
 def _row(name: str, accuracy: float | None, made: Any, p50: float, verdict: str | None) -> DemoRow:

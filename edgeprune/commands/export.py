@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeprune import artifact, checkpoint, header, images
+from edgeprune.artifact import Artifact
 from edgeprune.commands import start
 from edgeprune.commands.bench import accuracy
 from edgeprune.errors import OutputExists, UsageError
@@ -41,19 +41,14 @@ class ExportResult:
 
 
 def export(options: ExportOptions) -> ExportResult:
-    """Write `model.onnx` into the run folder, or into `output`. ParityFailed keeps the file as model.failed.onnx."""
-    unknown = set(options.to) - {"onnx"}
-    if unknown:
-        raise UsageError(f"--to {sorted(unknown)[0]}: expected onnx; engines are not there yet")
-    if options.precision != "fp32":
-        raise UsageError(f"--precision {options.precision}: expected fp32; the others are not there yet")
-    profile.parse(options.batch)
+    """Write `model.onnx` into the run folder or `output`, or to the .onnx file that `output` names.
+
+    ParityFailed keeps the file as model.failed.onnx. With `dry_run` nothing is written.
+    """
+    _check_words(options)
     start.seed_everything(options)
     source = header.locate(Path(options.model))
-    folder = options.output or source.parent
-    path = folder / "model.onnx"
-    if path.exists() and not options.force:
-        raise OutputExists(f"{path} exists; --force replaces it")
+    path = _place(options, source)
     network = checkpoint.read(source, options.trust)
     proof = _proof(options, network.history)
     batches = _batches(proof, network.preprocess)
@@ -72,6 +67,10 @@ def export(options: ExportOptions) -> ExportResult:
         tolerance=tolerance,
         parents=(artifact.sha256(source),),
     )
+    return _result(options, made, count)
+
+
+def _result(options: ExportOptions, made: Artifact, count: int) -> ExportResult:
     right = None
     if options.evaluate:
         with ort.open(made, threads=options.threads) as runner:
@@ -79,16 +78,44 @@ def export(options: ExportOptions) -> ExportResult:
     found = dict(made.meta["parity"])
     found.pop("worst", None)
     return ExportResult(
-        path,
+        made.path,
         made.meta["macs"],
         made.meta["params"],
-        path.stat().st_size,
+        made.path.stat().st_size,
         made.meta["exporter"],
         found,
         count or 8,
         right,
-        f"edgeprune bench {path}",
+        start.words("edgeprune", "bench", made.path),
     )
+
+
+def _check_words(options: ExportOptions) -> None:
+    unknown = set(options.to) - {"onnx"}
+    if unknown:
+        raise UsageError(f"--to {sorted(unknown)[0]}: expected onnx; engines are not there yet")
+    if options.precision != "fp32":
+        raise UsageError(f"--precision {options.precision}: expected fp32; the others are not there yet")
+    if options.max_flip is not None and not 0 <= options.max_flip <= 1:
+        raise UsageError(f"--max-flip {options.max_flip}: expected a share of the images, 0 to 1")
+    profile.parse(options.batch)
+
+
+def _place(options: ExportOptions, source: Path) -> Path:
+    """Where the ONNX file goes: beside the checkpoint, into the folder `output`, or to the .onnx file it names."""
+    folder = options.output or source.parent
+    path = folder if folder.suffix == ".onnx" and not folder.is_dir() else folder / "model.onnx"
+    if path.parent.exists() and not path.parent.is_dir():
+        raise OutputExists(f"{path.parent}: a file is there; expected a folder, or a name that ends in .onnx")
+    if not path.exists():
+        return path
+    if not options.force:
+        raise OutputExists(f"{path} exists; --force replaces it")
+    if not artifact.sidecar(path).is_file():
+        raise OutputExists(
+            f"{path}: was not made by edgeprune export, so --force leaves it; choose another with -o"
+        )
+    return path
 
 
 def _proof(options: ExportOptions, history: list[dict[str, Any]]) -> Path | None:
@@ -107,5 +134,6 @@ def _batches(folder: Path | None, pre: images.Preprocess) -> list[Array]:
     if folder is None:
         return []
     refs = images.find(folder)
-    step = max(1, math.ceil(len(refs) / PARITY_IMAGES))
-    return [batch for batch, _ in images.batches(refs[::step], pre, 32)]
+    count = min(PARITY_IMAGES, len(refs))
+    chosen = [refs[i * len(refs) // count] for i in range(count)]
+    return [batch for batch, _ in images.batches(chosen, pre, 32)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from edgeprune import artifact, catalog, checkpoint, header, inference
 from edgeprune.commands import start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
-from edgeprune.errors import PlanError, UsageError
+from edgeprune.data.pixels import Pixels
+from edgeprune.errors import PlanError, UsageError, nearest
 from edgeprune.methods import job as jobs
+from edgeprune.methods import learning
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
 from edgeprune.opening import open_network
@@ -65,21 +67,22 @@ def prune(options: PruneOptions) -> PruneResult:
     names the nearest budget that can be met.
     """
     target = start.required(options.target, "--target", "the folder or zip of unlabelled images to prune for")
-    budget = Budget.parse(macs=options.macs, params=options.params, channels=options.channels)
-    if budget.empty and options.plan is None:
-        raise UsageError("no budget: say what to keep, such as --macs 0.5, --params 1.2M or --channels 0.4")
+    budget, method = _check_words(options)
+    plan = _read_plan(options.plan) if options.plan else None
     start.seed_everything(options)
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
-    kind = catalog.load(catalog.METHODS, options.method, "method")
-    method = kind(**parse(kind, options.set, options.method))
     pre, cache = network.preprocess, options.cache
     images = folder.unlabelled(target, pre, cache)
     source = folder.labelled(options.source, pre, network.classes, cache) if options.source else None
     labelled = folder.labelled(options.evaluate, pre, network.classes, cache) if options.evaluate else None
+    job = jobs.of(network, (images, source), budget, options, None)
     if options.dry_run:
-        return _dry(options, jobs.of(network, (images, source), budget, options, None))
+        return _dry(options, job, plan)
+    parent = _parent(options.model)
+    if plan is None:
+        jobs.limits(job)  # a budget or schedule that makes no sense leaves no folder
     with Run.create(
         options.output,
         command="prune",
@@ -88,21 +91,56 @@ def prune(options: PruneOptions) -> PruneResult:
         force=options.force,
         resume=options.resume,
     ) as run:
-        for lost in images.skipped:
-            run.log(f"skipped, cannot be read: {lost}")
-        job = jobs.of(network, (images, source), budget, options, run)
-        dense = copy.copy(network)
-        dense.module = job.dense
-        before = inference.evaluate(dense, labelled) if labelled else None
-        parent = _parent(options.model)
-        if options.plan:
-            found = jobs.couplings(job)
-            jobs.apply(job, _read_plan(options.plan), found)
-            jobs.recover(job, options.recover, "recover-0")
-        else:
-            method(job)
-        result = _result(options, job, (before, inference.evaluate(job.network, labelled) if labelled else None))
-        _finish(options, job, result, parent)
+        job.run = run
+        start.log_skipped(run, images, source, labelled)
+        return _work(options, job, method if plan is None else _Given(plan), labelled, parent)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The method that applies the plan of --plan."""
+
+    plan: PruningPlan
+
+    def __call__(self, job: Job) -> None:
+        jobs.apply(job, self.plan, jobs.couplings(job))
+        jobs.recover(job, job.options.recover, "recover-0")
+
+
+def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
+    """The budget and the method, once all that can be known of the words without torch makes sense."""
+    start.check_numbers(options)
+    budget = Budget.parse(macs=options.macs, params=options.params, channels=options.channels)
+    if budget.empty and options.plan is None:
+        raise UsageError("no budget: say what to keep, such as --macs 0.5, --params 1.2M or --channels 0.4")
+    if not budget.empty and options.plan is not None:
+        raise UsageError(f"--plan {options.plan} says what is kept, and so does {budget}: give one of them")
+    if options.rank not in ("global", "local"):
+        raise UsageError(f"--rank {options.rank}: {nearest(options.rank, ('global', 'local'))}")
+    if "source" in catalog.entry(catalog.SCORES, options.score, "score").needs and options.source is None:
+        raise UsageError(
+            f"--score {options.score} needs labelled source images: give --source DIR, or --score taylor"
+        )
+    if options.objective != "none":
+        learning.kind_of(options.objective, source=options.source is not None)
+    kind = catalog.load(catalog.METHODS, options.method, "method")
+    return budget, kind(**parse(kind, options.set, options.method))
+
+
+def _work(
+    options: PruneOptions,
+    job: Job,
+    method: Callable[[Job], None],
+    labelled: Pixels | None,
+    parent: str | None,
+) -> PruneResult:
+    dense = copy.copy(job.network)
+    dense.module = job.dense
+    before = inference.evaluate(dense, labelled) if labelled else None
+    method(job)
+    after = inference.evaluate(job.network, labelled) if labelled else None
+    result = _result(options, job, (before, after))
+    _finish(options, job, result, parent)
     return result
 
 
@@ -114,13 +152,18 @@ def _parent(word: str) -> str | None:
 def _read_plan(path: Path) -> PruningPlan:
     try:
         return PruningPlan.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as err:
-        raise PlanError(f"--plan {path}: cannot be read ({err}); expected what `prune --json` or a run's plan.json holds") from err
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        raise PlanError(
+            f"--plan {path}: cannot be read ({err}); expected what a run's plan.json holds"
+        ) from err
 
 
-def _dry(options: PruneOptions, job: Job) -> PruneResult:
-    """The plan of a single cut to the whole budget, on a copy."""
-    jobs.cut(job, jobs.limits(job)[-1])
+def _dry(options: PruneOptions, job: Job, plan: PruningPlan | None) -> PruneResult:
+    """The given plan, or that of a single cut to the whole budget."""
+    if plan is None:
+        jobs.cut(job, jobs.limits(job)[-1])
+    else:
+        jobs.apply(job, plan, jobs.couplings(job))
     return _result(options, job, (None, None))
 
 
@@ -136,12 +179,12 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         was,
         params,
         dense_params,
-        str(job.budget),
+        str(job.budget) if not job.budget.empty else f"plan {options.plan}",
         jobs.agreement(job),
         *accuracy,
         widths(job.dense, job.network),
         tuple(job.trace),
-        f"edgeprune export {run}" if run else None,
+        start.words("edgeprune", "export", run) if run else None,
         tuple(job.warnings),
     )
 
@@ -159,7 +202,9 @@ def widths(dense: Any, network: Network) -> dict[str, tuple[int, int]]:
 
 def _finish(options: PruneOptions, job: Job, result: PruneResult, parent: str | None) -> None:
     assert job.run is not None
-    entry = start.history_entry("prune", options, method=options.method, parent=parent, metrics=result.to_json())
+    entry = start.history_entry(
+        "prune", options, method=options.method, parent=parent, metrics=result.to_json()
+    )
     job.network.history.append(entry)
     if len(job.plans) == 1:  # of several cuts each counts in the widths that the one before left
         job.run.write("plan.json", json.dumps(job.plans[0].to_json(), indent=1).encode())

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
+import shlex
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeprune import __version__
 from edgeprune.errors import UsageError
 from edgeprune.options import RunOptions
+
+if TYPE_CHECKING:
+    from edgeprune.data.pixels import Pixels
+    from edgeprune.run import Run
 
 
 def required(value: Path | None, flag: str, what: str) -> Path:
@@ -19,6 +26,50 @@ def required(value: Path | None, flag: str, what: str) -> Path:
     if value is None:
         raise UsageError(f"{flag} is missing: {what}")
     return value
+
+
+# Field -> (lowest, highest) that makes sense; lowest of a rate is not itself allowed.
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "steps": (0, math.inf),
+    "source_steps": (0, math.inf),
+    "iterations": (1, math.inf),
+    "batch": (1, math.inf),
+    "multiple": (1, math.inf),
+    "threads": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "recover": (0, math.inf),
+    "between": (0, math.inf),
+    "floor": (0, 1),
+    "ema": (0, 1),
+    "crop": (0, 1),
+    "lr": (0, math.inf),
+}
+
+
+def check_numbers(options: Any) -> None:
+    """UsageError for a number that makes no sense, before anything is read or written."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name not in _RANGES or value is None:
+            continue
+        low, high = _RANGES[field.name]
+        if not low <= value <= high or not math.isfinite(value) or (field.name == "lr" and value == 0):
+            flag = (*field.metadata.get("flags", ()), f"--{field.name.replace('_', '-')}")[0]
+            most = f" to {high:g}" if math.isfinite(high) else " or more"
+            least = "a number above 0" if field.name == "lr" else f"{low:g}{most}"
+            raise UsageError(f"{flag} {value}: expected {least}")
+
+
+def log_skipped(run: Run, *sets: Pixels | None) -> None:
+    """List in the run's log every file that could not be read."""
+    for pixels in sets:
+        for lost in pixels.skipped if pixels is not None else ():
+            run.log(f"skipped, cannot be read: {lost}")
+
+
+def words(*parts: object) -> str:
+    """A command line that can be pasted into a shell."""
+    return shlex.join(str(part) for part in parts)
 
 
 def seed_everything(options: RunOptions) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgeprune import catalog, checkpoint, inference, train
 from edgeprune.data.pixels import Pixels
+from edgeprune.methods import learning
 from edgeprune.model import Network
 from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.together import Together
@@ -27,7 +28,7 @@ from edgeprune.prune import graph, macs, schedule, surgery
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.coupling import Couplings
 from edgeprune.run import Run
-from edgeprune.waist import Objective, Task
+from edgeprune.waist import Objective
 
 AGREEMENT_IMAGES = 1024
 
@@ -58,17 +59,25 @@ class Job:
         return self.target.subset(torch.linspace(0, len(self.target) - 1, count).round().long().tolist())
 
 
-def of(network: Network, images: tuple[Pixels, Pixels | None], how: Budget, options: PruneOptions, run: Run | None) -> Job:
+def of(
+    network: Network,
+    images: tuple[Pixels, Pixels | None],
+    how: Budget,
+    options: PruneOptions,
+    run: Run | None,
+) -> Job:
     """A job whose dense reference is a frozen copy of the network as it is now; `images` are (target, source)."""
     dense = copy.deepcopy(network.module).eval().requires_grad_(False)
     return Job(network, dense, *images, how, options, run)
 
 
 def agreement(job: Job) -> float:
-    """Share of target images, in 0..1, on which the network says what the dense one says. It bounds the loss of accuracy."""
+    """Share of target images, in 0..1, on which the network says what the dense one says; it bounds the loss."""
     probe, pre = job.probe, job.network.preprocess
     dense = inference.logits_of(job.dense, probe, pre)
-    return float((inference.logits_of(job.network.module, probe, pre).argmax(1) == dense.argmax(1)).double().mean())
+    return float(
+        (inference.logits_of(job.network.module, probe, pre).argmax(1) == dense.argmax(1)).double().mean()
+    )
 
 
 def couplings(job: Job) -> Couplings:
@@ -79,13 +88,17 @@ def couplings(job: Job) -> Couplings:
 def score(job: Job, found: Couplings) -> dict[str, Tensor]:
     """Scores (C,) of every coupling by the chosen criterion, larger = keep."""
     criterion = catalog.load(catalog.SCORES, job.options.score, "score")()
-    return dict(criterion(job.network.module, job.dense, job.target, job.network.preprocess, found))
+    return dict(
+        criterion(job.network.module, job.dense, job.target, job.network.preprocess, found, job.source)
+    )
 
 
 def limits(job: Job) -> list[dict[str, float]]:
     """Absolute ceilings for each of the cuts that the options ask for; the last is the budget itself."""
     example = job.network.example()
-    costs = macs.trace(job.dense, example, graph.find(job.dense, example, keep=job.options.keep, verify=False))
+    costs = macs.trace(
+        job.dense, example, graph.find(job.dense, example, keep=job.options.keep, verify=False)
+    )
     dense = {kind: float(getattr(costs, kind)(costs.full)) for kind in ("macs", "params", "channels")}
     final = job.budget.limits(dense)
     steps, kind = job.options.iterations, job.options.schedule
@@ -144,31 +157,13 @@ def _taken_up(job: Job, number: int) -> PruningPlan | None:
     return plan
 
 
-def task(network: Network) -> Task:
-    """What an objective may know of the network as it stands."""
-    layer = network.module.get_submodule(network.classifier)
-    features = int(getattr(layer, "in_features", 0) or getattr(layer, "in_channels", 0))
-    return Task(features, len(network.classes))
-
-
 def recover(job: Job, passes: float, stage: str, objective: Objective | None = None) -> train.Fit | None:
     """Distil from the dense network for `passes` over the target, together with the objective the user asked for."""
     options = job.options
     steps = round(passes * len(job.target) / min(options.batch, len(job.target)))
     if steps < 1:
         return None
-    settings = train.Settings(
-        steps=steps,
-        batch=options.batch,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        ema=options.ema,
-        flip=options.flip,
-        crop=(options.crop, 1.0) if options.crop else None,
-        validations=3,
-        seed=options.seed,
-        device=options.device,
-    )
+    settings = learning.settings(options, steps, validations=3)
     learned = objective or _objective(job)
     result = train.fit(
         job.network, learned, job.target, job.source, settings, run=job.run, teacher=job.dense, stage=stage
@@ -179,8 +174,8 @@ def recover(job: Job, passes: float, stage: str, objective: Objective | None = N
 
 
 def _objective(job: Job) -> Objective:
-    facts = task(job.network)
+    distil = Distill(learning.task(job.network))
     if job.options.objective == "none":
-        return Distill(facts)
-    other = catalog.load(catalog.OBJECTIVES, job.options.objective, "objective")(facts)
-    return Together([(1.0, Distill(facts)), (1.0, other)])
+        return distil
+    kind = learning.kind_of(job.options.objective, source=job.source is not None)
+    return Together([(1.0, distil), (1.0, learning.make(kind, job.network))])

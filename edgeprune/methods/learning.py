@@ -1,0 +1,53 @@
+"""From a name, knobs and options to what the training loop takes: shared by adapting and by recovering."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgeprune import catalog
+from edgeprune.errors import UsageError
+from edgeprune.model import Network
+from edgeprune.options import AdaptOptions, PruneOptions
+from edgeprune.train import Settings
+from edgeprune.waist import Objective, Task
+
+
+def kind_of(name: str, *, source: bool) -> type[Objective]:
+    """The class of the objective `name`; UsageError when there is none, or when it needs a source that is not given."""
+    needs = catalog.entry(catalog.OBJECTIVES, name, "objective").needs
+    if "source" in needs and not source:
+        free = ", ".join(n for n, e in catalog.OBJECTIVES.items() if "source" not in e.needs)
+        raise UsageError(
+            f"--objective {name} learns from labelled source images: give --source DIR, or take one of {free}"
+        )
+    found: type[Objective] = catalog.load(catalog.OBJECTIVES, name, "objective")
+    return found
+
+
+def task(network: Network) -> Task:
+    """What an objective may know of the network as it stands."""
+    layer = network.module.get_submodule(network.classifier)
+    features = int(getattr(layer, "in_features", 0) or getattr(layer, "in_channels", 0))
+    return Task(features, len(network.classes))
+
+
+def make(kind: type[Objective], network: Network, knobs: Mapping[str, Any] | None = None) -> Objective:
+    """An objective for the network as it stands."""
+    return kind(task(network), kind.Knobs(**knobs) if knobs else None)
+
+
+def settings(options: AdaptOptions | PruneOptions, steps: int, validations: int) -> Settings:
+    """How the options say to train, for that many steps, with that many looks of the label-free validators."""
+    return Settings(
+        steps=steps,
+        batch=options.batch,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        ema=options.ema,
+        validations=validations,
+        seed=options.seed,
+        device=options.device,
+        flip=options.flip,
+        crop=(options.crop, 1.0) if options.crop else None,
+    )
