@@ -118,8 +118,12 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
     multiple: int = option(8, "Widths are multiples of this.", panel=_BUDGET)
     floor: float = option(0.1, "No layer keeps less than this fraction of its channels.", panel=_BUDGET)
     method: str = option("distill", "The way from a cloud model to a slim one.", panel=_LEARN)
-    score: str = option("taylor", "How channels are ranked: taylor or magnitude.", panel=_LEARN)
-    rank: str = option("global", "Over what channels compete: global or local.", panel=_LEARN)
+    score: str = option("taylor", "How channels are ranked.", panel=_LEARN)
+    rank: str = option(
+        "global",
+        "Over what channels compete: global (score lost for budget saved), threshold, isomorphic or local.",
+        panel=_LEARN,
+    )
     iterations: int = option(1, "In how many cuts the budget is reached.", flags=("--steps",), panel=_LEARN)
     schedule: str = option("cubic", "How cuts are spread: linear, exponential or cubic.", panel=_LEARN)
     objective: str = option("none", "An adaptation objective that goes on while recovering.", panel=_LEARN)
