@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "edgeprune export runs/prune-resnet50-1 --to onnx",
+    "edgeprune export runs/prune-resnet50-1 --precision int8 --to tensorrt-rtx --compute-capability 8.6,8.9",
+    "edgeprune export model.onnx --to tensorrt",
     "edgeprune export runs/prune-resnet50-1 --images camera/ --batch 1:8:32 -o out/",
 )
 

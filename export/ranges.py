@@ -55,7 +55,12 @@ def record(
         wide.graph.node.append(
             helper.make_node("ReduceMax", [f"{mark}_abs"], [mark], name=f"{mark}_m", keepdims=0)
         )
-        wide.graph.output.append(helper.make_tensor_value_info(mark, TensorProto.FLOAT, []))
+        # ReduceMax passes over NaN; a sum does not.
+        wide.graph.node.append(
+            helper.make_node("ReduceSum", [f"{mark}_abs"], [f"{mark}_sum"], name=f"{mark}_s", keepdims=0)
+        )
+        for output in (mark, f"{mark}_sum"):
+            wide.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
     file = folder / "ranges.onnx"
     onnx.save_model(wide, file)
     top: dict[str, float] = dict.fromkeys(names, 0.0)
@@ -63,8 +68,8 @@ def record(
         for batch in pieces(images, runner.inputs[0].shape[0]):
             made = runner.infer({runner.inputs[0].name: batch})
             for i, name in enumerate(names):
-                value = float(made[f"{_MARK}{i}"])
-                top[name] = max(top[name], value if np.isfinite(value) else np.inf)
+                value, total = float(made[f"{_MARK}{i}"]), float(made[f"{_MARK}{i}_sum"])
+                top[name] = max(top[name], value if np.isfinite(total) else np.inf)
     for batch in images:
         value = float(np.abs(batch).max()) if len(batch) else 0.0
         entry = model.graph.input[0].name

@@ -6,14 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune import artifact, checkpoint, header, images
+from edgeprune import artifact, header, images
 from edgeprune.artifact import Artifact
-from edgeprune.commands import start
+from edgeprune.commands import deploy, start
 from edgeprune.commands.bench import accuracy
-from edgeprune.errors import OutputExists, UsageError
-from edgeprune.export import onnx as onnx_export
+from edgeprune.errors import OutputExists
 from edgeprune.export import parity as parities
-from edgeprune.export import profile
 from edgeprune.export.parity import FP32, Array
 from edgeprune.options import ExportOptions
 from edgeprune.runtime import ort
@@ -34,6 +32,9 @@ class ExportResult:
     parity_images: int
     accuracy: float | None
     next: str | None
+    precision: str = "fp32"
+    lowered: dict[str, Any] | None = None
+    engines: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -43,9 +44,15 @@ class ExportResult:
 def export(options: ExportOptions) -> ExportResult:
     """Write `model.onnx` into the run folder or `output`, or to the .onnx file that `output` names.
 
+    With another precision or an engine the files are model.fp16.onnx, model.int8.engine ...; see deploy.py.
     ParityFailed keeps the file as model.failed.onnx. With `dry_run` nothing is written.
     """
-    _check_words(options)
+    deploy.check_words(options)
+    if deploy.wanted(options):
+        return _deployed(options, deploy.deploy(options, export))
+    from edgeprune import checkpoint
+    from edgeprune.export import onnx as onnx_export
+
     start.seed_everything(options)
     source = header.locate(Path(options.model))
     path = _place(options, source)
@@ -90,15 +97,40 @@ def _result(options: ExportOptions, made: Artifact, count: int) -> ExportResult:
     )
 
 
-def _check_words(options: ExportOptions) -> None:
-    unknown = set(options.to) - {"onnx"}
-    if unknown:
-        raise UsageError(f"--to {sorted(unknown)[0]}: expected onnx; engines are not there yet")
-    if options.precision != "fp32":
-        raise UsageError(f"--precision {options.precision}: expected fp32; the others are not there yet")
-    if options.max_flip is not None and not 0 <= options.max_flip <= 1:
-        raise UsageError(f"--max-flip {options.max_flip}: expected a share of the images, 0 to 1")
-    profile.parse(options.batch)
+def _deployed(options: ExportOptions, done: deploy.Deployed) -> ExportResult:
+    """The result of lower precisions and engines: numbers of the ONNX file, one entry an engine."""
+    onnx_files = [a for a in done.made if a.kind == "onnx"]
+    last = done.made[-1] if done.made else None
+    meta = dict(last.meta) if last else {}
+    right = None
+    if options.evaluate and onnx_files:
+        with ort.open(onnx_files[-1], threads=options.threads) as runner:
+            right = accuracy(onnx_files[-1], runner, options.evaluate)["accuracy"]
+    found = {k: v for k, v in meta.get("parity", {}).items() if k != "worst"}
+    lowered = {k: v for k, v in meta.get("lowered", {}).items() if k != "tried"}
+    engines = [_engine(a) for a in done.made if a.kind == "engine"]
+    return ExportResult(
+        last.path if last else None,
+        done.macs,
+        done.params,
+        last.path.stat().st_size if last else None,
+        meta.get("exporter"),
+        found or None,
+        done.images,
+        right,
+        start.words("edgeprune", "bench", onnx_files[-1].path) if onnx_files else None,
+        str(meta.get("precision", options.precision)),
+        lowered or None,
+        tuple(engines),
+    )
+
+
+def _engine(made: Artifact) -> dict[str, Any]:
+    """One row of the result; the sidecar has the rest."""
+    facts = made.meta["engine"]
+    layers = ", ".join(f"{n} {kind}" for kind, n in facts["layers"].items())
+    size = made.path.stat().st_size
+    return {"engine": made.path.name, "version": facts["version"], "bytes": size, "layers": layers}
 
 
 def _place(options: ExportOptions, source: Path) -> Path:

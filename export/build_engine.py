@@ -1,0 +1,218 @@
+"""One engine build in a process of its own: a JSON request on stdin, a JSON answer as the last line of stdout.
+
+A process of its own, because a failed TensorRT-RTX build spoils the next one in the same process, the first
+logger wins for good, and a crash of the library is then one error line and not the end of the command.
+
+One path for tensorrt 8.6, 10 and 11 and for tensorrt_rtx. What differs is decided by four switches: the module,
+whether typing is strong (RTX, and tensorrt from 10), RTX's compute capabilities, and hasattr for the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgeprune.errors import EdgePruneError, MissingHere, ModelError, RunError, UsageError
+
+STRONG_FROM = 10
+
+
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Build `request["onnx"]` into the plan file `request["output"]`; return versions, layers and sizes."""
+    trt = _module(request["module"])
+    rtx = request["module"] == "tensorrt_rtx"
+    strong = rtx or _major(trt) >= STRONG_FROM
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    if builder is None:
+        raise MissingHere(f"{request['module']} {trt.__version__} cannot build here: {logger.last()}")
+    network = builder.create_network(_flags(trt, strong))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(request["onnx"]):
+        raise ModelError(f"{Path(request['onnx']).name}: {_parser_error(parser)}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(request["workspace"]) << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if not strong:
+        _weak_flags(trt, config, request["precision"])
+    _profile(builder, network, config, request["profile"])
+    if rtx:
+        _capabilities(trt, config, request["capabilities"])
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise ModelError(f"{Path(request['onnx']).name}: {request['module']} built nothing: {logger.last()}")
+    data = bytes(plan)
+    try:
+        Path(request["output"]).write_bytes(data)
+    except OSError as err:
+        raise RunError(f"{request['output']}: cannot be written ({err.strerror})") from err
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    return {
+        "version": str(trt.__version__),
+        "strongly_typed": strong,
+        "bytes": len(data),
+        "inputs": [_tensor(t) for t in tensors],
+        "outputs": [_tensor(t) for t in outputs],
+        "layers": census(logger.layers()),
+        "gpu": "" if rtx else _gpu(),
+        "warnings": logger.warnings[:20],
+    }
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as err:
+        package, extra = name.replace("_", "-"), "rtx" if name == "tensorrt_rtx" else "tensorrt"
+        raise MissingHere(
+            f"--to {package} needs {package}, which is not installed here: pip install {package} "
+            f"(or 'edgeprune[{extra}]'; on a Jetson it comes with JetPack)"
+        ) from err
+
+
+def _major(trt: Any) -> int:
+    return int(str(trt.__version__).split(".", maxsplit=1)[0])
+
+
+def _flags(trt: Any, strong: bool) -> int:
+    """The one flag of the release: strong typing, or else the explicit batch that 8.x must be told."""
+    word = "STRONGLY_TYPED" if strong else "EXPLICIT_BATCH"
+    flag = getattr(trt.NetworkDefinitionCreationFlag, word, None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _weak_flags(trt: Any, config: Any, precision: str) -> None:
+    """Before 10 the graph's types are not obeyed, so the precision is a flag; Q/DQ needs both."""
+    if precision in ("fp16", "int8"):
+        config.set_flag(trt.BuilderFlag.FP16)
+    if precision == "int8":
+        config.set_flag(trt.BuilderFlag.INT8)
+
+
+def _profile(builder: Any, network: Any, config: Any, sizes: list[int]) -> None:
+    """One profile when a batch is free; a free size other than the batch is refused by name."""
+    made = None
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = tuple(tensor.shape)
+        if -1 in shape[1:]:
+            raise ModelError(f"input {tensor.name} has a free size {list(shape)}; only the batch may be free")
+        if shape and shape[0] == -1:
+            made = made or builder.create_optimization_profile()
+            made.set_shape(tensor.name, *((size, *shape[1:]) for size in sizes))
+    if made is not None:
+        config.add_optimization_profile(made)
+
+
+def _capabilities(trt: Any, config: Any, wanted: list[str]) -> None:
+    """Targets such as "8.6"; none leaves RTX's own choice, which is Ampere and later."""
+    if not wanted:
+        return
+    config.num_compute_capabilities = len(wanted)
+    for i, word in enumerate(wanted):
+        target = getattr(trt.ComputeCapability, "SM" + word.replace(".", ""), None)
+        if target is None:
+            known = [n[2:-1] + "." + n[-1] for n in dir(trt.ComputeCapability) if re.fullmatch(r"SM\d+", n)]
+            known.sort(key=float)
+            raise UsageError(
+                f"--compute-capability {word}: tensorrt_rtx {trt.__version__} knows {', '.join(known)}"
+            )
+        if not config.set_compute_capability(target, i):
+            raise ModelError(f"--compute-capability {word}: refused by tensorrt_rtx {trt.__version__}")
+
+
+def _parser_error(parser: Any) -> str:
+    """The first thing the parser has against the graph, with operator and node where it names them."""
+    if not parser.num_errors:
+        return "cannot be parsed; export it again"
+    error = parser.get_error(0)
+    text = " ".join(str(error.desc()).split())[:300]
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    node = error.node_name() if hasattr(error, "node_name") else ""
+    where = f"operator {operator} in node {node}: " if operator else ""
+    return f"{where}{text}"
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    names = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
+    kind = str(tensor.dtype).rsplit(".", maxsplit=1)[-1]
+    shape = ["batch" if d == -1 else int(d) for d in tensor.shape]
+    return {"name": tensor.name, "shape": shape, "dtype": names.get(kind, kind.lower())}
+
+
+def _gpu() -> str:
+    """Name and capability of the GPU the engine is bound to; empty where no driver answers."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return ""
+    status, properties = runtime.cudaGetDeviceProperties(0)
+    if int(status):
+        return ""
+    name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+    return f"{name} ({properties.major}.{properties.minor})"
+
+
+def _logger(trt: Any) -> Any:
+    """Keeps what the builder says: the inspector needs a GPU, the log does not."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+            self.table: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(" ".join(message.split())[:300])
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(" ".join(message.split())[:300])
+            elif "LayerType:" in message:
+                self.table.append(message)
+
+        def last(self) -> str:
+            return self.errors[0] if self.errors else "it says nothing of why"
+
+        def layers(self) -> str:
+            return "\n".join(self.table)
+
+    return Logger()
+
+
+def census(log: str) -> dict[str, int]:
+    """Layers of the built engine by the type of their first input, from the builder's own table.
+
+    Convolutions are counted apart as well ("convolutions_Half"); {} when the log holds no table.
+    """
+    found: dict[str, int] = {}
+    for line in log.splitlines():
+        kind = re.search(r"LayerType: (\w+)", line)
+        taken = re.search(r"Inputs: \[ *\{.*?Datatype: (\w+)", line)
+        if not kind or not taken:
+            continue
+        found[taken[1]] = found.get(taken[1], 0) + 1
+        if kind[1].lower() in ("correlation", "convolution", "caskconvolution"):
+            key = f"convolutions_{taken[1]}"
+            found[key] = found.get(key, 0) + 1
+    return found
+
+
+def main() -> int:
+    """Answer one request; the exit code is always 0 when an answer was written."""
+    request = json.load(sys.stdin)
+    try:
+        answer: dict[str, Any] = {"ok": build(request)}
+    except EdgePruneError as err:
+        answer = {"error": str(err), "kind": type(err).__name__}
+    print("\n" + json.dumps(answer))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
