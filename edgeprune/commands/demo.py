@@ -28,7 +28,7 @@ from edgeprune.prune.budget import Budget
 
 MARKER = "demo.json"
 OURS = ("data", "adapt", "prune", "report.html")  # what --force may remove
-SOURCE_STEPS, ADAPT_STEPS, RECOVER_PASSES = 200, 300, 12.0
+SOURCE_STEPS, ADAPT_STEPS, RECOVER_PASSES = 150, 200, 8.0
 
 
 @dataclass(frozen=True)

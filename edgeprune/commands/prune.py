@@ -152,10 +152,12 @@ def _parent(word: str) -> str | None:
 def _read_plan(path: Path) -> PruningPlan:
     try:
         return PruningPlan.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+    except (OSError, ValueError) as err:
         raise PlanError(
             f"--plan {path}: cannot be read ({err}); expected what a run's plan.json holds"
         ) from err
+    except PlanError as err:
+        raise PlanError(f"--plan {path}: {err}") from err
 
 
 def _dry(options: PruneOptions, job: Job, plan: PruningPlan | None) -> PruneResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ def network(path: Path, *, loud: float = 1.0, batch: int | str = "batch", extra:
     head = np.zeros((CLASSES, 8 * SIZE * SIZE), np.float32)
     held.append(numpy_helper.from_array(head, "w4"))
     node = helper.make_node
-    same = {"pads": [1, 1, 1, 1]}
+    same: Any = {"pads": [1, 1, 1, 1]}
     nodes = [
         node("Conv", ["images", "w1"], ["a"], name="first", **same),
         node("Relu", ["a"], ["b"], name="relu"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 from edgeprune import artifact
 from edgeprune.errors import DataError, ModelError, ParityFailed, UsageError
 from edgeprune.export import fp16, int8, precision, ranges
+from edgeprune.export import parity as parities
 from edgeprune.runtime import metadata, ort
 
 from .small_graphs import images, network
@@ -141,7 +143,7 @@ def test_only_the_skip_branch_of_an_addition_is_quantised(quantised: artifact.Ar
 
 def test_layers_are_left_in_float_as_few_as_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def at(flips: int) -> Any:
-        return precision.parities.Parity(100, 1.0, 0.1, 0.1, 0.9, flips, 0, 0, 0, ())
+        return parities.Parity(100, 1.0, 0.1, 0.1, 0.9, flips, 0, 0, 0, ())
 
     asked: list[int] = []
 
@@ -158,7 +160,7 @@ def test_layers_are_left_in_float_as_few_as_pass(monkeypatch: pytest.MonkeyPatch
 def test_sensitive_layers_stay_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harm is set by the test: only a graph that leaves `second` passes."""
     source = network(tmp_path / "model.onnx")
-    real = precision.parities.compare
+    real = parities.compare
 
     def compare(reference: Any, candidate: Any, given: Any, gate: Any) -> Any:
         graph = onnx.load(candidate_file(tmp_path)).graph
@@ -166,9 +168,9 @@ def test_sensitive_layers_stay_float(tmp_path: Path, monkeypatch: pytest.MonkeyP
         second = next(n for n in graph.node if n.name == "second")
         hurt = maker.get(second.input[1]) is not None
         found = real(reference, candidate, given, gate)
-        return precision.replace(found, flips=found.n if hurt else 0)
+        return replace(found, flips=found.n if hurt else 0)
 
-    monkeypatch.setattr(precision.parities, "compare", compare)
+    monkeypatch.setattr(parities, "compare", compare)
     made = precision.lower(
         source, tmp_path / "model.int8.onnx", "int8", images=[images()], calibration="minmax"
     )
