@@ -106,6 +106,7 @@ class Quantiser:
         except Exception as err:
             raise ModelError(f"not quantised ({calibration}): {_line(err)}") from err
         made = onnx.load(target)
+        free_lone(made)
         free_adds(made)
         graph.clean(made)
         ranges.order(made)
@@ -148,6 +149,33 @@ def free_adds(model: onnx.ModelProto) -> int:
                 break
     fp16.drop_dead(model)
     return freed
+
+
+def free_lone(model: onnx.ModelProto) -> int:
+    """Bypass activation Q/DQ that feeds no layer and no Add (before a ReLU, at the output), in place; how many.
+
+    It costs accuracy and a kernel and buys nothing: the range before a ReLU is twice as wide as behind it.
+    """
+    maker = {o: n for n in model.graph.node for o in n.output}
+    useful = {i for n in model.graph.node if n.op_type in OPERATORS for i in n.input}
+    outputs = {o.name for o in model.graph.output}
+    same: dict[str, str] = {}
+    for node in model.graph.node:
+        quantise = maker.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if quantise is not None and quantise.op_type == "QuantizeLinear" and node.output[0] not in useful:
+            same[node.output[0]] = quantise.input[0]
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = same.get(name, name)
+    ends = {source: name for name, source in same.items() if name in outputs and source in maker}
+    for name in ends.values():
+        model.graph.node.remove(maker[name])
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = ends.get(name, name)
+    fp16.drop_dead(model)
+    return len(same)
 
 
 def _op(maker: dict[str, onnx.NodeProto], name: str) -> str:

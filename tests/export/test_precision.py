@@ -132,6 +132,15 @@ def test_int8_counts_and_choice(quantised: artifact.Artifact) -> None:
         t["relative"] for t in facts["tried"].values() if t["flips"] == best["flips"]
     )
     assert quantised.meta["parity"]["flips"] == 0
+    assert facts["lone_pairs"] == 0
+
+
+def test_nothing_is_quantised_before_a_relu_or_at_the_output(quantised: artifact.Artifact) -> None:
+    graph = onnx.load(quantised.path).graph
+    maker = {o: n for n in graph.node for o in n.output}
+    relu = next(n for n in graph.node if n.op_type == "Relu")
+    assert maker[relu.input[0]].op_type == "Conv"
+    assert maker["logits"].op_type == "Gemm"
 
 
 def test_only_the_skip_branch_of_an_addition_is_quantised(quantised: artifact.Artifact) -> None:
