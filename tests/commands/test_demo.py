@@ -38,6 +38,7 @@ def small(monkeypatch: pytest.MonkeyPatch, make_images: Make) -> None:
     monkeypatch.setattr(demos, "ADAPT_STEPS", 10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_table_the_page_and_what_force_and_resume_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
