@@ -52,10 +52,50 @@ OBJECTIVES: Mapping[str, Entry] = {
         "Sohn et al., FixMatch, NeurIPS 2020, arXiv 2001.07685",
         _SOURCE,
     ),
+    "dann": Entry(
+        "edgeprune.objectives.dann:DANN",
+        "adversarial alignment of features",
+        "Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, arXiv 1505.07818",
+        _SOURCE,
+    ),
+    "dan": Entry(
+        "edgeprune.objectives.dan:DAN",
+        "multi-kernel mean discrepancy of features",
+        "Long et al., Deep Adaptation Networks, ICML 2015, arXiv 1502.02791",
+        _SOURCE,
+    ),
+    "jan": Entry(
+        "edgeprune.objectives.jan:JAN",
+        "joint mean discrepancy of features and predictions",
+        "Long et al., Joint Adaptation Networks, ICML 2017, arXiv 1605.06636",
+        _SOURCE,
+    ),
+    "bnm": Entry(
+        "edgeprune.objectives.bnm:BNM",
+        "batch nuclear-norm maximisation",
+        "Cui et al., Batch Nuclear-norm Maximization, CVPR 2020, arXiv 2003.12237",
+        _SOURCE,
+    ),
+    "swmmd": Entry(
+        "edgeprune.objectives.swmmd:SWMMD",
+        "soft-weighted mean discrepancy, for a target with fewer classes (a reconstruction)",
+        "after Ma et al., Small Is Beautiful, TNNLS 2022",
+        _SOURCE,
+    ),
     "shot": Entry(
         "edgeprune.objectives.shot:SHOT",
         "information maximisation and centroid pseudo-labels; classifier frozen",
         "Liang et al., Do We Really Need to Access the Source Data?, ICML 2020, arXiv 2002.08546",
+    ),
+    "nrc": Entry(
+        "edgeprune.objectives.nrc:NRC",
+        "predictions agree with those of nearest neighbours",
+        "Yang et al., Exploiting the Intrinsic Neighborhood Structure, NeurIPS 2021, arXiv 2110.04202",
+    ),
+    "tent": Entry(
+        "edgeprune.objectives.tent:Tent",
+        "entropy, through the gains and shifts of normalisation layers alone",
+        "Wang et al., Tent, ICLR 2021, arXiv 2006.10726",
     ),
     "adabn": Entry(
         "edgeprune.objectives.adabn:AdaBN",

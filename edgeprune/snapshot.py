@@ -36,7 +36,11 @@ def write(
     if optimizer is not None:
         for number, state in optimizer.state_dict()["state"].items():
             tensors.update(
-                {f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in state.items()}
+                {
+                    f"optimizer/{number}/{key}": torch.as_tensor(value)
+                    for key, value in state.items()
+                    if value is not None  # the momentum of what had no gradient yet
+                }
             )
     leaves = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
     run.resume_dir.mkdir(exist_ok=True)

@@ -14,42 +14,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from edgeprune import inference, select, snapshot
+from edgeprune import inference, optimise, select, snapshot
 from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted, UsageError
 from edgeprune.model import Network
+from edgeprune.optimise import Settings
 from edgeprune.progress import bar
 from edgeprune.run import Run
 from edgeprune.waist import Batch, Objective, Step
 
 VALIDATION_IMAGES = 1024
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train.
-
-    steps: optimiser steps. batch: images of each domain in a step. lr: peak learning rate; warmup: share of the steps
-    it takes to reach it. head_lr: factor for the classifier. ema: decay of the average of weights that is kept, 0 for
-    none. validations: how often the label-free validators look. flip, crop: see edgeprune.data.batches.Batches; crop
-    None is (0.7, 1), and the whole of images up to 64 pixels, which lose too much.
-    """
-
-    steps: int
-    batch: int = 32
-    lr: float = 5e-4
-    weight_decay: float = 5e-4
-    warmup: float = 0.05
-    head_lr: float = 1.0
-    ema: float = 0.0
-    validations: int = 6
-    save_every: int = 50
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "32-true"
-    flip: bool = True
-    crop: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +65,7 @@ def fit(
     _check_given(objective, source, teacher)
     if run is not None and (found := _finished(run, stage, network)) is not None:
         return found
-    with snapshot.held_interrupts() as check:
+    with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs):
         loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
         try:
             result = loop.work(check)
@@ -156,7 +131,7 @@ class _Loop:
             module.to(memory_format=torch.channels_last)
         self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         objective.to(self.device)
-        self.optimizer = torch.optim.AdamW(self._groups(), weight_decay=settings.weight_decay)
+        self.optimizer = optimise.optimizer(network, objective, settings)
         self.target, source = pixels
         needs, seed = objective.needs, settings.seed
         self.target_batches = self._batches(self.target, needs.views, seed) if needs.views else None
@@ -168,16 +143,6 @@ class _Loop:
         batch, pre = min(s.batch, len(pixels)), self.network.preprocess
         crop = s.crop or ((0.7, 1.0) if max(pre.size) > 64 else (1.0, 1.0))
         return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        head = {id(p) for p in self.network.module.get_submodule(self.network.classifier).parameters()}
-        body = [p for p in self.network.module.parameters() if p.requires_grad and id(p) not in head]
-        tail = [p for p in self.network.module.parameters() if p.requires_grad and id(p) in head]
-        own = list(self.objective.parameters())
-        if self.objective.needs.freeze_classifier:
-            tail = []
-        groups = [(body, 1.0), (tail, self.settings.head_lr), (own, 1.0)]
-        return [{"params": p, "lr": self.settings.lr, "factor": f} for p, f in groups if p]
 
     def close(self) -> None:
         for batches in (self.target_batches, self.source_batches):
@@ -218,7 +183,10 @@ class _Loop:
     def _refresh(self, step: Step) -> None:
         """Show the objective the whole target before each pass over it, when it asked."""
         per_pass = self.target_batches.steps_per_pass if self.target_batches else 1
-        if self.objective.needs.refresh and step.number % per_pass == 0:
+        first = (
+            step.number * self.settings.accumulate
+        )  # a new pass begins with this batch, or began in the last step
+        if self.objective.needs.refresh and first % per_pass < self.settings.accumulate:
             features, logits = inference.predict(self.network, self.target)
             self.objective.refresh(features.to(self.device), logits.to(self.device))
 
@@ -227,30 +195,33 @@ class _Loop:
         torch.manual_seed((self.settings.seed + 1) * 1_000_003 + step.number)  # dropout, on every device
         self.network.module.train()
         self.objective.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * group["factor"] * step.rate(self.settings.warmup)
-        with self.fabric.autocast():
-            source = self._forward(self.source_batches, step, track=self.target_batches is None)
-            target = self._forward(self.target_batches, step, track=True)
-            terms = self.objective.terms(source, target, step)
-            loss = torch.stack([t.float() for t in terms.values()]).sum()
+        optimise.set_rates(self.optimizer, self.settings, step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        shown: dict[str, float] = {}
+        parts = self.settings.accumulate
+        for number in range(step.number * parts, (step.number + 1) * parts):
+            with self.fabric.autocast():
+                source = self._forward(self.source_batches, number, track=self.target_batches is None)
+                target = self._forward(self.target_batches, number, track=True)
+                terms = self.objective.terms(source, target, step)
+                loss = torch.stack([t.float() for t in terms.values()]).sum() / parts
+            self.fabric.backward(loss)
+            for name, value in terms.items():
+                shown[name] = shown.get(name, 0.0) + float(value.detach()) / parts
         self.optimizer.step()
         self._average()
-        shown = {name: float(value.detach()) for name, value in terms.items()}
         if self.run and (step.number % 10 == 0):
             self.run.metric(stage=self.stage, step=step.number, **shown)
         return shown
 
-    def _forward(self, batches: Batches | None, step: Step, *, track: bool) -> Batch | None:
+    def _forward(self, batches: Batches | None, number: int, *, track: bool) -> Batch | None:
         """Each view in a forward pass of its own, so that each domain is normalised by its own statistics.
 
         Running statistics follow the target's main view alone: they are what the network is deployed with.
         """
         if batches is None:
             return None
-        raw: RawBatch = batches.at(step.number)
+        raw: RawBatch = batches.at(number)
         is_target = batches is self.target_batches
         layers = self.objective.needs.layers
         views: dict[str, tuple[Tensor, Tensor]] = {}

@@ -43,12 +43,16 @@ class Step:
         """0 at the start, 1 at the last step."""
         return self.number / max(1, self.total - 1)
 
-    def rate(self, warmup: float) -> float:
-        """Share of the peak learning rate: linear over the share `warmup` of the steps, then a cosine to 0."""
+    def rate(self, warmup: float, decay: str = "cosine") -> float:
+        """Share of the peak learning rate: linear over the share `warmup` of the steps, then it falls.
+
+        cosine: to 0. inverse: (1 + 10 p)^-0.75 over the progress p since the peak (Ganin et al. 2016, section 5.2.2).
+        """
         first = max(1, round(warmup * self.total))
         if self.number < first:
             return (self.number + 1) / first
-        return 0.5 * (1 + math.cos(math.pi * (self.number - first) / max(1, self.total - first)))
+        since = (self.number - first) / max(1, self.total - first)
+        return (1 + 10 * since) ** -0.75 if decay == "inverse" else 0.5 * (1 + math.cos(math.pi * since))
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Needs:
     layers: dotted names whose outputs on the main views are handed over. teacher: the frozen teacher's logits.
     refresh: features and logits of the whole target before each pass over it. freeze_classifier: it does not learn.
     statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
+    norms_only: only the gains and shifts of normalisation layers learn (Tent).
     """
 
     source: bool = False
@@ -69,6 +74,7 @@ class Needs:
     freeze_classifier: bool = False
     statistics: bool = False
     train: bool = True
+    norms_only: bool = False
 
 
 @dataclass(frozen=True)

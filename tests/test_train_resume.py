@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import snapshot, train
+from edgeprune import optimise, snapshot, train
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import CheckpointError, Interrupted
 from edgeprune.images import Preprocess
@@ -18,8 +18,10 @@ from edgeprune.model import Network
 from edgeprune.objectives.cdan import CDAN
 from edgeprune.objectives.fixmatch import FixMatch
 from edgeprune.objectives.mcc import MCC
+from edgeprune.objectives.nrc import NRC
 from edgeprune.objectives.shot import SHOT
 from edgeprune.objectives.source import Source
+from edgeprune.objectives.swmmd import SWMMD
 from edgeprune.run import Run
 from edgeprune.train import Fit, Settings
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
@@ -96,7 +98,7 @@ def interrupts() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("kind", [CDAN, FixMatch, SHOT])
+@pytest.mark.parametrize("kind", [CDAN, FixMatch, SHOT, NRC, SWMMD])
 @pytest.mark.parametrize(("wanted", "ema"), [(2, 0.9), (7, 0.0), (13, 0.9)])
 def test_a_run_cut_short_goes_on_to_the_same_weights(
     kind: type[Objective], ema: float, wanted: int, tmp_path: Path
@@ -263,12 +265,26 @@ def test_a_finished_stage_comes_back_in_eval_mode_with_its_random_state(tmp_path
         assert not (run.resume_dir / "adapt").exists()
 
 
+def test_sgd_on_several_batches_a_step_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    how = settings(optimizer="sgd", accumulate=3, decay="inverse")
+    undisturbed, resumed = network(), network()
+    fit(undisturbed, made(SHOT), how)
+    with pytest.raises(RuntimeError, match="power cut"), run_in(tmp_path / "b") as run:
+        fit(resumed, at_step(made(SHOT), 10, fails), how, run)
+    with run_in(tmp_path / "b") as run:
+        fit(resumed, made(SHOT), how, run)
+    assert equal(weights(undisturbed), weights(resumed))
+
+
 def test_a_frozen_classifier_stays_and_the_rest_moves() -> None:
     net = network()
     before = weights(net)
-    loop = train._Loop(net, made(SHOT), (images(1), None), settings(weight_decay=0.5), None, None, "adapt")
-    loop._step(Step(0, 5))
-    loop.close()
+    with optimise.learning(net, SHOT.needs):
+        loop = train._Loop(
+            net, made(SHOT), (images(1), None), settings(weight_decay=0.5), None, None, "adapt"
+        )
+        loop._step(Step(0, 5))
+        loop.close()
     after = weights(net)
     assert all(torch.equal(after[k], before[k]) for k in after if k.startswith("head"))
     assert not torch.equal(after["body.0.weight"], before["body.0.weight"])

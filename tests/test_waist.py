@@ -19,6 +19,12 @@ def test_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert all(0 < Step(n, 3).rate(1.0) <= 1 for n in range(3))
 
 
+def test_inverse_decay_never_reaches_nothing() -> None:
+    rates = [Step(n, 100).rate(0.1, "inverse") for n in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (n + 1) for n in range(10)])
+    assert rates[10:] == pytest.approx([(1 + 10 * n / 90) ** -0.75 for n in range(90)])
+
+
 def test_an_objective_without_terms_says_its_name() -> None:
     class Empty(Objective):
         pass

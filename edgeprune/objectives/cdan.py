@@ -8,32 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from edgeprune.objectives.source import labelled
-from edgeprune.waist import Batch, Needs, Objective, Step, Task
+from edgeprune.objectives.dann import domain_loss, reverse_gradient, strength_at
+from edgeprune.objectives.source import PartialKnobs, WithSource
+from edgeprune.waist import Batch, Step, Task
 
 MOST_PRODUCT = 4096  # a larger outer product is replaced by random maps, as in the paper
 
 
-class _Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
-        ctx.strength = strength
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return -ctx.strength * grads[0], None
-
-
-def reverse_gradient(x: Tensor, strength: float) -> Tensor:
-    """Identity forwards; the gradient times -strength backwards (Ganin and Lempitsky, ICML 2015, arXiv 1409.7495)."""
-    out: Tensor = _Reverse.apply(x, strength)
-    return out
-
-
-class CDAN(Objective):
+class CDAN(WithSource):
     """CE on the source + adversarial BCE of D(f x g) with entropy weights, CDAN+E.
 
     Long et al., NeurIPS 2018, arXiv 1705.10667, eq. 5, 6 and 8. f: features, g: softmax of the logits, detached as in
@@ -41,14 +24,13 @@ class CDAN(Objective):
     """
 
     @dataclass(frozen=True)
-    class Knobs:
+    class Knobs(PartialKnobs):
         """weight: of the adversarial term. hidden: width of the discriminator. entropy: the +E weights."""
 
         weight: float = 1.0
         hidden: int = 256
         entropy: bool = True
 
-    needs = Needs(source=True)
     feature_map: Tensor
     class_map: Tensor
 
@@ -69,13 +51,14 @@ class CDAN(Objective):
         assert target is not None
         features = torch.cat([source.features, target.features]).float()
         g = torch.cat([source.logits, target.logits]).float().softmax(1).detach()
-        strength = 2 / (1 + math.exp(-10 * step.progress)) - 1
-        judged = self.discriminator(reverse_gradient(self.joint(features, g), strength)).squeeze(1)
-        domain = torch.zeros_like(judged)
-        domain[: len(source.logits)] = 1
+        judged = self.discriminator(reverse_gradient(self.joint(features, g), strength_at(step))).squeeze(1)
         weight = entropy_weights(g, len(source.logits)) if self.knobs.entropy else None
-        loss = F.binary_cross_entropy_with_logits(judged, domain, weight)
-        return {"source": labelled(source), "cdan": self.knobs.weight * loss}
+        by_class = self.weights(source)
+        if by_class is not None:
+            rows = torch.cat([by_class, torch.ones_like(judged[len(by_class) :])])
+            weight = rows if weight is None else rows * weight
+        loss = domain_loss(judged, len(source.logits), weight)
+        return {"source": self.labelled(source), "cdan": self.knobs.weight * loss}
 
     def joint(self, features: Tensor, g: Tensor) -> Tensor:
         """The multilinear map f x g, (N, D K), or (R_f f) * (R_g g) / sqrt(d), (N, d), when that is too wide."""

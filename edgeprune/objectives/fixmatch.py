@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeprune.objectives.source import labelled
-from edgeprune.waist import Batch, Needs, Objective, Step
+from edgeprune.objectives.source import PartialKnobs, WithSource
+from edgeprune.waist import Batch, Needs, Step
 
 
-class FixMatch(Objective):
+class FixMatch(WithSource):
     """CE on the source + weight * mean_i 1[max p(weak_i) >= c] CE(g(strong_i), argmax p(weak_i)).
 
     Sohn et al., FixMatch, NeurIPS 2020, arXiv 2001.07685, eq. 4, with the target as the unlabelled set.
     """
 
     @dataclass(frozen=True)
-    class Knobs:
+    class Knobs(PartialKnobs):
         """threshold: the confidence c in 0..1. weight: of the consistency term."""
 
         threshold: float = 0.9
@@ -32,7 +32,7 @@ class FixMatch(Objective):
         assert target is not None
         weak, strong = target.views["weak"][1].float(), target.views["strong"][1].float()
         consistency = self.knobs.weight * pseudo_label_loss(weak, strong, self.knobs.threshold)
-        return {"source": labelled(source), "consistency": consistency}
+        return {"source": self.labelled(source), "consistency": consistency}
 
 
 def pseudo_label_loss(weak: Tensor, strong: Tensor, threshold: float) -> Tensor:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgeprune.objectives.source import labelled
-from edgeprune.waist import Batch, Needs, Objective, Step
+from edgeprune.objectives.source import PartialKnobs, WithSource
+from edgeprune.waist import Batch, Step
 
 
-class MCC(Objective):
+class MCC(WithSource):
     """CE on the source + mu * class confusion on the target.
 
     Jin et al., Minimum Class Confusion for Versatile Domain Adaptation, ECCV 2020, arXiv 1912.03699. The temperature
@@ -19,21 +19,19 @@ class MCC(Objective):
     """
 
     @dataclass(frozen=True)
-    class Knobs:
+    class Knobs(PartialKnobs):
         """temperature: T of eq. 1. weight: mu of eq. 9. ramp: share of the steps until mu is reached."""
 
         temperature: float = 2.5
         weight: float = 1.0
         ramp: float = 0.1
 
-    needs = Needs(source=True)
-
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """`source` with labels, `target` with logits (N, K)."""
         assert target is not None
         ramp = min(1.0, step.progress / self.knobs.ramp) if self.knobs.ramp else 1.0
         confusion = class_confusion(target.logits.float(), self.knobs.temperature)
-        return {"source": labelled(source), "mcc": self.knobs.weight * ramp * confusion}
+        return {"source": self.labelled(source), "mcc": self.knobs.weight * ramp * confusion}
 
 
 def class_confusion(logits: Tensor, temperature: float) -> Tensor:

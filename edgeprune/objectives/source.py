@@ -1,13 +1,15 @@
-"""Cross entropy on labelled source images: what the cloud did, and how a new classifier is trained."""
+"""Cross entropy on labelled source images: what the cloud did, and the part that every with-source objective shares."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeprune.waist import Batch, Needs, Objective, Step
+from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
 
 class Source(Objective):
@@ -26,8 +28,63 @@ class Source(Objective):
         return {"source": labelled(source, self.knobs.smoothing)}
 
 
-def labelled(source: Batch | None, smoothing: float = 0.0) -> Tensor:
-    """Cross entropy of a labelled batch, a scalar; ValueError when there is none."""
+@dataclass(frozen=True)
+class PartialKnobs:
+    """partial: the target has fewer classes than the source; source images count by their class's weight."""
+
+    partial: bool = False
+
+
+class WithSource(Objective):
+    """What objectives that learn from labelled source images share: cross entropy, weighted by class when partial.
+
+    The weights are PADA's (Cao et al., Partial Adversarial Domain Adaptation, ECCV 2018, arXiv 1808.04205, eq. 4 and
+    5): gamma_c = mean_j softmax(z_j / T)_c over the target, with T = 0.1 as in TLLib, 1 on the average of classes, and
+    refreshed before each pass over the target. `gamma` (K,) is a buffer.
+    """
+
+    Knobs: type = PartialKnobs
+    needs = Needs(source=True)
+    gamma: Tensor
+
+    def __init__(self, task: Task, knobs: Any = None) -> None:
+        super().__init__(task, knobs)
+        self.register_buffer("gamma", torch.ones(task.classes))
+        if self.knobs.partial:
+            self.needs = replace(self.needs, refresh=True)
+
+    def refresh(self, features: Tensor, logits: Tensor) -> None:
+        """Class weights from logits (M, K) of the whole target."""
+        if self.knobs.partial:
+            self.gamma = class_weights(logits)
+
+    def weights(self, source: Batch) -> Tensor | None:
+        """Weight (N,) of each source image, mean 1 over the batch; None when every image counts the same."""
+        if not self.knobs.partial or source.labels is None:
+            return None
+        weight = self.gamma[source.labels]
+        return weight / weight.mean().clamp_min(torch.finfo(weight.dtype).eps)
+
+    def labelled(self, source: Batch | None) -> Tensor:
+        """Cross entropy of a labelled batch, a scalar: sum_i w_i CE_i / sum_i w_i when partial."""
+        weight = self.weights(source) if source is not None else None
+        return labelled(source, weight=weight)
+
+
+def labelled(source: Batch | None, smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:
+    """Cross entropy of a labelled batch, a scalar, with weights (N,) of mean 1; ValueError when there is no batch."""
     if source is None or source.labels is None:
         raise ValueError("a labelled source batch is expected; the objective's needs must say source=True")
-    return F.cross_entropy(source.logits.float(), source.labels, label_smoothing=smoothing)
+    logits = source.logits.float()
+    if weight is None:
+        return F.cross_entropy(logits, source.labels, label_smoothing=smoothing)
+    return (
+        weight * F.cross_entropy(logits, source.labels, label_smoothing=smoothing, reduction="none")
+    ).mean()
+
+
+@torch.no_grad()
+def class_weights(logits: Tensor, temperature: float = 0.1) -> Tensor:
+    """PADA's class weights (K,), mean 1, from target logits (M, K)."""
+    gamma = (logits.float() / temperature).softmax(1).mean(0)
+    return gamma / gamma.mean()

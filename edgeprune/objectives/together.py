@@ -31,6 +31,7 @@ class Together(Objective):
             freeze_classifier=any(n.freeze_classifier for n in needs),
             statistics=any(n.statistics for n in needs),
             train=train,
+            norms_only=all(n.norms_only for n in needs if n.train) and train,
         )
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:

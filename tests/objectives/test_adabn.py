@@ -10,11 +10,18 @@ from edgeprune.data.pixels import Pixels
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
 from edgeprune.objectives.adabn import AdaBN
+from edgeprune.objectives.bnm import BNM
 from edgeprune.objectives.cdan import CDAN
+from edgeprune.objectives.dan import DAN
+from edgeprune.objectives.dann import DANN
 from edgeprune.objectives.fixmatch import FixMatch
+from edgeprune.objectives.jan import JAN
 from edgeprune.objectives.mcc import MCC
+from edgeprune.objectives.nrc import NRC
 from edgeprune.objectives.shot import SHOT
 from edgeprune.objectives.source import Source
+from edgeprune.objectives.swmmd import SWMMD
+from edgeprune.objectives.tent import Tent
 from edgeprune.train import Settings
 from edgeprune.waist import Objective, Task
 
@@ -61,7 +68,7 @@ def cloud() -> dict[str, Tensor]:
     return dict(net.module.state_dict())
 
 
-@pytest.mark.parametrize("kind", [MCC, CDAN, FixMatch, SHOT, AdaBN])
+@pytest.mark.parametrize("kind", [MCC, CDAN, FixMatch, DANN, DAN, JAN, BNM, SWMMD, SHOT, NRC, Tent, AdaBN])
 def test_every_objective_pulls_the_shifted_domain_in(kind: type[Objective]) -> None:
     net, target, source = network(), images(96, True, False), images(96, False, True)
     net.module.load_state_dict(cloud())

@@ -5,7 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgeprune.objectives.cdan import CDAN, entropy_weights, reverse_gradient
+from edgeprune.objectives.cdan import CDAN, entropy_weights
+from edgeprune.objectives.dann import reverse_gradient
 from edgeprune.waist import Batch, Step, Task
 
 Array = NDArray[np.float64]

@@ -5,7 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgeprune.objectives.source import Source, labelled
+from edgeprune.objectives.mcc import MCC
+from edgeprune.objectives.source import Source, class_weights, labelled
 from edgeprune.waist import Batch, Step, Task
 
 Array = NDArray[np.float64]
@@ -47,3 +48,39 @@ def test_no_source_no_labels() -> None:
     for batch in (None, Batch(z, z, None, torch.arange(2))):
         with pytest.raises(ValueError, match=r"a labelled source batch is expected; .* must say source=True"):
             labelled(batch)
+
+
+def test_class_weights_are_the_papers() -> None:
+    z = np.random.default_rng(0).normal(0, 0.3, (20, 4))
+    for temperature in (0.1, 1.0):
+        p = np.exp(z / temperature)
+        gamma = (p / p.sum(1, keepdims=True)).mean(0)
+        found = class_weights(torch.tensor(z), temperature)
+        np.testing.assert_allclose(found.numpy(), gamma / gamma.mean(), rtol=1e-4)
+
+
+def test_partial_counts_source_images_by_class() -> None:
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    source = Batch(z, z, torch.arange(6) % 3, torch.arange(6))
+    whole, part = MCC(Task(3, 3)), MCC(Task(3, 3), MCC.Knobs(partial=True))
+    assert not whole.needs.refresh
+    assert part.needs.refresh
+    torch.testing.assert_close(part.labelled(source), whole.labelled(source))  # until the target was seen
+    seen = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0], [9.0, 0, 0]])
+    for objective in (whole, part):
+        objective.refresh(seen, seen)
+    assert part.gamma.tolist() == pytest.approx([2.25, 0.75, 0], abs=1e-6)
+    losses = torch.nn.functional.cross_entropy(z, torch.arange(6) % 3, reduction="none")
+    weight = torch.tensor([0.75, 0.25, 0] * 2)
+    torch.testing.assert_close(part.labelled(source), (weight * losses).sum() / weight.sum())
+    torch.testing.assert_close(whole.labelled(source), losses.mean())
+    other = MCC(Task(3, 3), MCC.Knobs(partial=True))
+    other.load_state_dict(part.state_dict())
+    assert torch.equal(other.gamma, part.gamma)
+
+
+def test_a_batch_of_absent_classes_alone_is_no_nan() -> None:
+    z = torch.randn(2, 3)
+    part = MCC(Task(3, 3), MCC.Knobs(partial=True))
+    part.refresh(z, torch.tensor([[90.0, 0, 0]]))
+    assert float(part.labelled(Batch(z, z, torch.tensor([1, 2]), torch.arange(2)))) == 0

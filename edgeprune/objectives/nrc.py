@@ -1,0 +1,89 @@
+"""Source-free adaptation by neighbours: an image should be predicted as its nearest neighbours are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgeprune.objectives.shot import marginal_entropy
+from edgeprune.waist import Batch, Needs, Objective, Step, Task
+
+
+class NRC(Objective):
+    """-mean_i sum_k A_ik S_k.p_i - r mean_i sum_k sum_m S_m.p_i - H(mean p), k and m neighbours, S the bank of scores.
+
+    Yang et al., Exploiting the Intrinsic Neighborhood Structure for Source-free Domain Adaptation, NeurIPS 2021, arXiv
+    2110.04202, eq. 3, 6 and 7. A_ik is 1 when i is among the neighbours of k, else r = 0.1. As in the authors' code the
+    banks follow each batch, and there is no term of self-regularisation. Ours: the banks are made anew before each
+    pass, and batch-norm is re-estimated first. `partial`: no term of diversity.
+    """
+
+    @dataclass(frozen=True)
+    class Knobs:
+        """near: K, neighbours of an image. further: M, neighbours of each of those. partial: fewer classes."""
+
+        near: int = 4
+        further: int = 3
+        partial: bool = False
+
+    needs = Needs(refresh=True, statistics=True)
+    features: Tensor
+    scores: Tensor
+
+    def __init__(self, task: Task, knobs: Any = None) -> None:
+        super().__init__(task, knobs)
+        self.register_buffer("features", torch.empty(0, task.features))
+        self.register_buffer("scores", torch.empty(0, task.classes))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("features", "scores"):  # their length is that of the target
+            if prefix + name in state_dict:
+                setattr(self, name, state_dict[prefix + name].to(getattr(self, name).device, copy=True))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @torch.no_grad()
+    def refresh(self, features: Tensor, logits: Tensor) -> None:
+        """Banks from features (M, D) and logits (M, K) of the whole target."""
+        self.features, self.scores = F.normalize(features.float(), dim=1), logits.float().softmax(1)
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """`target` with features (N, D), logits (N, K) and the index of each image."""
+        assert target is not None
+        p = target.logits.float().softmax(1)
+        with torch.no_grad():
+            self.features[target.index] = F.normalize(target.features.float(), dim=1)
+            self.scores[target.index] = p
+            pull = neighbour_pull(
+                self.features, self.scores, target.index, self.knobs.near, self.knobs.further
+            )
+        terms = {"neighbours": -(p * pull).sum(1).mean()}
+        if not self.knobs.partial:
+            terms["diversity"] = -marginal_entropy(target.logits.float())
+        return terms
+
+
+def neighbour_pull(
+    features: Tensor, scores: Tensor, index: Tensor, near: int, further: int, weak: float = 0.1
+) -> Tensor:
+    """sum_k A_ik S_k + r sum_k sum_m S_m, (N, K), for the images `index` (N,) of the banks (M, D) and (M, K).
+
+    A set of few images has fewer neighbours to ask.
+    """
+    most = len(features) - 1
+    near, further = min(near, most), min(further, most)
+    first = _neighbours(features, index, near)
+    second = _neighbours(features, first.flatten(), further).view(len(index), near, further)
+    mutual = (second == index[:, None, None]).any(2)
+    affinity = torch.where(mutual, 1.0, weak)
+    return (affinity.unsqueeze(2) * scores[first]).sum(1) + weak * scores[second.flatten(1)].sum(1)
+
+
+def _neighbours(features: Tensor, index: Tensor, count: int) -> Tensor:
+    """The `count` most similar rows (N, count) of each row in `index` (N,), without itself."""
+    similarity = features[index] @ features.T
+    similarity[torch.arange(len(index), device=index.device), index] = -2.0
+    return similarity.topk(count, dim=1).indices

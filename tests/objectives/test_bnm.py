@@ -1,0 +1,45 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgeprune.objectives.bnm import BNM, nuclear_norm
+from edgeprune.waist import Batch, Step, Task
+
+Array = NDArray[np.float64]
+Slope = Callable[[Callable[[Array], float], Array], Array]
+
+
+def paper(z: Array) -> float:
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    return float(np.linalg.svd(p)[1].sum() / len(z))
+
+
+@pytest.mark.parametrize(("count", "classes"), [(1, 3), (3, 7), (8, 4)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_value_and_gradient(count: int, classes: int, dtype: torch.dtype, slope: Slope) -> None:
+    z = np.random.default_rng(count).normal(0, 2, (count, classes))
+    logits = torch.tensor(z, dtype=dtype, requires_grad=True)
+    loss = nuclear_norm(logits)
+    loss.backward()  # type: ignore[no-untyped-call]
+    close = 1e-7 if dtype == torch.float64 else 2e-5
+    assert float(loss.detach()) == pytest.approx(paper(z), abs=close)
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad.numpy(), slope(paper, z), atol=close)
+
+
+def test_sure_and_diverse_is_the_most() -> None:
+    sure = torch.eye(3).repeat(4, 1) * 100
+    assert float(nuclear_norm(sure)) == pytest.approx(np.sqrt(3 / 12))
+    assert float(nuclear_norm(sure)) > float(nuclear_norm(sure[:1].repeat(12, 1)))
+    assert float(nuclear_norm(sure)) > float(nuclear_norm(sure * 0.01))
+
+
+def test_terms() -> None:
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    source, target = (Batch(z, z, torch.arange(6) % 3, torch.arange(6)) for _ in range(2))
+    terms = BNM(Task(3, 3), BNM.Knobs(weight=3.0)).terms(source, target, Step(0, 1))
+    assert set(terms) == {"source", "bnm"}
+    assert float(terms["bnm"]) == pytest.approx(-3 * paper(z.double().numpy()), abs=1e-5)

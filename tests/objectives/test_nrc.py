@@ -1,0 +1,69 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgeprune.objectives.nrc import NRC
+from edgeprune.waist import Batch, Step, Task
+
+Array = NDArray[np.float64]
+Slope = Callable[[Callable[[Array], float], Array], Array]
+
+
+def softmax(z: Array) -> Array:
+    return np.asarray(np.exp(z) / np.exp(z).sum(1, keepdims=True))
+
+
+def nearest(bank: Array, i: int, count: int) -> list[int]:
+    order = [int(j) for j in np.argsort(-(bank @ bank[i])) if j != i]
+    return order[:count]
+
+
+def paper(z: Array, index: list[int], bank: Array, scores: Array, near: int, further: int) -> float:
+    """Equations 3 and 6, image by image; the banks are constants."""
+    p, total = softmax(z), 0.0
+    for row, i in enumerate(index):
+        for k in nearest(bank, i, near):
+            second = nearest(bank, k, further)
+            total -= (1.0 if i in second else 0.1) * (scores[k] @ p[row])
+            total -= sum(0.1 * (scores[m] @ p[row]) for m in second)
+    return total / len(index)
+
+
+@pytest.mark.parametrize(("near", "further"), [(1, 1), (3, 2), (50, 50)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_value_and_gradient(near: int, further: int, dtype: torch.dtype, slope: Slope) -> None:
+    random, index = np.random.default_rng(0), [4, 0, 9]
+    bank, all_logits = random.normal(0, 1, (12, 5)), random.normal(0, 2, (12, 3))
+    f, z = random.normal(0, 1, (3, 5)), random.normal(0, 2, (3, 3))
+    objective = NRC(Task(5, 3), NRC.Knobs(near=near, further=further))
+    objective.refresh(torch.tensor(bank), torch.tensor(all_logits))
+    logits = torch.tensor(z, dtype=dtype, requires_grad=True)
+    target = Batch(torch.tensor(f, dtype=dtype), logits, None, torch.tensor(index))
+    terms = objective.terms(None, target, Step(0, 9))
+    terms["neighbours"].backward()  # type: ignore[no-untyped-call]
+    scores = softmax(all_logits)
+    bank[index], scores[index] = f, softmax(z)
+    bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    near, further = min(near, 11), min(further, 11)
+    assert float(terms["neighbours"].detach()) == pytest.approx(
+        paper(z, index, bank, scores, near, further), abs=1e-5
+    )
+    assert logits.grad is not None
+    expected = slope(lambda u: paper(u, index, bank, scores, near, further), z)
+    np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-5)
+    mean = softmax(z).mean(0)
+    assert float(terms["diversity"].detach()) == pytest.approx(float((mean * np.log(mean)).sum()), abs=1e-5)
+    np.testing.assert_allclose(objective.features.numpy(), bank, atol=1e-6)
+
+
+def test_partial_has_no_diversity_and_banks_are_saved() -> None:
+    one, other = (NRC(Task(5, 3), NRC.Knobs(partial=True)) for _ in range(2))
+    one.refresh(torch.randn(7, 5), torch.randn(7, 3))
+    target = Batch(torch.randn(2, 5), torch.randn(2, 3), None, torch.tensor([1, 6]))
+    assert set(one.terms(None, target, Step(0, 9))) == {"neighbours"}
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other.scores, one.scores)
+    assert torch.equal(other.features, one.features)
