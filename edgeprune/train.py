@@ -24,6 +24,8 @@ from edgeprune.progress import bar
 from edgeprune.run import Run
 from edgeprune.waist import Batch, Objective, Step
 
+__all__ = ["Fit", "Settings", "fit"]
+
 VALIDATION_IMAGES = 1024
 
 
