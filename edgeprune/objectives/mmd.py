@@ -28,24 +28,21 @@ def gaussian_kernels(rows: Tensor, widths: Sequence[float] = WIDTHS) -> Tensor:
 def squared_mmd(kernel: Tensor, weight: Tensor, *, unbiased: bool) -> Tensor:
     """|| sum_i a_i phi(s_i) - mean_j phi(t_j) ||^2, a scalar, of a kernel (n + m, n + m) over (source, target).
 
-    weight (n,): a before it is made to sum to 1. unbiased: no row meets itself (the U statistic, which may be below
-    0); for equal weights the factors are 1 / (n (n - 1)) and 1 / (m (m - 1)).
+    weight (n,): a before it is made to sum to 1; 0 when no row counts. unbiased: no row meets itself (the U statistic,
+    which may be below 0); for equal weights the factors are 1 / (n (n - 1)) and 1 / (m (m - 1)). Products and sums,
+    not matrix products: autocast would round those to half precision, and the loss is a small difference.
     """
     n, m = len(weight), len(kernel) - len(weight)
     a = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
-    b = torch.full((m,), 1 / m, dtype=a.dtype, device=a.device)
-    return (
-        _within(kernel[:n, :n], a, unbiased)
-        + _within(kernel[n:, n:], b, unbiased)
-        - 2 * a @ kernel[:n, n:] @ b
-    )
+    b = torch.full_like(a[:1], 1 / m).expand(m)
+    across = (torch.outer(a, b) * kernel[:n, n:]).sum()
+    within = _within(kernel[:n, :n], a, unbiased) + _within(kernel[n:, n:], b, unbiased)
+    return (within - 2 * across) * (weight.sum() > 0)
 
 
 def _within(kernel: Tensor, a: Tensor, unbiased: bool) -> Tensor:
-    everything = a @ kernel @ a
-    if not unbiased:
-        return everything
-    itself = a.square()
-    return (everything - (itself * kernel.diagonal()).sum()) / (1 - itself.sum()).clamp_min(
-        torch.finfo(a.dtype).eps
-    )
+    pairs = torch.outer(a, a)
+    if unbiased:  # left out, not subtracted: with one heavy row that would cancel
+        pairs = pairs * (1 - torch.eye(len(a), dtype=a.dtype, device=a.device))
+        pairs = pairs / pairs.sum().clamp_min(torch.finfo(a.dtype).tiny)
+    return (pairs * kernel).sum()

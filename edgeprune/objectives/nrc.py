@@ -84,6 +84,7 @@ def neighbour_pull(
 
 def _neighbours(features: Tensor, index: Tensor, count: int) -> Tensor:
     """The `count` most similar rows (N, count) of each row in `index` (N,), without itself."""
-    similarity = features[index] @ features.T
+    with torch.autocast(features.device.type, enabled=False):  # half precision would swap neighbours
+        similarity = features[index] @ features.T
     similarity[torch.arange(len(index), device=index.device), index] = -2.0
     return similarity.topk(count, dim=1).indices

@@ -129,3 +129,30 @@ def test_random_maps_keep_inner_products_on_average() -> None:
     f, g = torch.randn(2, 200), torch.randn(2, 30)
     exact = float((f[0] @ f[0]) * (g[0] @ g[0]))
     assert float(objective.joint(f, g)[0] @ objective.joint(f, g)[0]) == pytest.approx(exact, rel=0.25)
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_partial_weighs_the_source_half(entropy: bool) -> None:
+    torch.manual_seed(0)
+    source, target = batches(torch.float64)
+    source = Batch(source.features, source.logits, torch.arange(SOURCES) % K, source.index)
+    objective = CDAN(Task(D, K), CDAN.Knobs(hidden=6, entropy=entropy, partial=True))
+    objective.refresh(torch.zeros(3, D), torch.tensor([[50.0, 0, 0], [50.0, 0, 0], [0, 50.0, 0]]))
+    loss = objective.terms(source, target, Step(5, 11))["cdan"]
+    f = torch.cat([source.features, target.features]).detach().numpy()
+    g = softmax(torch.cat([source.logits, target.logits]).detach().numpy())
+    w1, b1, w2, b2 = (p.detach().double().numpy() for p in objective.discriminator.parameters())
+    gamma = np.array([2.0, 1.0, 0.0])[np.arange(SOURCES) % K]
+    gamma /= gamma.mean()
+    both = np.array([1 + math.exp((p * np.log(p)).sum()) for p in g]) if entropy else np.ones(len(g))
+    total = 0.0
+    for i, (x, p) in enumerate(zip(f, g, strict=True)):
+        half = slice(0, SOURCES) if i < SOURCES else slice(SOURCES, None)
+        weight = both[i] / both[half].mean() * (gamma[i] if i < SOURCES else 1)
+        q = 1 / (1 + math.exp(-(w2 @ np.maximum(w1 @ np.outer(x, p).ravel() + b1, 0) + b2).item()))
+        total -= weight * math.log(q if i < SOURCES else 1 - q) / len(f)
+    assert float(loss.detach()) == pytest.approx(total, rel=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert source.features.grad is not None
+    assert not source.features.grad[[2]].any()  # an image of the absent class is not asked
+    assert source.features.grad[[0, 1, 3, 4]].any(1).all()

@@ -45,3 +45,22 @@ def test_value_and_gradient(n: int, m: int, d: int, classes: int, dtype: torch.d
     np.testing.assert_allclose(features.grad.numpy(), expected, atol=2e-5)
     expected = 2 * slope(lambda u: paper(f, u, n, mean), z)
     np.testing.assert_allclose(logits.grad.numpy(), expected, atol=2e-5)
+
+
+def test_partial_weighs_the_source_rows() -> None:
+    f = torch.randn(12, 4, generator=torch.Generator().manual_seed(3))
+    z = torch.randn(12, 3, generator=torch.Generator().manual_seed(4))
+    keep = torch.tensor([0, 1, 3, 4])
+    seen = torch.tensor([[50.0, 0, 0], [0, 50.0, 0]])  # the third class is absent
+    target = Batch(f[6:], z[6:], None, torch.arange(6))
+    found = []
+    for chosen in (torch.arange(6), keep):
+        objective = JAN(Task(4, 3), JAN.Knobs(partial=True))
+        objective.refresh(f, seen)
+        source = Batch(f[:6][chosen], z[:6][chosen], chosen % 3, chosen)
+        found.append(objective.terms(source, target, Step(0, 9)))
+    torch.testing.assert_close(found[0]["source"], found[1]["source"])
+    x, y = f.double().numpy(), z.double().numpy()
+    mean = float(np.mean([((a - b) ** 2).sum() for a in x for b in x]))  # the widths are of all the rows
+    rows = [*keep.tolist(), *range(6, 12)]
+    assert float(found[0]["jan"]) == pytest.approx(paper(x[rows], y[rows], 4, mean), abs=1e-5)

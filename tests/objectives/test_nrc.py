@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from edgeprune.objectives.nrc import NRC
+from edgeprune.objectives.nrc import NRC, neighbour_pull
 from edgeprune.waist import Batch, Step, Task
 
 Array = NDArray[np.float64]
@@ -67,3 +67,12 @@ def test_partial_has_no_diversity_and_banks_are_saved() -> None:
     other.load_state_dict(one.state_dict())
     assert torch.equal(other.scores, one.scores)
     assert torch.equal(other.features, one.features)
+
+
+def test_autocast_asks_the_same_neighbours() -> None:
+    random = torch.Generator().manual_seed(0)
+    bank = torch.nn.functional.normalize(torch.randn(300, 32, generator=random), dim=1)
+    scores, index = torch.randn(300, 5, generator=random).softmax(1), torch.arange(300)
+    plain = neighbour_pull(bank, scores, index, 4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(neighbour_pull(bank, scores, index, 4, 3), plain)
