@@ -1,4 +1,4 @@
-"""What every method works on, and the parts it is a schedule of: score, cut, re-estimate, recover.
+"""What every method works on, and the parts it is a schedule of: score, cut, re-estimate, learn, recover.
 
 A cut that was made is kept in the run's resume folder, and training keeps its own snapshots, so a run that was killed
 goes on with the part it was in.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from edgeprune.prune import budget as budgets
 from edgeprune.prune import graph, macs, schedule, surgery
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.ladder import Rules
 from edgeprune.run import Run
 from edgeprune.waist import Objective
 
@@ -51,6 +53,12 @@ class Job:
     trace: list[dict[str, Any]] = field(default_factory=list)
     plans: list[PruningPlan] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def dense_widths(self) -> dict[str, int]:
+        """Width of each coupling before any cut: what floors refer to."""
+        found = graph.find(self.dense, self.network.example(), verify=False)
+        return {coupling.root: coupling.width for coupling in found.all}
 
     @property
     def probe(self) -> Pixels:
@@ -106,21 +114,22 @@ def limits(job: Job) -> list[dict[str, float]]:
     return [{k: shares[k][i] * dense[k] for k in final} for i in range(steps - 1)] + [final]
 
 
-def cut(job: Job, ceilings: Mapping[str, float], number: int = 0) -> PruningPlan:
-    """Score, plan, cut and re-estimate batch-norm; what was done is added to the trace, and kept for resuming."""
+Criterion = Callable[[Job, Couplings], Mapping[str, Tensor]]
+
+
+def cut(
+    job: Job, ceilings: Mapping[str, float], number: int = 0, criterion: Criterion = score
+) -> PruningPlan:
+    """Score by `criterion` (root -> (C,), larger = keep), plan within absolute `ceilings`, cut, re-estimate statistics.
+
+    What was done is added to the trace, and kept for resuming: a cut that an earlier process made is taken up.
+    """
     if (again := _taken_up(job, number)) is not None:
         return again
-    found = couplings(job)
-    plan = budgets.plan(
-        job.network.module,
-        job.network.example(),
-        found,
-        score(job, found),
-        ceilings,
-        multiple=job.options.multiple,
-        floor=job.options.floor,
-        rank=job.options.rank,
-    )
+    found, options = couplings(job), job.options
+    costs = macs.trace(job.network.module, job.network.example(), found)
+    rules = Rules(options.multiple, options.floor, options.rank, job.dense_widths)
+    plan = budgets.choose(costs, found, criterion(job, found), ceilings, rules)
     apply(job, plan, found, number)
     return plan
 
@@ -157,23 +166,54 @@ def _taken_up(job: Job, number: int) -> PruningPlan | None:
     return plan
 
 
-def recover(job: Job, passes: float, stage: str, objective: Objective | None = None) -> train.Fit | None:
-    """Distil from the dense network for `passes` over the target, together with the objective the user asked for."""
-    options = job.options
-    steps = round(passes * len(job.target) / min(options.batch, len(job.target)))
-    if steps < 1:
-        return None
-    settings = learning.settings(options, steps, validations=3)
-    learned = objective or _objective(job)
+def steps_of(job: Job, passes: float) -> int:
+    """Optimiser steps that `passes` over the target images take."""
+    return round(passes * len(job.target) / min(job.options.batch, len(job.target)))
+
+
+def learn(
+    job: Job,
+    objective: Objective,
+    steps: int,
+    stage: str,
+    *,
+    teacher: nn.Module | None = None,
+    lr: float | None = None,
+    validations: int = 3,
+) -> train.Fit:
+    """Train the student on an objective as the options say; `stage` names this part of the run for resuming.
+
+    teacher: whose logits the objective is given, the dense network by default. lr: peak rate, the options' by default.
+    """
+    settings = learning.settings(job.options, steps, validations)
+    settings = settings if lr is None else replace(settings, lr=lr)
     result = train.fit(
-        job.network, learned, job.target, job.source, settings, run=job.run, teacher=job.dense, stage=stage
+        job.network,
+        objective,
+        job.target,
+        job.source,
+        settings,
+        run=job.run,
+        teacher=teacher if teacher is not None else job.dense,
+        stage=stage,
     )
     job.warnings.extend(result.warnings)
-    job.trace[-1]["agreement_after_recovery"] = agreement(job)
     return result
 
 
-def _objective(job: Job) -> Objective:
+def recover(job: Job, passes: float, stage: str, objective: Objective | None = None) -> train.Fit | None:
+    """Distil from the dense network for `passes` over the target, together with the objective the user asked for."""
+    steps = steps_of(job, passes)
+    if steps < 1:
+        return None
+    result = learn(job, objective or chosen_objective(job), steps, stage)
+    if job.trace:
+        job.trace[-1]["agreement_after_recovery"] = agreement(job)
+    return result
+
+
+def chosen_objective(job: Job) -> Objective:
+    """Distillation from the dense network, beside the adaptation objective of the options if there is one."""
     distil = Distill(learning.task(job.network))
     if job.options.objective == "none":
         return distil
