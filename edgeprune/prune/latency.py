@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeprune.bench.table import Layer, LayerShape, LayerTable
 from edgeprune.errors import BudgetNotMet
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune import knapsack
@@ -21,7 +22,6 @@ from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.knapsack import Cost
 from edgeprune.prune.ladder import Ladder, Rules, ladder
 from edgeprune.prune.macs import Costs, Side, Term
-from edgeprune.prune.table import Layer, LayerShape, LayerTable
 
 Array = NDArray[np.float64]
 RUNGS = 24  # widths of a coupling that the knapsack looks at; a wide one is thinned evenly

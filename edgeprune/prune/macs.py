@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeprune.bench.table import LayerShape
 from edgeprune.errors import PlanError
 from edgeprune.prune.coupling import Coupling, Couplings, Slot
 from edgeprune.prune.product import Product
-from edgeprune.prune.table import LayerShape
 from edgeprune.prune.trace import products, step
 
 Array = NDArray[np.float64]

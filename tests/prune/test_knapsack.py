@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgeprune.bench.table import Layer, LayerShape, LayerTable
 from edgeprune.errors import BudgetNotMet, DataError
 from edgeprune.prune import graph, knapsack, latency, macs
 from edgeprune.prune.knapsack import Cost
 from edgeprune.prune.ladder import Rules
 from edgeprune.prune.scores.magnitude import Magnitude
-from edgeprune.prune.table import Layer, LayerShape, LayerTable
 
 
 def brute(values: list[np.ndarray], costs: list[Cost], limit: float) -> float | None:

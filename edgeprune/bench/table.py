@@ -5,7 +5,9 @@ them; none of the three needs the others' libraries. The file:
 
     {"format": "edgeprune-layer-table", "version": 1,
      "device": "Jetson Orin Nano", "runtime": "tensorrt 10.3", "precision": "fp16", "batch": 1,
+     "threads": 1,
      "fixed_ms": 0.05,                  what a whole run costs beside its layers (launch, copies)
+     "network": {"macs": 300774272, "p50_ms": 4.2, "spec": "timm:..."},     the dense network itself, or null
      "layers": [{"shape": {"op": "Conv", "kernel": [3, 3], "stride": [2, 2], "padding": [1, 1],
                            "dilation": [1, 1], "groups": 1, "size": [56, 56]},
                  "inputs": [8, 16, 32], "outputs": [8, 64],
@@ -13,17 +15,20 @@ them; none of the three needs the others' libraries. The file:
 
 `p50_ms[i][j]` is the median time at `inputs[i]` input and `outputs[j]` output channels. `groups` 0 stands for
 depthwise (as many groups as channels): its grid has one row. `size` is the input's spatial size for Conv, and
-the number of rows for MatMul.
+the number of rows for MatMul. Where the dense network itself was measured, what it takes beyond the sum of its
+layers (activations, norms, residual sums) is known too.
 """
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgeprune.errors import DataError
 
@@ -73,25 +78,33 @@ class Layer:
             if list(widths) != sorted(set(widths)):
                 raise DataError(f"{self.shape.op} {self.shape.size}: widths must increase; received {widths}")
 
-    def at(self, inputs: float, outputs: float) -> float:
-        """Milliseconds at any widths: bilinear between grid points, the nearest edge outside the grid."""
+    def at(self, inputs: Any, outputs: Any) -> Any:
+        """Milliseconds at any widths, numbers or arrays of one shape: bilinear between grid points, the nearest
+        edge outside the grid.
+        """
+        grid = np.asarray(self.p50_ms, dtype=float)
         (i, u), (j, v) = _place(self.inputs, inputs), _place(self.outputs, outputs)
-        low, high = self.p50_ms[i], self.p50_ms[min(i + 1, len(self.inputs) - 1)]
-        right = min(j + 1, len(self.outputs) - 1)
-        return (1 - u) * ((1 - v) * low[j] + v * low[right]) + u * ((1 - v) * high[j] + v * high[right])
+        below, right = np.minimum(i + 1, len(self.inputs) - 1), np.minimum(j + 1, len(self.outputs) - 1)
+        low = (1 - v) * grid[i, j] + v * grid[i, right]
+        high = (1 - v) * grid[below, j] + v * grid[below, right]
+        return (1 - u) * low + u * high
 
 
-def _place(grid: tuple[int, ...], width: float) -> tuple[int, float]:
-    """The grid point at or below a width, and how far it is to the next one, in 0..1."""
-    if width <= grid[0] or len(grid) == 1:
-        return 0, 0.0
-    i = min(bisect_right(grid, width) - 1, len(grid) - 2)
-    return i, min(1.0, (width - grid[i]) / (grid[i + 1] - grid[i]))
+def _place(grid: tuple[int, ...], width: Any) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The grid point at or below each width, and how far it is to the next one, in 0..1."""
+    points, at = np.asarray(grid, dtype=float), np.asarray(width, dtype=float)
+    if len(grid) == 1:
+        return np.zeros(at.shape, dtype=np.intp), np.zeros(at.shape)
+    i = np.clip(np.searchsorted(points, at, side="right") - 1, 0, len(grid) - 2)
+    return i, np.clip((at - points[i]) / (points[i + 1] - points[i]), 0.0, 1.0)
 
 
 @dataclass(frozen=True)
 class LayerTable:
-    """What one device needs for each layer shape of a network."""
+    """What one device needs for each layer shape of a network.
+
+    network: {"macs", "p50_ms", "spec"} of the dense network measured beside its layers, or empty.
+    """
 
     device: str
     runtime: str
@@ -99,6 +112,8 @@ class LayerTable:
     layers: tuple[Layer, ...]
     batch: int = 1
     fixed_ms: float = 0.0
+    threads: int = 1
+    network: Mapping[str, Any] = field(default_factory=dict)
 
     def find(self, shape: LayerShape) -> Layer:
         """The grid of a shape; DataError names the shape when the table lacks it."""
@@ -134,7 +149,8 @@ class LayerTable:
                 for entry in data["layers"]
             )
             words = (str(data["device"]), str(data["runtime"]), str(data["precision"]))
-            return LayerTable(*words, layers, int(data.get("batch", 1)), float(data.get("fixed_ms", 0.0)))
+            numbers = (int(data.get("batch", 1)), float(data.get("fixed_ms", 0)), int(data.get("threads", 1)))
+            return LayerTable(*words, layers, *numbers, dict(data.get("network") or {}))
         except (KeyError, TypeError, ValueError) as err:
             raise DataError(
                 f"not a layer table: {err!r}; expected device, runtime, precision, layers"
