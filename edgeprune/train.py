@@ -31,11 +31,15 @@ VALIDATION_IMAGES = 1024
 
 @dataclass(frozen=True)
 class Fit:
-    """What training did: the validated steps with their scores, and which of them the weights are from."""
+    """What training did: the validated steps with their scores, and which of them the weights are from.
+
+    watched: accuracy at each validated step when labelled images were given to watch; it decided nothing.
+    """
 
     chosen_step: int
     curves: list[dict[str, float]]
     warnings: list[str] = field(default_factory=list)
+    watched: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -46,9 +50,10 @@ class _State:
     curves: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
+    watched: list[float] = field(default_factory=list)
 
 
-def fit(
+def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     network: Network,
     objective: Objective,
     target: Pixels,
@@ -58,17 +63,20 @@ def fit(
     run: Run | None = None,
     teacher: nn.Module | None = None,
     stage: str = "adapt",
+    watch: Pixels | None = None,
 ) -> Fit:
     """Train `network.module` in place and leave the chosen weights in it, on the CPU and in eval mode.
 
-    `stage` names this part of a run: finished parts are taken from the resume folder. UsageError when the objective
-    needs what is not given; Interrupted after Ctrl-C, with a snapshot written.
+    `stage` names this part of a run: finished parts are taken from the resume folder. `watch`: labelled images whose
+    accuracy is written beside each validation, for the reader alone. UsageError when the objective needs what is not
+    given; Interrupted after Ctrl-C, with a snapshot written.
     """
     _check_given(objective, source, teacher)
     if run is not None and (found := _finished(run, stage, network)) is not None:
         return found
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs):
         loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
+        loop.watch = watch
         try:
             result = loop.work(check)
         except KeyboardInterrupt:
@@ -106,6 +114,12 @@ def _finished(run: Run, stage: str, network: Network) -> Fit | None:
     return Fit(**facts)
 
 
+def _at_most(pixels: Pixels, most: int = VALIDATION_IMAGES) -> Pixels:
+    """`most` images, evenly spaced over the set (its order may be by class)."""
+    last = len(pixels) - 1
+    return pixels.subset(torch.linspace(0, last, min(most, last + 1)).round().long().tolist())
+
+
 class _Loop:
     """`whole`: no step is half done, so that a snapshot can be gone on with."""
 
@@ -121,6 +135,7 @@ class _Loop:
     ) -> None:
         self.network, self.objective, self.settings = network, objective, settings
         self.stage, self.run = stage, run
+        self.watch: Pixels | None = None
         self.whole, self.state = False, _State()
         accelerator, _, index = settings.device.partition(":")
         devices: Any = [int(index)] if index else 1
@@ -263,12 +278,14 @@ class _Loop:
         module = self.network.module
         live = {k: v.clone() for k, v in module.state_dict().items()}
         module.load_state_dict(self.state.ema or live)
-        last = len(self.target) - 1
-        rows = torch.linspace(0, last, min(VALIDATION_IMAGES, last + 1)).round().long().tolist()
-        scores = select.validators(*inference.predict(self.network, self.target.subset(rows)))
+        scores = select.validators(*inference.predict(self.network, _at_most(self.target)))
         self.state.curves.append({"step": self.state.step, **scores})
+        facts: dict[str, float] = {}
+        if self.watch is not None:
+            facts["accuracy"] = inference.evaluate(self.network, _at_most(self.watch))
+            self.state.watched.append(facts["accuracy"])
         if self.run:
-            self.run.metric(stage=self.stage, step=self.state.step, validators=scores)
+            self.run.metric(stage=self.stage, step=self.state.step, validators=scores, **facts)
         if select.choose(self.state.curves).place == len(self.state.curves) - 1:
             self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
         module.load_state_dict(live)
@@ -292,13 +309,14 @@ class _Loop:
         if self.run is not None:
             for warning in warnings:
                 self.run.log(warning)
-        return Fit(chosen, self.state.curves, warnings)
+        return Fit(chosen, self.state.curves, warnings, self.state.watched)
 
     def save(self) -> None:
         """Write a snapshot from which the very same weights follow."""
         if self.run is None:
             return
         facts = {"step": self.state.step, "curves": self.state.curves, "metrics": self.run.metrics_position}
+        facts["watched"] = self.state.watched
         modules = {"module": self.network.module, "objective": self.objective}
         extra = {"best": self.state.best, "ema": self.state.ema}
         snapshot.write(self.run, self.stage, modules, self.optimizer, extra, facts)
@@ -316,6 +334,7 @@ class _Loop:
             list(facts["curves"]),
             snapshot.part(tensors, "best"),
             {key: value.to(self.device) for key, value in snapshot.part(tensors, "ema").items()},
+            list(facts["watched"]),
         )
         self.run.rewind_metrics(int(facts["metrics"]))
         self.run.log(f"{self.stage}: resumed at step {self.state.step}")

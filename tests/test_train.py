@@ -1,5 +1,6 @@
 """The loop: the same seed gives the same weights, a kill at any step changes nothing, and labels stay out."""
 
+import json
 import os
 import signal
 import subprocess
@@ -212,3 +213,19 @@ def test_helpful_errors() -> None:
         train.fit(network(), MCC(TASK), images(8, True, False), None, settings(2))
     with pytest.raises(UsageError, match="Distill needs a teacher network"):
         train.fit(network(), Distill(TASK), images(8, True, False), None, settings(2))
+
+
+def test_watched_accuracy_is_written_beside_each_validation_and_changes_nothing(tmp_path: Path) -> None:
+    target, source = images(64, True, False), images(64, False, True)
+    labelled = images(64, True, True)
+    settings = Settings(steps=6, batch=16, validations=3)
+    plain, watched = network(), network()
+    train.fit(plain, MCC(TASK), target, source, settings)
+    with Run.create(tmp_path / "r", command="adapt", model="x", config={}) as run:
+        found = train.fit(watched, MCC(TASK), target, source, settings, run=run, watch=labelled)
+        lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert len(found.watched) == len(found.curves) == 4
+    assert found.watched[-1] == inference.evaluate(watched, labelled) or found.chosen_step != 6
+    assert [line["accuracy"] for line in lines if "validators" in line] == found.watched
+    for ours, theirs in zip(plain.module.parameters(), watched.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

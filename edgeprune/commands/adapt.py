@@ -126,7 +126,9 @@ def _work(options: AdaptOptions, network: Network, data: _Images, run: Run, how:
     before = inference.evaluate(network, data.labelled) if data.labelled else None
     objective = learning.make(how.kind, network, how.knobs)
     settings = learning.settings(options, options.steps, validations=6)
-    fit = train.fit(network, objective, data.target, data.source, settings, run=run, stage="adapt")
+    fit = train.fit(
+        network, objective, data.target, data.source, settings, run=run, stage="adapt", watch=data.labelled
+    )
     after = inference.evaluate(network, data.labelled) if data.labelled else None
     result = _result(options, how, network, data, run.path, fit, (before, after))
     network.history.append(
