@@ -1,0 +1,272 @@
+"""How accurate networks are after adapting, and after pruning, on the tasks of benchmarks/tasks.py.
+
+    python -m benchmarks.accuracy adapt|prune [--task GLOB] [--only GLOB] [--seeds 0,1,2] [--list] [--device cpu]
+
+Each row is one command of the tool, in a process of its own, written to results/accuracy.json as it finishes and
+skipped when present; a row that was killed resumes. Runs stay in --work, because rows share the cloud model and the
+adapted model of their task and seed. `chosen` is the accuracy of the checkpoint that was picked without labels, on all
+evaluation images; `last` and `oracle` are of the last and the best validated step, on at most 1,024 of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tasks import TASKS, Task
+from edgeprune import records
+from edgeprune.artifact import write_atomically
+from edgeprune.bench import machine
+from edgeprune.catalog import OBJECTIVES
+
+Row = dict[str, Any]
+RESULTS = Path(__file__).with_name("results") / "accuracy.json"
+LIMIT = 20 * 60.0
+METHODS = (
+    "distill",
+    "tcp",
+    "admp",
+    "swmmd",
+    "itmc",
+    "tana",
+    "auto",
+    "prune-then-adapt",
+    "adapt-then-prune",
+    "two-stage",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: what is run. name: of the objective or the method, with its knobs. words: what only this row says."""
+
+    stage: str
+    task: str
+    name: str
+    seed: int
+    words: tuple[str, ...] = ()
+    budget: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this row from all others."""
+        return "/".join(filter(None, (self.stage, self.task, self.name, self.budget, str(self.seed))))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the data and the runs lie, and on what the rows run."""
+
+    data: Path | None
+    work: Path
+    device: str
+
+    def run(self, case: Case) -> Path:
+        """The run folder of a row."""
+        return self.work / case.key.replace("/", "-").replace("=", "-")
+
+
+def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
+    """Every objective on every task that it can be used on; partial twins on the partial task."""
+    for task in TASKS.values():
+        free = not task.cloud
+        for seed in seeds:
+            for name in ("auto", *OBJECTIVES):
+                needs = name != "auto" and "source" in OBJECTIVES[name].needs
+                if free and needs:
+                    continue
+                yield Case("adapt", task.name, name, seed, ("--objective", name))
+                if task.name == "pacs-partial" and (needs or name in ("auto", "shot")) and name != "source":
+                    yield Case(
+                        "adapt",
+                        task.name,
+                        f"{name}+partial",
+                        seed,
+                        ("--objective", name, "--set", "partial=true"),
+                    )
+
+
+def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
+    """Every method at half and at 30% of the MACs, and admp at 40% of the inner channels."""
+    for task in TASKS.values():
+        for seed in seeds:
+            for budget in ("macs=0.5", "macs=0.3"):
+                kind, share = budget.split("=")
+                for name in METHODS:
+                    yield Case("prune", task.name, name, seed, ("--method", name, f"--{kind}", share), budget)
+                for score in ("magnitude", "random"):
+                    words = ("--method", "distill", "--score", score, f"--{kind}", share)
+                    yield Case("prune", task.name, f"distill+{score}", seed, words, budget)
+            words = ("--method", "admp", "--channels", "0.4")
+            yield Case("prune", task.name, "admp", seed, words, "channels=0.4")
+
+
+def command(case: Case, place: Place) -> list[str]:
+    """The words of a row's command; what it starts from is made first."""
+    task = TASKS[case.task]
+    source, target, labelled = task.images(place.work, place.data)
+    sources = ("--source", str(source)) if source else ()
+    images = (*sources, "--target", str(target), "--evaluate", str(labelled))
+    if case.stage == "cloud":
+        head = ("adapt", *task.model(place.data), "--objective", "source", "--source-steps", "0", *task.cloud)
+    elif case.stage == "adapt":
+        head = ("adapt", *_cloud(task, case, place), *task.adapt)
+    else:
+        head = ("prune", *_start(task, case, place), *task.prune)
+    words = (*head, *images, *task.common, *task.trust, *case.words, "--seed", str(case.seed))
+    return ["edgeprune", *words, "--device", place.device, "-o", str(place.run(case)), "--json"]
+
+
+def _cloud(task: Task, case: Case, place: Place) -> tuple[str, ...]:
+    """The cloud model: trained on source once a seed, or as it was published."""
+    if not task.cloud:
+        return task.model(place.data)
+    made = Case("cloud", task.name, "source", case.seed)
+    _run(made, place)
+    return (str(place.run(made)),)
+
+
+def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
+    """What a method starts from: the adapted model, or the cloud's where the method adapts by itself."""
+    if case.name in ("prune-then-adapt", "two-stage") and task.cloud:
+        return _cloud(task, case, place)
+    made = Case("adapt", task.name, "auto", case.seed, ("--objective", "auto"))
+    _run(made, place)
+    return (str(place.run(made)),)
+
+
+def _run(case: Case, place: Place) -> Row:
+    """Run a row's command unless its run is finished; an earlier kill is resumed. `failed` holds the last line."""
+    folder, words = place.run(case), command(case, place)
+    spoken = shlex.join(words)
+    if records.is_done(folder):
+        return {**records.results(folder), "command": spoken}
+    begun = time.monotonic()
+    program = [str(Path(sys.executable).with_name("edgeprune")), *words[1:]]
+    program += ["--resume"] if folder.exists() else []
+    try:
+        out = subprocess.run(program, capture_output=True, text=True, check=False, timeout=3 * LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took longer than {3 * LIMIT:.0f} s", "command": spoken}
+    if out.returncode != 0:
+        lines = out.stderr.strip().splitlines() or ["no message"]
+        return {"failed": f"exit {out.returncode}: {lines[-1][:300]}", "command": spoken}
+    return {**records.results(folder), "command": spoken, "seconds": round(time.monotonic() - begun, 1)}
+
+
+_KEPT = (
+    "objective",
+    "method",
+    "steps",
+    "macs",
+    "dense_macs",
+    "params",
+    "dense_params",
+    "agreement",
+    "seconds",
+    "command",
+)
+
+
+def row(case: Case, place: Place) -> Row:
+    """The facts of one row; accuracies in percent."""
+    found = _run(case, place)
+    facts: Row = {
+        "key": case.key,
+        "stage": case.stage,
+        "task": case.task,
+        "name": case.name,
+        "seed": case.seed,
+    }
+    if case.budget:
+        facts["budget"] = case.budget
+    if "failed" in found:
+        return {**facts, "failed": found["failed"], "command": found["command"]}
+    facts |= {k: found[k] for k in _KEPT if k in found}
+    facts |= {"before": _percent(found["accuracy_before"]), "chosen": _percent(found["accuracy"])}
+    metrics = records.metrics(place.run(case))
+    watched = [m["accuracy"] for m in metrics if m.get("stage") == "adapt" and "accuracy" in m]
+    if watched:
+        facts |= {"last": _percent(watched[-1]), "oracle": _percent(max(watched))}
+    return facts
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
+
+
+def load() -> list[Row]:
+    """The rows that are there."""
+    return list(json.loads(RESULTS.read_text())["rows"]) if RESULTS.exists() else []
+
+
+def save(rows: list[Row]) -> None:
+    """Write all rows, with what they were measured on."""
+    host = machine.describe()
+    facts = {"packages": host["packages"], "cpu": host["cpu"]}
+    ordered = sorted(rows, key=lambda r: str(r["key"]))
+    write_atomically(RESULTS, (json.dumps({**facts, "rows": ordered}, indent=1) + "\n").encode())
+
+
+def _show(cases: list[Case], rows: list[Row]) -> None:
+    """Print each row's state and how long it should take: as the same stage of the same task took."""
+    for case in cases:
+        done = next((r for r in rows if r["key"] == case.key), None)
+        alike = [
+            r["seconds"]
+            for r in rows
+            if r.get("seconds") and (r["stage"], r["task"]) == (case.stage, case.task)
+        ]
+        expected = f"about {sum(alike) / len(alike) / 60:.0f} min" if alike else "time not known yet"
+        state = expected if done is None else done.get("failed") or f"{done['chosen']:.1f}%"
+        print(f"{'open' if done is None else 'done'}  {case.key:44} {state}")
+
+
+def main() -> int:
+    """Run the rows that are asked for and open."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("adapt", "prune"))
+    parser.add_argument("--task", default="*", help="glob over the tasks")
+    parser.add_argument("--only", default="*", help="glob over the names of objectives or methods")
+    parser.add_argument("--budget", default="*", help="glob over the budgets, such as macs=0.5")
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
+    parser.add_argument("--list", action="store_true", help="print the rows, their state and expected time")
+    parser.add_argument("--data", type=Path, help="folder made by benchmarks.data")
+    parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    seeds = tuple(int(s) for s in args.seeds.split(","))
+    wanted = [(args.task, "task"), (args.only, "name"), (args.budget, "budget")]
+    cases = [
+        c
+        for c in (adapting if args.stage == "adapt" else pruning)(seeds)
+        if all(fnmatch.fnmatch(getattr(c, field), glob) for glob, field in wanted)
+    ]
+    rows = load()
+    if args.list:
+        _show(cases, rows)
+        return 0
+    place = Place(args.data, args.work, args.device)
+    for case in (c for c in cases if c.key not in {r["key"] for r in rows}):
+        made = row(case, place)
+        rows = [r for r in load() if r["key"] != case.key] + [
+            made
+        ]  # another process may have written meanwhile
+        save(rows)
+        print(case.key, made.get("failed") or f"{made['chosen']:.2f}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
