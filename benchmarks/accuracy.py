@@ -116,6 +116,7 @@ def command(case: Case, place: Place) -> list[str]:
     source, target, labelled = task.images(place.work, place.data)
     sources = ("--source", str(source)) if source else ()
     images = (*sources, "--target", str(target), "--evaluate", str(labelled))
+    head: tuple[str, ...]
     if case.stage == "cloud":
         head = ("adapt", *task.model(place.data), "--objective", "source", "--source-steps", "0", *task.cloud)
     elif case.stage == "adapt":
