@@ -7,6 +7,7 @@ same plan; no weight is touched. BudgetNotMet names the nearest plan that is pos
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -15,13 +16,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from edgeprune.errors import PlanError, UsageError
+from edgeprune.errors import BudgetNotMet, PlanError, UsageError
 from edgeprune.plan import Cut, PruningPlan
-from edgeprune.prune import macs
+from edgeprune.prune import latency, macs
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Ladder, Rules, ladder
+from edgeprune.prune.latency import Predictor
 from edgeprune.prune.macs import Costs
-from edgeprune.prune.search import KINDS, Search
+from edgeprune.prune.search import KINDS, LATENCY, Search
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -30,37 +32,70 @@ _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 class Budget:
     """Ceilings, all of which must hold: a fraction kept when at most 1, else absolute. None: no ceiling.
 
-    channels: of the channels inside blocks; with it, block outputs stay whole.
+    channels: of the channels inside blocks; with it, block outputs stay whole. latency: a fraction of the
+    dense network's; milliseconds: the same in absolute time; one of the two.
     """
 
     macs: float | None = None
     params: float | None = None
     channels: float | None = None
+    latency: float | None = None
+    milliseconds: float | None = None
 
     @staticmethod
-    def parse(*, macs: str | None, params: str | None, channels: str | None) -> Budget:
-        """Words such as "0.4", "40%", "120M"; UsageError when they are none, or an absolute number has no
-        unit.
+    def parse(
+        *, macs: str | None, params: str | None, channels: str | None, latency: str | None = None
+    ) -> Budget:
+        """Words such as "0.4", "40%", "120M", a latency "2.0ms" or "0.7x"; UsageError when they are none, or
+        an absolute number has no unit.
         """
         words = {"macs": macs, "params": params, "channels": channels}
-        return Budget(**{kind: _number(kind, word) for kind, word in words.items() if word is not None})
+        found = {kind: _number(kind, word) for kind, word in words.items() if word is not None}
+        return Budget(**found, **_time(latency) if latency is not None else {})
 
     @property
     def given(self) -> dict[str, float]:
-        """The ceilings that are set, by name."""
+        """The ceilings on what is counted that are set, by name."""
         return {kind: v for kind in KINDS if (v := getattr(self, kind)) is not None}
+
+    @property
+    def timed(self) -> bool:
+        """Whether there is a ceiling on latency."""
+        return self.latency is not None or self.milliseconds is not None
 
     @property
     def empty(self) -> bool:
         """Whether nothing is asked for."""
-        return not self.given
+        return not self.given and not self.timed
 
     def limits(self, dense: Mapping[str, float]) -> dict[str, float]:
-        """Absolute ceilings, given what the dense network has of each."""
-        return {kind: v * dense[kind] if v <= 1 else v for kind, v in self.given.items()}
+        """Absolute ceilings, given what the dense network has of each ("latency" in milliseconds)."""
+        found = {kind: v * dense[kind] if v <= 1 else v for kind, v in self.given.items()}
+        if self.latency is not None:
+            found[LATENCY] = self.latency * dense[LATENCY]
+        if self.milliseconds is not None:
+            found[LATENCY] = self.milliseconds
+        return found
 
     def __str__(self) -> str:
-        return ", ".join(f"{kind} {v:g}" for kind, v in self.given.items())
+        said = [f"{kind} {v:g}" for kind, v in self.given.items()]
+        said += [f"latency {self.latency:g}x"] if self.latency is not None else []
+        said += [f"latency {self.milliseconds:g} ms"] if self.milliseconds is not None else []
+        return ", ".join(said)
+
+
+def _time(word: str) -> dict[str, float]:
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(ms|us|s|x|%)", word.strip().lower())
+    value = float(found[1]) if found else math.nan
+    unit = found[2] if found else ""
+    if not value > 0 or (unit == "x" and value > 1) or (unit == "%" and value > 100):
+        raise UsageError(
+            f"--latency {word}: expected what is kept: a share of the dense network's, such as 0.7x, or a time "
+            "such as 2.0ms"
+        )
+    if unit in ("x", "%"):
+        return {"latency": value / (100 if unit == "%" else 1)}
+    return {"milliseconds": value * {"ms": 1.0, "us": 1e-3, "s": 1e3}[unit]}
 
 
 def _number(kind: str, word: str) -> float:
@@ -100,17 +135,25 @@ def choose(
     scores: Mapping[str, Tensor],
     limits: Mapping[str, float],
     rules: Rules,
+    predictor: Predictor | None = None,
 ) -> PruningPlan:
     """Which channels stay. costs: `macs.trace(module, example, couplings)`; scores: (C,) for each root.
 
+    predictor: of the same costs, needed for a ceiling on "latency" (milliseconds); ranked globally, the
+    knapsack over joint widths says where to start, and other ceilings then take the least valuable away.
     BudgetNotMet (the message names the nearest plan's numbers) when all couplings at their lowest exceed a
     ceiling. `why` of the result: rank, multiple, floor, requested, dense, achieved, padded_macs, next,
     widths.
     """
-    if not limits or set(limits) - set(KINDS) or any(not v > 0 for v in limits.values()):
-        raise UsageError(f"a budget needs ceilings above 0 on {', '.join(KINDS)}; received {dict(limits)}")
-    search = Search(costs, _ladders(couplings, scores, limits, rules), limits)
+    kinds = KINDS if predictor is None else (*KINDS, LATENCY)
+    if not limits or set(limits) - set(kinds) or any(not v > 0 for v in limits.values()):
+        raise UsageError(f"a budget needs ceilings above 0 on {', '.join(kinds)}; received {dict(limits)}")
+    gauge = predictor.at if predictor is not None and LATENCY in limits else None
+    search = Search(costs, _ladders(couplings, scores, limits, rules), limits, gauge)
     search.require_possible()
+    if predictor is not None and gauge is not None and rules.rank == "global":
+        with contextlib.suppress(BudgetNotMet):  # of its coarser model; from the full widths it goes, too
+            search.at = latency.choose(predictor, search.ladders, limits[LATENCY])[0]
     if rules.rank == "global":
         search.descend()
     else:

@@ -1,135 +1,161 @@
-"""A plan that meets a latency: a device's layer table and the widths of all couplings, solved as a knapsack.
+"""Widths that meet a latency: a device's layer table and the widths of all couplings, solved as a knapsack.
 
-What it must satisfy: a layer's time depends on its input and output widths jointly; the predicted time of the
-plan is below the limit; `scale` corrects the table when the whole network was measured and took longer or
-shorter than the sum of its layers. Products without a weight (attention), and norms, are in `fixed_ms` only.
+What it must satisfy: a layer's time depends on its input and output widths jointly; what a network takes
+beyond its layers (activations, norms, sums, changes of layout) is spread over the layers by the size of their
+outputs, when the dense network itself was measured; one prediction serves the planner and the report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from edgeprune.bench.table import Layer, LayerShape, LayerTable
-from edgeprune.errors import BudgetNotMet
-from edgeprune.plan import Cut, PruningPlan
+from edgeprune.bench.layer_graphs import Grid
+from edgeprune.bench.table import LayerShape, LayerTable
 from edgeprune.prune import knapsack
-from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.knapsack import Cost
-from edgeprune.prune.ladder import Ladder, Rules, ladder
+from edgeprune.prune.ladder import Ladder
 from edgeprune.prune.macs import Costs, Side, Term
 
 Array = NDArray[np.float64]
+Removed = Mapping[str, Any]
 RUNGS = 24  # widths of a coupling that the knapsack looks at; a wide one is thinned evenly
 CELLS = 500_000  # entries of one layer's table of times; beyond it, inputs are taken as adding up
 NODES = 2_000  # looks that the proof of the optimum may take
+POINTS = 7  # widths of a side that are measured
 
 
-def shapes(costs: Costs) -> dict[LayerShape, tuple[int, int]]:
-    """The distinct layer shapes of a network, and the largest input and output widths each one is used at."""
-    found: dict[LayerShape, tuple[int, int]] = {}
-    for term in costs.terms:
-        if term.shape is not None:
-            size = _full(term)
-            before = found.get(term.shape, (0, 0))
-            found[term.shape] = (max(before[0], size[0]), max(before[1], size[1]))
-    return found
+def grids(costs: Costs, multiple: int = 8, points: int = POINTS) -> list[Grid]:
+    """The distinct layer shapes of a network, each with the widths to measure it at.
 
-
-def _full(term: Term) -> tuple[int, int]:
-    """Dense input and output channels; for a grouped layer over all groups."""
-    assert term.shape is not None
-    groups = term.shape.groups
-    out, inn = round(term.sides[0].size), round(term.sides[1].size)
-    if groups == 0:
-        return out, out
-    return (inn, out * groups) if term.shape.op == "ConvTranspose" else (inn * groups, out)
-
-
-def predict(costs: Costs, table: LayerTable, widths: Array) -> float:
-    """Milliseconds of the network at some widths (couplings,), by the table."""
-    total = table.fixed_ms
-    for term in costs.terms:
-        if term.shape is not None:
-            removed = {r: float(f - w) for r, f, w in zip(costs.roots, costs.full, widths, strict=True)}
-            inputs, outputs = _at(term, removed)
-            total += table.find(term.shape).at(inputs, outputs)
-    return total
-
-
-def _at(term: Term, removed: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Input and output channels of a layer when so many channels of each coupling are gone."""
-    assert term.shape is not None
-    groups = term.shape.groups
-    out, inn = (_length(side, removed) for side in term.sides[:2])
-    if groups == 0:
-        return out, out
-    return (inn, out * groups) if term.shape.op == "ConvTranspose" else (inn * groups, out)
-
-
-def _length(side: Side, removed: Mapping[str, Any]) -> Any:
-    return side.size - sum(entries * removed[root] for root, entries in side.loses.items())
-
-
-def plan(
-    costs: Costs,
-    couplings: Couplings,
-    scores: Mapping[str, Tensor],
-    table: LayerTable,
-    limit_ms: float,
-    rules: Rules,
-    scale: float = 1.0,
-) -> PruningPlan:
-    """The most valuable widths that the table expects to run within `limit_ms`; BudgetNotMet names the least
-    it can.
-
-    scale: measured time of a whole network over what the table predicted for it (layers and fixed time
-    alike).
+    A side that some coupling shortens has at most `points` widths, in about equal ratios from an eighth of the
+    narrowest use to the widest, multiples of `multiple` (and of the groups); other sides the widths they have.
     """
-    ladders = [ladder(c, scores[c.root], rules) for c in couplings]
+    found: dict[LayerShape, tuple[list[Side], list[Side]]] = {}
+    for term in costs.terms:
+        if term.shape is not None:
+            outs, ins = found.setdefault(term.shape, ([], []))
+            outs.append(_side(term, 0))
+            ins.append(_side(term, 1))
+    return [
+        Grid(
+            shape,
+            (1,) if shape.groups == 0 else _widths(ins, max(1, shape.groups), multiple, points),
+            _widths(outs, max(1, shape.groups), multiple, points),
+        )
+        for shape, (outs, ins) in found.items()
+    ]
+
+
+def _side(term: Term, which: int) -> Side:
+    """The output (0) or input (1) channels of a layer over all its groups."""
+    assert term.shape is not None
+    side, groups = term.sides[which], term.shape.groups
+    times = groups if groups > 1 and which == (0 if term.shape.op == "ConvTranspose" else 1) else 1
+    return Side(side.size * times, {root: n * times for root, n in side.loses.items()})
+
+
+def _widths(sides: Sequence[Side], groups: int, multiple: int, points: int) -> tuple[int, ...]:
+    fixed = {round(s.size) for s in sides if not s.loses}
+    cut = [round(s.size) for s in sides if s.loses]
+    if not cut:
+        return tuple(sorted(fixed))
+    step = int(np.lcm(multiple, groups))
+    low, high = max(min(cut) // 8, min(step, *cut)), max(cut)
+    ideal = np.geomspace(low, high, points)
+    thinned = {int(min(max(round(w / step) * step, groups), high)) for w in ideal[:-1]} | {high}
+    return tuple(sorted(thinned | {w for w in fixed if w > high or w < min(thinned)}))
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Milliseconds of one network at any widths: scale * (layers by the table + fixed) + rate * output elements."""
+
+    costs: Costs
+    table: LayerTable
+    scale: float = 1.0
+    rate: float = 0.0
+
+    @staticmethod
+    def of(costs: Costs, table: LayerTable, dense: Costs, dense_ms: float | None = None) -> Predictor:
+        """A predictor of `costs` that gives the dense network the time it was measured to take, if it was.
+
+        dense_ms: of the network that `dense` was traced from; without it the table's own, when the table measured a
+        network of the same MACs. Layers that together take longer than the network are scaled down alike.
+        """
+        if dense_ms is None and table.network.get("macs") == int(dense.macs(dense.full)):
+            dense_ms = float(table.network["p50_ms"])
+        plain = Predictor(dense, table)
+        layers = float(plain.at(dense.full))
+        if dense_ms is None:
+            return Predictor(costs, table)
+        if dense_ms <= layers:
+            return Predictor(costs, table, dense_ms / layers)
+        elements = sum(float(_elements(term, {})) for term in dense.terms)
+        return Predictor(costs, table, 1.0, (dense_ms - layers) / max(elements, 1.0))
+
+    def at(self, widths: Array) -> Any:
+        """Milliseconds at widths of shape (couplings,) or (couplings, many)."""
+        gone = self.costs.full.reshape(-1, *[1] * (widths.ndim - 1)) - widths
+        removed = dict(zip(self.costs.roots, gone, strict=True))
+        start = np.full(widths.shape[1:], self.table.fixed_ms * self.scale)
+        return sum((self.term(term, removed) for term in self.costs.terms), start)
+
+    def term(self, term: Term, removed: Removed) -> Any:
+        """What one layer adds when so many channels of each coupling are gone (numbers or arrays of one shape)."""
+        took = self.rate * _elements(term, removed)
+        if term.shape is not None:
+            took = took + self.scale * self.table.find(term.shape).at(*_at(term, removed))
+        return took
+
+
+def _length(side: Side, removed: Removed) -> Any:
+    return side.size - sum(entries * removed.get(root, 0.0) for root, entries in side.loses.items())
+
+
+def _at(term: Term, removed: Removed) -> tuple[Any, Any]:
+    """Input and output channels of a layer, over all groups; of a depthwise one the grid has one input width."""
+    out = _length(_side(term, 0), removed)
+    if term.shape is not None and term.shape.groups == 0:
+        return np.ones_like(np.asarray(out, dtype=float)), out
+    return _length(_side(term, 1), removed), out
+
+
+def _elements(term: Term, removed: Removed) -> Any:
+    """Elements of a layer's output, for one image."""
+    columns = _side(term, 0) if term.shape is not None else term.sides[0]
+    size: Any = 1.0
+    for side in (columns, *term.sides[2:]):
+        size = size * _length(side, removed)
+    return size
+
+
+def choose(predictor: Predictor, ladders: Sequence[Ladder], limit_ms: float) -> tuple[list[int], bool]:
+    """The most valuable rungs that are expected to run within `limit_ms`, and whether they are proved the best.
+
+    One ladder a coupling, in the order of the predictor's roots. BudgetNotMet when nothing is found.
+    """
     steps = [_thinned(one) for one in ladders]
     values = [_values(one, s) for one, s in zip(ladders, steps, strict=True)]
-    costs_of = _costs(costs, table, ladders, steps)
-    room = limit_ms / scale - table.fixed_ms
-    try:
-        for _ in range(
-            8
-        ):  # layers that read many couplings are approximate: aim lower until the table agrees
-            choice = knapsack.solve(values, costs_of, room, NODES)
-            widths = [one.widths[s[p]] for one, s, p in zip(ladders, steps, choice.picks, strict=True)]
-            took = predict(costs, table, np.array(widths, dtype=float)) * scale
-            if took <= limit_ms * (1 + 1e-9):
-                break
-            room *= 0.995 * limit_ms / took
-        else:
-            raise BudgetNotMet("no width was found")
-    except BudgetNotMet:
-        least = np.array([one.widths[0] for one in ladders], dtype=float)
-        raise BudgetNotMet(
-            f"{limit_ms:.3g} ms cannot be met: the least that legal widths reach on {table.device} is about "
-            f"{predict(costs, table, least) * scale:.3g} ms; lower --floor, or ask for more"
-        ) from None
-    cuts = tuple(
-        Cut(o.root, o.widths[-1], o.keep(w)) for o, w in zip(ladders, widths, strict=True) if w < o.widths[-1]
-    )
-    at = np.array(widths, dtype=float)
-    why = {
-        "requested": {"latency_ms": limit_ms},
-        "achieved": {"latency_ms": predict(costs, table, at) * scale, "macs": float(costs.macs(at))},
-        "dense": {
-            "latency_ms": predict(costs, table, costs.full) * scale,
-            "macs": float(costs.macs(costs.full)),
-        },
-        "scale": scale,
-        "table": {"device": table.device, "runtime": table.runtime, "precision": table.precision},
-        "proved": choice.proved,
-        "widths": {o.root: [w, o.widths[-1]] for o, w in zip(ladders, widths, strict=True)},
-    }
-    return PruningPlan(cuts, why=why)
+    costs = _costs(predictor, ladders, steps)
+    fixed = predictor.scale * predictor.table.fixed_ms + sum(float(c.table) for c in costs if not c.groups)
+    room = limit_ms - fixed
+    paid = [c for c in costs if c.groups]
+    for _ in range(
+        8
+    ):  # layers that read many couplings are approximate: aim lower until the prediction agrees
+        choice = knapsack.solve(values, paid, room, NODES)
+        at = [s[p] for s, p in zip(steps, choice.picks, strict=True)]
+        widths = np.array([one.widths[i] for one, i in zip(ladders, at, strict=True)], dtype=float)
+        took = float(predictor.at(widths))
+        if took <= limit_ms * (1 + 1e-9):
+            break
+        room *= 0.995 * limit_ms / took
+    return at, choice.proved
 
 
 def _thinned(one: Ladder) -> list[int]:
@@ -144,55 +170,57 @@ def _values(one: Ladder, steps: Sequence[int]) -> Array:
     return kept[list(steps)]
 
 
-def _costs(
-    costs: Costs, table: LayerTable, ladders: Sequence[Ladder], steps: Sequence[Sequence[int]]
-) -> list[Cost]:
+def _costs(predictor: Predictor, ladders: Sequence[Ladder], steps: Sequence[Sequence[int]]) -> list[Cost]:
     """A table of milliseconds for each layer, over the widths of the couplings that it reads and makes."""
     number = {one.root: g for g, one in enumerate(ladders)}
     merged: dict[tuple[int, ...], Array] = {}
-    for term in costs.terms:
-        if term.shape is None:
-            continue
-        layer = table.find(term.shape)
-        groups = tuple(sorted({number[r] for side in term.sides[:2] for r in side.loses}))
+    for term in predictor.costs.terms:
+        groups = tuple(sorted({number[r] for side in term.sides for r in side.loses}))
         gone = {
             g: ladders[g].widths[-1] - np.array([ladders[g].widths[s] for s in steps[g]], float)
             for g in groups
         }
         if np.prod([float(len(gone[g])) for g in groups]) <= CELLS:
-            parts = [(groups, _times(term, layer, groups, gone, ladders))]
+            parts = [(groups, _times(predictor, term, groups, gone, ladders))]
         else:
-            parts = _apart(term, layer, groups, gone, ladders)
+            parts = _apart(predictor, term, groups, gone, ladders)
         for some, times in parts:
             merged[some] = merged.get(some, np.zeros(times.shape)) + times
     return [Cost(groups, times) for groups, times in merged.items()]
 
 
 def _times(
-    term: Term, layer: Layer, groups: tuple[int, ...], gone: Mapping[int, Array], ladders: Sequence[Ladder]
+    predictor: Predictor,
+    term: Term,
+    groups: tuple[int, ...],
+    gone: Mapping[int, Array],
+    ladders: Sequence[Ladder],
 ) -> Array:
     """Milliseconds of a layer at all joint widths of some couplings, the others whole; one axis a coupling."""
-    removed: dict[str, Any] = {r: 0.0 for side in term.sides[:2] for r in side.loses}
+    removed: dict[str, Any] = {}
     for axis, g in enumerate(groups):
-        removed[ladders[g].root] = gone[g].reshape([-1 if a == axis else 1 for a in range(len(groups))])
-    inputs, outputs = (np.broadcast_to(x, [len(gone[g]) for g in groups]) for x in _at(term, removed))
-    times: Array = np.vectorize(layer.at, otypes=[float])(inputs, outputs)
-    return times
+        shape = [-1 if a == axis else 1 for a in range(len(groups))]
+        removed[ladders[g].root] = np.broadcast_to(gone[g].reshape(shape), [len(gone[h]) for h in groups])
+    return np.broadcast_to(np.asarray(predictor.term(term, removed), float), [len(gone[g]) for g in groups])
 
 
 def _apart(
-    term: Term, layer: Layer, groups: tuple[int, ...], gone: Mapping[int, Array], ladders: Sequence[Ladder]
+    predictor: Predictor,
+    term: Term,
+    groups: tuple[int, ...],
+    gone: Mapping[int, Array],
+    ladders: Sequence[Ladder],
 ) -> list[tuple[tuple[int, ...], Array]]:
     """The same when a layer reads too many couplings at once (dense blocks): what each saves alone, added up.
 
     Each saving is joint with the coupling that sets the output width, when there is one.
     """
     makes = [g for g in groups if ladders[g].root in term.sides[0].loses][:1]
-    base = _times(term, layer, tuple(makes), gone, ladders)
+    base = _times(predictor, term, tuple(makes), gone, ladders)
     parts = [(tuple(makes), base)]
     for g in groups:
         if g not in makes:
             pair = tuple(sorted((g, *makes)))
             whole = np.expand_dims(base, pair.index(g)) if makes else base
-            parts.append((pair, _times(term, layer, pair, gone, ladders) - whole))
+            parts.append((pair, _times(predictor, term, pair, gone, ladders) - whole))
     return parts

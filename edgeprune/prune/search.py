@@ -8,7 +8,7 @@ the price of lowering another, the least loss first, until no exchange helps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,33 @@ from edgeprune.prune.ladder import Ladder, Rules, removals
 from edgeprune.prune.macs import Costs
 
 KINDS = ("macs", "params", "channels")
+LATENCY = "latency"  # milliseconds; budgeted where a device's predictor is given
 FULL_ENOUGH = 0.98
 FEW = 20_000  # plans that are all looked at
 Widths = NDArray[np.float64]
 
 
-def measured(costs: Costs, widths: Widths) -> dict[str, float]:
-    """All that can be budgeted, at some widths."""
-    found = {"macs": costs.macs(widths), "params": costs.params(widths), "channels": costs.channels(widths)}
-    return {n: float(v) for n, v in found.items()}
+Gauges = Mapping[str, Callable[[Widths], Any]]
+
+
+def gauges(costs: Costs, latency: Callable[[Widths], Any] | None = None) -> Gauges:
+    """All that can be budgeted, as functions of widths (couplings,) or (couplings, many)."""
+    found: dict[str, Callable[[Widths], Any]] = {k: getattr(costs, k) for k in KINDS}
+    return found if latency is None else {**found, LATENCY: latency}
 
 
 class Search:
     """Where each ladder stands (`at`: an index into its widths), and the moves between such states."""
 
-    def __init__(self, costs: Costs, ladders: Sequence[Ladder], limits: Mapping[str, float]) -> None:
-        self.costs, self.ladders = costs, ladders
-        self.dense = measured(costs, costs.full)
+    def __init__(
+        self,
+        costs: Costs,
+        ladders: Sequence[Ladder],
+        limits: Mapping[str, float],
+        latency: Callable[[Widths], Any] | None = None,
+    ) -> None:
+        self.costs, self.ladders, self.gauges = costs, ladders, gauges(costs, latency)
+        self.dense = self.measured(costs.full)
         self.ceilings = dict(limits)
         self.names = list(self.ceilings)
         self.limits = np.array([self.ceilings[n] for n in self.names])
@@ -45,10 +55,13 @@ class Search:
         """The width of each coupling, (couplings,)."""
         return np.array([one.widths[i] for one, i in zip(self.ladders, at, strict=True)], dtype=float)
 
+    def measured(self, widths: Widths) -> dict[str, float]:
+        """All that can be budgeted, at some widths."""
+        return {name: float(gauge(widths)) for name, gauge in self.gauges.items()}
+
     def used(self, widths: Widths) -> Widths:
         """What is budgeted as a share of its ceiling, (budgets, ...); all at most 1 is legal."""
-        get = {"macs": self.costs.macs, "params": self.costs.params, "channels": self.costs.channels}
-        values = np.stack([np.asarray(get[n](widths), dtype=float) for n in self.names])
+        values = np.stack([np.asarray(self.gauges[n](widths), dtype=float) for n in self.names])
         shares: Widths = values / self.limits.reshape(-1, *[1] * (values.ndim - 1))
         return shares
 
@@ -98,9 +111,10 @@ class Search:
         lowest = [0] * len(self.ladders)
         if self.fits(lowest):
             return
-        got = measured(self.costs, self.widths(lowest))
+        got = self.measured(self.widths(lowest))
         said = ", ".join(
-            f"{n} {got[n]:,.0f} ({got[n] / max(self.dense[n], 1):.3f} of dense), asked for at most {limit:,.0f}"
+            f"{n} {_said(n, got[n])} ({got[n] / (self.dense[n] or 1):.3f} of dense), "
+            f"asked for at most {_said(n, limit)}"
             for n, limit in self.ceilings.items()
         )
         raise BudgetNotMet(
@@ -202,7 +216,7 @@ class Search:
     def why(self, rules: Rules) -> dict[str, Any]:
         """What led to the plan, as JSON values."""
         widths = self.widths(self.at)
-        got = measured(self.costs, widths)
+        got = self.measured(widths)
         return {
             "rank": rules.rank,
             "multiple": rules.multiple,
@@ -228,5 +242,9 @@ class Search:
             "of_the_budget": float(used[k]),
             "from": self.ladders[i].widths[self.at[i]],
             "to": self.ladders[i].widths[self.at[i] + 1],
-            **measured(self.costs, many[:, k]),
+            **self.measured(many[:, k]),
         }
+
+
+def _said(name: str, value: float) -> str:
+    return f"{value:.3g} ms" if name == LATENCY else f"{value:,.0f}"

@@ -37,7 +37,7 @@ def scores_of(couplings: Couplings, seed: int) -> dict[str, torch.Tensor]:
 
 def share(costs: macs.Costs, plan: PruningPlan, kind: str = "macs") -> float:
     widths = costs.widths({c.root: len(c.keep) for c in plan.cuts})
-    return float(search.measured(costs, widths)[kind])
+    return float(search.gauges(costs)[kind](widths))
 
 
 @settings(max_examples=60, deadline=None)
@@ -76,7 +76,7 @@ def test_a_ceiling_that_is_filled(
 
 def test_several_ceilings_all_hold() -> None:
     _, _, couplings, costs = chain([32, 64, 64, 128])
-    dense = search.measured(costs, costs.full)
+    dense = {kind: float(gauge(costs.full)) for kind, gauge in search.gauges(costs).items()}
     limits = Budget(macs=0.5, params=0.3, channels=0.7).limits(dense)
     plan = budget.choose(costs, couplings, scores_of(couplings, 0), limits, Rules())
     for kind, limit in limits.items():

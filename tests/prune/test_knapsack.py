@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from edgeprune.bench.table import Layer, LayerShape, LayerTable
 from edgeprune.errors import BudgetNotMet, DataError
-from edgeprune.prune import graph, knapsack, latency, macs
+from edgeprune.prune import knapsack
 from edgeprune.prune.knapsack import Cost
-from edgeprune.prune.ladder import Rules
-from edgeprune.prune.scores.magnitude import Magnitude
 
 
 def brute(values: list[np.ndarray], costs: list[Cost], limit: float) -> float | None:
@@ -104,32 +100,3 @@ def test_a_table_survives_its_file_and_interpolates(tmp_path: Path) -> None:
     file.write_text('{"format": "other"}')
     with pytest.raises(DataError, match=r"t\.json: expected format 'edgeprune-layer-table'"):
         LayerTable.read(file)
-
-
-def test_a_latency_plan_stays_below_its_limit() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5),
-    ).eval()  # fmt: skip
-    example = torch.randn(2, 3, 8, 8)
-    couplings = graph.find(net, example)
-    costs = macs.trace(net, example, couplings)
-    grid = tuple(range(1, 65))
-    layers = []
-    for shape in latency.shapes(costs):
-        work = [[i * o * 1e-3 for o in grid] for i in grid]
-        layers.append(Layer(shape, grid, grid, tuple(tuple(row) for row in work)))
-    table = LayerTable("board", "ort", "fp32", tuple(layers), fixed_ms=0.1)
-    dense = latency.predict(costs, table, costs.full)
-    plan = latency.plan(costs, couplings, Magnitude()(net, couplings), table, 0.5 * dense, Rules())
-    widths = costs.widths({c.root: len(c.keep) for c in plan.cuts})
-    assert latency.predict(costs, table, widths) <= 0.5 * dense
-    for root in costs.roots:  # no width can be raised
-        at = costs.roots.index(root)
-        wider = widths.copy()
-        wider[at] += 8
-        assert wider[at] > costs.full[at] or latency.predict(costs, table, wider) > 0.5 * dense
-    assert plan.why["achieved"]["latency_ms"] == latency.predict(costs, table, widths)
-    with pytest.raises(BudgetNotMet, match="the least that legal widths reach on board"):
-        latency.plan(costs, couplings, Magnitude()(net, couplings), table, 1e-3, Rules())
