@@ -106,8 +106,8 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                 for score in ("magnitude", "random"):
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)
                     yield Case("prune", task.name, f"distill+{score}", seed, words, budget)
-            words = ("--method", "admp", "--channels", "0.4")
-            yield Case("prune", task.name, "admp", seed, words, "channels=0.4")
+            inner = ("--method", "admp", "--channels", "0.4")
+            yield Case("prune", task.name, "admp", seed, inner, "channels=0.4")
 
 
 def command(case: Case, place: Place) -> list[str]:
