@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from edgeprune import artifact, header, skeleton
+from edgeprune import artifact, header, skeleton, weights
 from edgeprune.errors import CheckpointError, UntrustedFactory
 from edgeprune.images import Preprocess
 from edgeprune.model import Network, build, is_factory
@@ -74,7 +74,7 @@ def read(path: Path, trust: Iterable[str] = ()) -> Network:
     buffers = {name: tensors.pop(name) for name in list(tensors) if name not in module.state_dict()}
     for name, value in buffers.items():
         _set_buffer(module, name, value)
-    module.load_state_dict(tensors, strict=True)
+    weights.take(module, tensors)
     return Network(
         module.eval(),
         spec,

@@ -17,7 +17,7 @@ from edgeprune.model import Network
 
 
 class Taps:
-    """Keeps what enters the classifier, and what chosen layers put out, at each forward pass of a module."""
+    """Keeps what enters the classifier and other chosen layers at each forward pass of a module."""
 
     def __init__(self, module: nn.Module, classifier: str, layers: tuple[str, ...] = ()) -> None:
         """Attach; use as a context manager or call `close`."""
@@ -25,15 +25,15 @@ class Taps:
         self.layers: dict[str, Tensor] = {}
         self._hooks = [module.get_submodule(classifier).register_forward_pre_hook(self._classifier)]
         for name in layers:
-            self._hooks.append(module.get_submodule(name).register_forward_hook(self._layer(name)))
+            self._hooks.append(module.get_submodule(name).register_forward_pre_hook(self._layer(name)))
 
     def _classifier(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
         self.features = x.mean((2, 3)) if x.ndim == 4 else x.flatten(1)
 
     def _layer(self, name: str):  # type: ignore[no-untyped-def]
-        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.layers[name] = output
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.layers[name] = args[0]
 
         return keep
 

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from edgeprune import inference, optimise, select, snapshot
+from edgeprune import inference, optimise, select, snapshot, weights
 from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted, UsageError
@@ -108,7 +108,7 @@ def _finished(run: Run, stage: str, network: Network) -> Fit | None:
     if not done.is_file():
         return None
     tensors, facts = snapshot.read(done)
-    network.module.load_state_dict(snapshot.part(tensors, "module"))
+    weights.take(network.module, snapshot.part(tensors, "module"))
     network.module.eval()
     torch.set_rng_state(tensors["random"])
     return Fit(**facts)
@@ -153,7 +153,9 @@ class _Loop:
         needs, seed = objective.needs, settings.seed
         self.target_batches = self._batches(self.target, needs.views, seed) if needs.views else None
         source = source if needs.source else None
-        self.source_batches = self._batches(source, ("train",), seed + 1) if source is not None else None
+        self.source_batches = (
+            self._batches(source, (needs.source_view,), seed + 1) if source is not None else None
+        )
 
     def _batches(self, pixels: Pixels, views: tuple[str, ...], seed: int) -> Batches:
         s = self.settings
@@ -243,7 +245,8 @@ class _Loop:
         layers = self.objective.needs.layers
         views: dict[str, tuple[Tensor, Tensor]] = {}
         kept: dict[str, Tensor] = {}
-        teacher = None
+        teacher: Tensor | None = None
+        taught: dict[str, Tensor] = {}
         with inference.Taps(self.network.module, self.network.classifier, layers) as taps:
             for place, (name, images) in enumerate(raw.views.items()):
                 x = images.to(self.device)
@@ -254,11 +257,15 @@ class _Loop:
                 views[name] = (taps.features, logits)
                 kept = dict(taps.layers) if place == 0 else kept
                 if place == 0 and is_target and self.teacher is not None:
-                    with torch.no_grad():
-                        teacher = self.teacher(x)
+                    teacher, taught = self._teach(self.teacher, x)
         features, logits = next(iter(views.values()))
         labels = raw.labels.to(self.device) if raw.labels is not None and not is_target else None
-        return Batch(features, logits, labels, raw.index.to(self.device), views, kept, teacher)
+        return Batch(features, logits, labels, raw.index.to(self.device), views, kept, teacher, taught)
+
+    def _teach(self, teacher: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        layers = self.objective.needs.layers
+        with torch.no_grad(), inference.Taps(teacher, self.network.classifier, layers) as taps:
+            return teacher(x), dict(taps.layers)
 
     def _average(self) -> None:
         if not self.settings.ema:
@@ -277,7 +284,7 @@ class _Loop:
         """Score the weights that would be kept now (the averaged ones, if there are any), without labels."""
         module = self.network.module
         live = {k: v.clone() for k, v in module.state_dict().items()}
-        module.load_state_dict(self.state.ema or live)
+        weights.take(module, self.state.ema or live)
         scores = select.validators(*inference.predict(self.network, _at_most(self.target)))
         self.state.curves.append({"step": self.state.step, **scores})
         facts: dict[str, float] = {}
@@ -288,7 +295,7 @@ class _Loop:
             self.run.metric(stage=self.stage, step=self.state.step, validators=scores, **facts)
         if select.choose(self.state.curves).place == len(self.state.curves) - 1:
             self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
-        module.load_state_dict(live)
+        weights.take(module, live)
 
     def _choose(self) -> Fit:
         choice = select.choose(self.state.curves)
@@ -297,9 +304,9 @@ class _Loop:
         if not self.target_batches:  # the target was not used, so it does not choose either
             place = len(self.state.curves) - 1
             if self.state.ema:
-                self.network.module.load_state_dict(self.state.ema)
+                weights.take(self.network.module, self.state.ema)
         else:
-            self.network.module.load_state_dict(self.state.best)
+            weights.take(self.network.module, self.state.best)
         chosen = int(self.state.curves[place]["step"])
         if choice.collapsed and self.target_batches:
             warnings.append(
@@ -325,7 +332,7 @@ class _Loop:
         if self.run is None or not (path := self.run.resume_dir / self.stage).is_file():
             return False
         tensors, facts = snapshot.read(path)
-        self.network.module.load_state_dict(snapshot.part(tensors, "module"))
+        weights.take(self.network.module, snapshot.part(tensors, "module"))
         self.objective.load_state_dict(snapshot.part(tensors, "objective"))
         snapshot.restore_optimizer(self.optimizer, tensors)
         torch.set_rng_state(tensors["random"])

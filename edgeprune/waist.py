@@ -19,7 +19,8 @@ class Batch:
 
     features (N, D) float: what enters the classifier. logits (N, K). labels (N,) int64, or None for a target.
     index (N,) int64 into the set. views: name -> (features, logits) of every view, the main one included.
-    layers: name -> output of a layer that was asked for. teacher (N, K): logits of the frozen teacher on the main view.
+    layers: name -> what entered a layer that was asked for. teacher (N, K), teacher_layers: the frozen teacher's logits
+    on the main view, and what entered the same layers of it.
     """
 
     features: Tensor
@@ -29,6 +30,7 @@ class Batch:
     views: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     teacher: Tensor | None = None
+    teacher_layers: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,16 @@ class Step:
 class Needs:
     """What an objective wants from the loop.
 
-    source: labelled source batches. views: of the target, the first is the main one; none: the target is not used.
-    layers: dotted names whose outputs on the main views are handed over. teacher: the frozen teacher's logits.
+    source: labelled source batches. source_view: how they are changed. views: of the target, the first is the main one;
+    none: the target is not used. layers: dotted names of layers; what enters them on the main views is handed over.
+    teacher: the frozen teacher's logits, and what enters those layers of it.
     refresh: features and logits of the whole target before each pass over it. freeze_classifier: it does not learn.
     statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
     norms_only: only the gains and shifts of normalisation layers learn (Tent).
     """
 
     source: bool = False
+    source_view: str = "train"
     views: tuple[str, ...] = ("train",)
     layers: tuple[str, ...] = ()
     teacher: bool = False

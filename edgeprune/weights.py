@@ -6,6 +6,7 @@ Whatever does not fit is named: which keys, which shapes on both sides.
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,17 @@ def _state_dict(path: Path) -> Any:
         ) from err
 
 
+def take(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load tensors of today's names and shapes, all of them.
+
+    A state dict without versions reads as one of the module's first version, which some modules then convert: MNASNet
+    would widen its stem. So the versions go with the tensors.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(state)
+
+
 def fit_by_name(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
     """Load weights whose names and shapes are the network's own; WeightsError names the first that are not.
 
@@ -73,7 +85,7 @@ def fit_by_name(module: nn.Module, weights: Mapping[str, Tensor], where: str) ->
     shapes = [n for n in own if n in weights and own[n].shape != weights[n].shape]
     if missing or extra or shapes:
         raise WeightsError(f"{where}: {_difference(own, weights, missing, extra, shapes)}")
-    module.load_state_dict({**own, **weights})
+    take(module, {**own, **weights})
 
 
 def _difference(

@@ -163,7 +163,8 @@ def test_taps_come_off() -> None:
     x = torch.randn(2, 3, 6, 6)
     with inference.Taps(net.module, "head", ("conv", "after")) as taps:
         net.module(x)
-    torch.testing.assert_close(taps.layers["after"], net.module.get_submodule("after")(taps.layers["conv"]))
+    torch.testing.assert_close(taps.layers["conv"], net.module.get_submodule("norm")(x))
+    torch.testing.assert_close(taps.layers["after"], net.module.get_submodule("conv")(taps.layers["conv"]))
     kept = taps.features
     net.module(x + 1)
     assert taps.features is kept

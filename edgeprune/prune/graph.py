@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from edgeprune import attention
+from edgeprune import attention, weights
 from edgeprune.errors import UsageError, nearest
 from edgeprune.prune import families, rules, tracing
 from edgeprune.prune.constants import remember
@@ -106,7 +106,7 @@ def _trace_training(trace: Trace, example: Any) -> None:
     except Exception:  # a foreign forward that has no training mode: the trials decide
         trace.stack[:] = [""]
     trace.module.eval()
-    trace.module.load_state_dict(state)  # a training run moves the statistics of batch norms
+    weights.take(trace.module, state)  # a training run moves the statistics of batch norms
 
 
 def _keep(trace: Trace, glob: str, sides: tuple[int, ...], word: str) -> None:

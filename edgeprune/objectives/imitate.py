@@ -1,0 +1,61 @@
+"""Distillation of a cut network from the dense one it was cut from: its answers, and the channels that both have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeprune.objectives.distill import softened_kl
+from edgeprune.waist import Batch, Needs, Objective, Step, Task
+
+
+class Imitate(Objective):
+    """T^2 KL(teacher || student) + weight * mean over layers of ||s_l - t_l[kept_l]||^2 / ||t_l[kept_l]||^2.
+
+    s_l, t_l: what enters layer l of the student and of the teacher; kept_l: the teacher's channels that the student
+    still has, so nothing has to be learned to compare them. Hints are Romero et al., FitNets, ICLR 2015, arXiv
+    1412.6550; that a cut network shares its channels with the dense one, and the scale-free error, are ours.
+    """
+
+    @dataclass(frozen=True)
+    class Knobs:
+        """temperature: T. weight: of the layers' error."""
+
+        temperature: float = 2.0
+        weight: float = 1.0
+
+    def __init__(self, task: Task, kept: Mapping[str, Sequence[int]], knobs: Any = None) -> None:
+        """`kept`: dotted name of a layer -> the dense channels that still enter it, increasing."""
+        super().__init__(task, knobs)
+        self.layers = tuple(kept)
+        self.needs = Needs(teacher=True, layers=self.layers)
+        for place, channels in enumerate(kept.values()):  # dots are not allowed in a buffer's name
+            self.register_buffer(
+                f"kept{place}", torch.tensor(list(channels), dtype=torch.int64), persistent=False
+            )
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """`target` with logits (N, K) and the teacher's (N, K), and what entered the layers of both."""
+        assert target is not None
+        assert target.teacher is not None
+        terms = {
+            "distill": softened_kl(target.teacher.float(), target.logits.float(), self.knobs.temperature)
+        }
+        errors = [
+            relative_error(target.layers[name], target.teacher_layers[name], self.get_buffer(f"kept{place}"))
+            for place, name in enumerate(self.layers)
+        ]
+        if errors:
+            terms["layers"] = self.knobs.weight * torch.stack(errors).mean()
+        return terms
+
+
+def relative_error(student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
+    """||s - t[kept]||^2 / ||t[kept]||^2, a scalar: channels are axis 1 of maps (N, C, H, W), else the last axis."""
+    axis = 1 if student.ndim == 4 else -1
+    wanted = teacher.index_select(axis, kept).float()
+    return (student.float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
