@@ -110,6 +110,37 @@ METHODS: Mapping[str, Entry] = {
         "score, cut, re-estimate batch-norm, recover by distillation on target images",
         "distillation: Hinton et al., 2015, arXiv 1503.02531",
     ),
+    "tcp": Entry(
+        "edgeprune.methods.tcp:TCP",
+        "transfer channel pruning: rank by both domains' losses, remove a few, fine-tune, and again",
+        "Yu et al., Transfer Channel Pruning, IJCNN 2019, arXiv 1904.02654",
+        _SOURCE,
+    ),
+    "itmc": Entry(
+        "edgeprune.methods.itmc:ITMC",
+        "distillation from a teacher that adapts on, and channel pruning, in alternation (a reconstruction)",
+        "after Wang et al., Iterative Transfer Model Compression, Pattern Recognition 164, 2025",
+        _SOURCE,
+    ),
+    "prune-then-adapt": Entry(
+        "edgeprune.methods.baselines:PruneThenAdapt",
+        "baseline, from the source network: cut it, repair it on source, then adapt it",
+        needs=_SOURCE,
+    ),
+    "two-stage": Entry(
+        "edgeprune.methods.baselines:TwoStage",
+        "baseline, from the source network: prune it in several cuts on source, then adapt it by dan",
+        "Yu et al., Transfer Channel Pruning, IJCNN 2019, arXiv 1904.02654, table 1",
+        _SOURCE,
+    ),
+    "adapt-then-prune": Entry(
+        "edgeprune.methods.baselines:AdaptThenPrune",
+        "baseline, from the adapted network: cut it, then fine-tune it without a teacher",
+    ),
+    "uniform": Entry(
+        "edgeprune.methods.baselines:Uniform",
+        "baseline: the same share of every layer's channels stays, then distillation",
+    ),
 }
 
 SCORES: Mapping[str, Entry] = {

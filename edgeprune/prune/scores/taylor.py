@@ -56,7 +56,7 @@ class Taylor:
                 args = batch if isinstance(batch, tuple) else (batch,)
                 count += len(args[0])
                 for share, scalar in self._probes(module, gates, args, generator):
-                    for root, g in _slopes(module, couplings, gates, scalar).items():
+                    for root, g in slopes(module, couplings, gates, scalar).items():
                         total[root] += 0.5 * share * g.square().sum(0)
         if not count:
             raise DataError("taylor needs images to look at and received none; give --target DIR")
@@ -103,14 +103,14 @@ class TaylorLabels:
                 gates.start(images)
                 loss = nn.functional.cross_entropy(module(images), labels)
                 count += 1
-                for root, g in _slopes(module, couplings, gates, loss).items():
+                for root, g in slopes(module, couplings, gates, loss).items():
                     total[root] += g.sum(0).square()
         if not count:
             raise DataError("taylor-labels needs labelled images and received none; give --source DIR")
         return {root: t / count for root, t in total.items()}
 
 
-def _slopes(module: nn.Module, couplings: Couplings, gates: Gates, scalar: Tensor) -> dict[str, Tensor]:
+def slopes(module: nn.Module, couplings: Couplings, gates: Gates, scalar: Tensor) -> dict[str, Tensor]:
     """{root: (B, C)} derivatives of the scalar by the gates, float64 on the CPU.
 
     A coupling that could not be gated has (1, C): the sum over images of w * d scalar / d w over the weights

@@ -1,0 +1,130 @@
+"""The plain combinations of pruning and adapting that every joint method has to beat, none of which distils.
+
+All count images as `work` says, so a table compares them at equal work; each says which network it expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from edgeprune import catalog
+from edgeprune.methods import job as parts
+from edgeprune.methods import learning, work
+from edgeprune.methods.job import Job
+from edgeprune.objectives.dan import DAN
+from edgeprune.objectives.source import Source
+from edgeprune.prune.coupling import Couplings
+from edgeprune.waist import Objective
+
+
+@dataclass(frozen=True)
+class PruneThenAdapt:
+    """Expects the source network: cut it as if there were no target, repair it on source, then adapt it.
+
+    score: of the cut; --score is not asked, as most of its choices look at the target. source_share: of the images that
+    go into the repair, the rest into adapting by --objective (mcc when none is named). UsageError without source.
+    """
+
+    score: Literal["magnitude", "taylor-labels", "bn-scale", "lamp", "fpgm", "random"] = "magnitude"
+    source_share: float = 0.5
+
+    def __call__(self, job: Job) -> None:
+        """Cut once or as often as --steps says; adapt `job.network` in place after the last cut."""
+        work.labelled_source(job, "prune-then-adapt")
+        _cut_on_source(job, self.score, self.source_share)
+        work.learn(job, work.adapting(job), job.options.recover * (1 - self.source_share), "adapt")
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """Expects the source network: TCP's two stages one after the other, the baseline of its tables (arXiv 1904.02654).
+
+    Iterations of ranking by the cross entropy's first-order change and fine-tuning on source, then CE + MMD. cuts:
+    iterations when --steps is not given. source_share: of the images that the first stage has. UsageError without
+    source. The paper says no more of it than its name; that the second stage is the base network's DAN is ours.
+    """
+
+    cuts: int = 8
+    source_share: float = 0.5
+
+    def __call__(self, job: Job) -> None:
+        """Prune and adapt `job.network` in place, within `job.budget`."""
+        work.labelled_source(job, "two-stage")
+        job = work.several(job, self.cuts)
+        _cut_on_source(job, "taylor-labels", self.source_share)
+        named = job.options.objective != "none"
+        objective = work.adapting(job) if named else DAN(learning.task(job.network))
+        work.learn(job, objective, job.options.recover * (1 - self.source_share), "adapt")
+
+
+@dataclass(frozen=True)
+class AdaptThenPrune:
+    """Expects the adapted network: cut it, then fine-tune it, without a teacher.
+
+    score: of the cut, or "given" for --score. tune: with the adaptation objective (--objective; where none is named
+    mcc, or shot without source), or on "source" alone, which is what pruning tools do by themselves. UsageError when
+    the source is needed and missing.
+    """
+
+    score: Literal["magnitude", "taylor", "taylor-labels", "bn-scale", "lamp", "fpgm", "random", "given"] = (
+        "magnitude"
+    )
+    tune: Literal["adapt", "source"] = "adapt"
+
+    def __call__(self, job: Job) -> None:
+        """Cut and fine-tune `job.network` in place, within `job.budget`."""
+        if self.tune == "source" or self.score == "taylor-labels":
+            work.labelled_source(job, "adapt-then-prune")
+        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
+            parts.cut(_by(job, self.score), ceiling, number)
+            work.learn(job, self._objective(job), passes, f"recover-{number}")
+
+    def _objective(self, job: Job) -> Objective:
+        return source_alone(job) if self.tune == "source" else work.adapting(job)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Expects the adapted network: the same share of every layer's channels stays, by magnitude; then as `distill`.
+
+    The control for any method that claims to find which layers need their channels. score: within a layer, or "given".
+    """
+
+    score: Literal["magnitude", "taylor", "random", "given"] = "magnitude"
+
+    def __call__(self, job: Job) -> None:
+        """Cut and distil `job.network` in place, within `job.budget`."""
+        job = work.as_if(job, rank="local")
+        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
+            parts.cut(_by(job, self.score), ceiling, number)
+            work.learn(job, parts.chosen_objective(job), passes, f"recover-{number}")
+
+
+def source_alone(job: Job) -> Objective:
+    """Cross entropy on source, nothing else."""
+    return Source(learning.task(job.network), Source.Knobs(smoothing=0.0))
+
+
+def _by(job: Job, score: str) -> Job:
+    return job if score == "given" else work.as_if(job, score=score)
+
+
+def _cut_on_source(job: Job, score: str, share: float) -> None:
+    """The cuts, each followed by its part of `share` of all passes on source; `--between` as everywhere."""
+    criterion = catalog.load(catalog.SCORES, score, "score")()
+
+    def ranked(of: Job, found: Couplings) -> Mapping[str, Tensor]:
+        network = of.network
+        scores: Mapping[str, Tensor] = criterion(
+            network.module, of.dense, of.target, network.preprocess, found, of.source
+        )
+        return scores
+
+    job = work.as_if(job, recover=job.options.recover * share)
+    for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
+        parts.cut(job, ceiling, number, ranked)
+        work.learn(job, source_alone(job), passes, f"source-{number}")

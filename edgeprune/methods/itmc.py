@@ -1,0 +1,152 @@
+"""Iterative transfer distillation and adaptive channel pruning, in alternation: a reconstruction.
+
+After Wang et al., Iterative Transfer Model Compression, Pattern Recognition 164 (2025) 111512, whose method section is
+not public. Known of it: two parts in alternation; teacher and student adapt to the target step by step, and the
+teacher, updated meanwhile, guides the student; how much is pruned depends on the epoch, and what is pruned on the loss
+of the distilled student. Ours: all that puts it in numbers. The distillation follows KD_UDA (Nguyen-Meidine et al.,
+2020, arXiv 2005.07839), with the teacher detached and KL(teacher || student), which its code has the other way round,
+and without its distillation on source. Expects an adapted network: student and teacher both begin as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgeprune import train
+from edgeprune.errors import UsageError
+from edgeprune.methods import job as parts
+from edgeprune.methods import learning, work
+from edgeprune.methods.job import Job
+from edgeprune.methods.tcp import discrepancy
+from edgeprune.objectives.dan import DAN
+from edgeprune.objectives.distill import Distill, softened_kl
+from edgeprune.objectives.source import Source
+from edgeprune.objectives.together import Together
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer
+from edgeprune.waist import Objective
+
+
+@dataclass(frozen=True)
+class ITMC:
+    """See the top of this file; UsageError without labelled source images.
+
+    cuts: when --steps is not given; each is followed by a slice of training, and half as many slices come after them,
+    so nothing is pruned in the last third. teacher: "trained" on source and target before each slice, or "fixed".
+    teacher_lr: its peak rate, of --lr. tau: temperature. discrepancy: weight of the student's own MMD. source: weight
+    of its cross entropy. batches: of both domains, for one ranking. score: by the student's whole loss, by its cross
+    entropy alone ("source"), or by --score ("given"). distill: without it there is no teacher, only pruning.
+    """
+
+    cuts: int = 6
+    teacher: Literal["trained", "fixed"] = "trained"
+    teacher_lr: float = 0.1
+    tau: float = 2.0
+    discrepancy: float = 0.0
+    source: float = 1.0
+    batches: int = 8
+    score: Literal["student", "source", "given"] = "student"
+    distill: bool = True
+
+    def __call__(self, job: Job) -> None:
+        """Cut and distil `job.network` in place, within `job.budget`."""
+        work.labelled_source(job, "itmc")
+        job = work.several(job, self.cuts)
+        cuts = job.options.iterations
+        slices = cuts + (cuts + 1) // 2
+        each = job.options.recover / slices
+        teacher = self._teacher(job)
+        self._slice(job, teacher, each, "before")
+        for number, ceiling in enumerate(parts.limits(job)):
+            parts.cut(job, ceiling, number, partial(self._rank, teacher=teacher))
+            self._slice(job, teacher, each, f"slice-{number}")
+        for number in range(cuts, slices):
+            self._slice(job, teacher, each, f"slice-{number}")
+
+    def _teacher(self, job: Job) -> nn.Module:
+        """A network of its own: `job.dense` stays the reference that agreement is measured with."""
+        return copy.deepcopy(job.dense).requires_grad_(True)
+
+    def _slice(self, job: Job, teacher: nn.Module, passes: float, stage: str) -> None:
+        """The teacher goes on adapting, then the student learns from it; as many images for either."""
+        if self.teacher == "trained" and self.distill:
+            adapting = self._adapting(job)
+            count = work.steps(job, adapting, passes)
+            if count:
+                settings = learning.settings(job.options, count, 1)
+                settings = replace(settings, lr=self.teacher_lr * job.options.lr)
+                network = replace(job.network, module=teacher)
+                train.fit(
+                    network, adapting, job.target, job.source, settings, run=job.run, stage=f"teacher-{stage}"
+                )
+        work.learn(job, self.objective(job), passes, stage, teacher=teacher)
+
+    def _adapting(self, job: Job) -> Objective:
+        """What the teacher learns: CE on the source + MMD, or the objective of the options."""
+        if job.options.objective != "none":
+            return work.adapting(job)
+        return DAN(learning.task(job.network))
+
+    def objective(self, job: Job) -> Objective:
+        """What the student learns: w CE(source) + tau^2 KL(teacher || student) on the target + delta MMD."""
+        task = learning.task(job.network)
+        terms: list[tuple[float, Objective]] = []
+        if self.distill:
+            terms.append((1.0, Distill(task, Distill.Knobs(temperature=self.tau))))
+        if self.discrepancy:  # DAN has the cross entropy with it
+            share = self.discrepancy / self.source if self.source else self.discrepancy
+            terms.append((self.source or 1.0, DAN(task, DAN.Knobs(weight=share))))
+        elif self.source:
+            terms.append((self.source, Source(task, Source.Knobs(smoothing=0.0))))
+        if not terms:
+            raise UsageError("--method itmc: with distill=false and source=0 there is nothing to learn from")
+        return Together(terms)
+
+    def _rank(self, job: Job, found: Couplings, teacher: nn.Module) -> Mapping[str, Tensor]:
+        if self.score == "given":
+            return parts.score(job, found)
+        assert job.source is not None
+        pairs = Pairs(
+            job.source,
+            job.target,
+            job.network.preprocess,
+            self.batches,
+            job.options.batch,
+            job.options.seed,
+        )
+        losses = StudentLosses(self, teacher.eval())
+        return Transfer(pairs, losses, job.network.classifier, per_layer=True)(job.network.module, found)
+
+
+@dataclass(frozen=True)
+class StudentLosses:
+    """The student's loss, split by the domain whose activations answer for it: CE and MMD, distillation and MMD."""
+
+    knobs: ITMC
+    teacher: nn.Module
+
+    def __call__(self, source: Pass, target: Pass) -> tuple[Tensor, Tensor]:
+        """The two scalars; the other domain and the teacher are constants."""
+        assert source.labels is not None
+        knobs = self.knobs
+        of_source = F.cross_entropy(source.logits, source.labels)
+        of_target = 0.0 * target.logits.sum()
+        if knobs.score == "source":
+            return of_source, of_target
+        of_source = knobs.source * of_source
+        if knobs.distill:
+            with torch.no_grad():
+                taught = self.teacher(target.images)
+            of_target = of_target + softened_kl(taught, target.logits, knobs.tau)
+        if knobs.discrepancy:
+            of_source = of_source + knobs.discrepancy * discrepancy(source.features, target.features.detach())
+            of_target = of_target + knobs.discrepancy * discrepancy(source.features.detach(), target.features)
+        return of_source, of_target

@@ -1,0 +1,144 @@
+"""Transfer channel pruning: rank channels by what they do for both domains, remove a few, fine-tune, and again.
+
+Yu et al., Accelerating Deep Unsupervised Domain Adaptation with Transfer Channel Pruning, IJCNN 2019, arXiv 1904.02654.
+Expects an adapted network (the paper's base: fine-tuned by cross entropy and MMD), or a source network with `base` set.
+The paper's: the score, the loss CE(source) + beta MMD, beta = 4 / (1 + exp(-i / n)) - 2 at iteration i of n, short
+fine-tunes between and a long one at the end. Ours: a budget in place of a number of channels, couplings in place of
+single layers, widths that a device likes, and no look at target labels, which the paper's stopping rule and checkpoints
+take. The paper removes the lowest scores whatever they cost, which is `--rank threshold`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgeprune.methods import job as parts
+from edgeprune.methods import learning, work
+from edgeprune.methods.job import Job
+from edgeprune.objectives.dan import DAN
+from edgeprune.objectives.distill import Distill
+from edgeprune.objectives.mmd import gaussian_kernels, squared_mmd
+from edgeprune.objectives.source import Source
+from edgeprune.objectives.together import Together
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer
+from edgeprune.waist import Objective
+
+CODE_WEIGHT = 2 / (1 + math.exp(-1)) - 1  # of the MMD while ranking: the code calls its ramp at e = 1 of 10
+
+
+@dataclass(frozen=True)
+class TCP:
+    """See the top of this file; UsageError without labelled source images.
+
+    variant: the paper's score, the released code's, "max" over the domains in place of its min, "source" (the first
+    term alone), or "given": what --score says. cuts: iterations when --steps is not given. channels: K, removed in an
+    iteration, which then says how many there are (0: cuts does). batches: of both domains, for one ranking.
+    base: passes of training before the first cut. weight: times beta; 0 is the paper's "TCP without DA". distill: also
+    learn from the dense network, which the paper does not.
+    """
+
+    variant: Literal["paper", "code", "max", "source", "given"] = "paper"
+    cuts: int = 8
+    channels: int = 0
+    batches: int = 8
+    base: float = 0.0
+    weight: float = 1.0
+    distill: bool = False
+
+    def __call__(self, job: Job) -> None:
+        """Cut and fine-tune `job.network` in place, within `job.budget`."""
+        work.labelled_source(job, "tcp")
+        if self.base:
+            work.learn(job, self.objective(job, beta(1, 1)), self.base, "base")
+        job = work.several(job, self.cuts)
+        if self.channels:
+            job = work.as_if(job, iterations=self._iterations(job), schedule="linear")
+        last = job.options.iterations
+        for number, (ceiling, passes) in enumerate(
+            zip(parts.limits(job), work.shares(job), strict=True), start=1
+        ):
+            now = beta(number, last)
+            parts.cut(job, ceiling, number - 1, partial(self.score, weight=now))
+            work.learn(job, self.objective(job, now), passes, f"recover-{number - 1}")
+
+    def _iterations(self, job: Job) -> int:
+        """How often K channels are removed, by the number that one cut to the whole budget would remove."""
+        found = parts.couplings(job)
+        plan = parts.plan_within(job, found, self.score(job, found, beta(1, 1)), parts.limits(job)[-1])
+        return max(1, math.ceil(sum(cut.width - len(cut.keep) for cut in plan.cuts) / self.channels))
+
+    def objective(self, job: Job, weight: float) -> Objective:
+        """CE on the source + weight MMD, or what --objective names (the journal version has DANN); with a teacher if
+        asked.
+        """
+        task = learning.task(job.network)
+        kept: Objective
+        if job.options.objective != "none":
+            kept = work.adapting(job)
+        elif self.weight:
+            kept = DAN(task, DAN.Knobs(weight=self.weight * weight))
+        else:
+            kept = Source(task, Source.Knobs(smoothing=0.0))
+        return Together([(1.0, Distill(task)), (1.0, kept)]) if self.distill else kept
+
+    def score(self, job: Job, found: Couplings, weight: float) -> Mapping[str, Tensor]:
+        """(C,) of each coupling, larger = keep, with `weight` on the discrepancy."""
+        if self.variant == "given":
+            return parts.score(job, found)
+        assert job.source is not None
+        pairs = Pairs(
+            job.source,
+            job.target,
+            job.network.preprocess,
+            self.batches,
+            job.options.batch,
+            job.options.seed,
+        )
+        losses = Losses(self.variant, self.weight * weight)
+        combine: Literal["sum", "min", "max"] = "sum"
+        if self.variant in ("code", "max"):
+            combine = "min" if self.variant == "code" else "max"
+        return Transfer(pairs, losses, job.network.classifier, combine)(job.network.module, found)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What the activations of each domain answer for.
+
+    paper: classification for the source, weighted MMD for the target. source: classification alone. code, max: the
+    whole loss for both, with the MMD at the constant weight that the code has while ranking.
+    """
+
+    variant: str
+    weight: float
+
+    def __call__(self, source: Pass, target: Pass) -> tuple[Tensor, Tensor]:
+        """The two scalars; the other domain is a constant in each."""
+        assert source.labels is not None
+        classification = F.cross_entropy(source.logits, source.labels)
+        if self.variant in ("paper", "source"):
+            weight = self.weight if self.variant == "paper" else 0.0
+            return classification, weight * discrepancy(source.features.detach(), target.features)
+        of_source = discrepancy(source.features, target.features.detach())
+        of_target = discrepancy(source.features.detach(), target.features)
+        return classification + CODE_WEIGHT * of_source, CODE_WEIGHT * of_target
+
+
+def beta(iteration: int, iterations: int) -> float:
+    """Weight of the discrepancy at iteration 1..n of n: 4 / (1 + exp(-i / n)) - 2, from near 0 to 0.924."""
+    return 4 / (1 + math.exp(-iteration / iterations)) - 2
+
+
+def discrepancy(source: Tensor, target: Tensor) -> Tensor:
+    """MK-MMD^2 of features (N, D) and (M, D), a scalar: the same as in the objective DAN."""
+    kernel = gaussian_kernels(torch.cat([source, target]))
+    return squared_mmd(kernel, torch.ones_like(kernel[0, : len(source)]), unbiased=True)

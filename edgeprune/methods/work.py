@@ -1,0 +1,94 @@
+"""Equal work: from passes to steps, so that methods are compared at one number of images.
+
+What it must satisfy: with `--recover P` a method that counts by this file shows the student P times the number of
+target images after its first cut, source and target images and every view together, however many cuts it makes.
+Forward passes for scoring, for agreement and for batch-norm, and those of a teacher, are not training and not counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from edgeprune import inference
+from edgeprune.data.pixels import Pixels
+from edgeprune.errors import UsageError
+from edgeprune.methods import job as parts
+from edgeprune.methods import learning
+from edgeprune.methods.job import Job
+from edgeprune.waist import Objective
+
+
+def as_if(job: Job, **options: Any) -> Job:
+    """The same job (network, trace and run shared) with other options."""
+    return replace(job, options=replace(job.options, **options))
+
+
+def several(job: Job, own: int) -> Job:
+    """The job with `own` cuts, unless the user asked for several."""
+    return as_if(job, iterations=own if job.options.iterations == 1 else job.options.iterations)
+
+
+def labelled_source(job: Job, method: str) -> Pixels:
+    """The labelled source images; UsageError when there are none."""
+    if job.source is None or job.source.labels is None:
+        raise UsageError(
+            f"--method {method} learns from labelled source images: give --source DIR, or take --method distill"
+        )
+    return job.source
+
+
+def images_a_step(job: Job, objective: Objective) -> int:
+    """Images that the student sees in one step of training: each target view, and the source."""
+    needs, batch = objective.needs, job.options.batch
+    seen = len(needs.views) * min(batch, len(job.target))
+    if needs.source and job.source is not None:
+        seen += min(batch, len(job.source))
+    return max(1, seen)
+
+
+def steps(job: Job, objective: Objective, passes: float) -> int:
+    """Optimiser steps in which the student sees `passes` times as many images as the target has."""
+    return round(passes * len(job.target) / images_a_step(job, objective))
+
+
+def shares(job: Job) -> list[float]:
+    """Passes after each cut: `--between` after all but the last, at most half of `--recover`; they add up to it."""
+    cuts, total = job.options.iterations, job.options.recover
+    short = min(job.options.between, total / 2 / (cuts - 1)) if cuts > 1 else 0.0
+    return [short] * (cuts - 1) + [total - short * (cuts - 1)]
+
+
+def learn(
+    job: Job,
+    objective: Objective,
+    passes: float,
+    stage: str,
+    *,
+    teacher: nn.Module | None = None,
+) -> None:
+    """Train the student for `passes`, and add to the trace's last cut the images seen and the agreement reached.
+
+    What learns from the source alone leaves the source's batch-norm statistics: the target's are put in their place.
+    """
+    count = steps(job, objective, passes)
+    if count < 1:
+        return
+    fit = parts.learn(job, objective, count, stage, teacher=teacher)
+    if not objective.needs.views and job.options.bn_recal:
+        inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
+    if job.trace:
+        entry = job.trace[-1]
+        entry["images"] = entry.get("images", 0) + count * images_a_step(job, objective)
+        entry["chosen_step"] = fit.chosen_step
+        entry["agreement_after_recovery"] = parts.agreement(job)
+
+
+def adapting(job: Job) -> Objective:
+    """The adaptation objective of the options; where none is named, what `adapt --objective auto` would take."""
+    name = job.options.objective
+    if name == "none":
+        name = "mcc" if job.source is not None else "shot"
+    return learning.make(learning.kind_of(name, source=job.source is not None), job.network)

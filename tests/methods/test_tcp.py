@@ -1,0 +1,198 @@
+"""TCP: its score against a plain float64 reading of eq. 11, its ramp, its iterations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune.methods import job as parts
+from edgeprune.methods import work
+from edgeprune.methods.job import Job
+from edgeprune.methods.tcp import CODE_WEIGHT, TCP, Losses, beta
+from edgeprune.prune import graph
+from edgeprune.prune.scores.transfer import Transfer
+
+WIDTH = 5
+
+
+class Net(nn.Module):
+    """One inner layer, whose channels can be scaled by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.inner, self.outer = nn.Conv2d(4, WIDTH, 3, padding=1), nn.Conv2d(WIDTH, 4, 1)
+        self.after = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def features(self, x: Tensor, scale: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        inner = self.inner(x).relu() * scale[None, :, None, None]
+        return (x + self.after(self.outer(inner))).mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.features(x, x.new_ones(WIDTH)))
+        return out
+
+
+def cross_entropy(logits: Any, labels: Any) -> float:
+    return float(np.mean([math.log(np.exp(z).sum()) - z[y] for z, y in zip(logits, labels, strict=True)]))
+
+
+def mmd(s: Any, t: Any, mean: float) -> float:
+    """Pair by pair: five Gaussians around `mean`, which is a constant; no row meets itself."""
+
+    def k(x: Any, y: Any) -> float:
+        return sum(math.exp(-((x - y) ** 2).sum() / (2 * a * mean)) for a in (0.125, 0.25, 0.5, 1, 2))
+
+    n, m = len(s), len(t)
+    same = sum(k(s[i], s[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    other = sum(k(t[i], t[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return same + other - 2 * sum(k(x, y) for x in s for y in t) / (n * m)
+
+
+@pytest.fixture
+def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(5)
+    return [
+        (
+            torch.randn(4, 3, 6, 6, generator=g).double(),
+            torch.tensor([0, 2, 1, 0]),
+            torch.randn(5, 3, 6, 6, generator=g).double() + 0.5,
+        )
+        for _ in range(2)
+    ]
+
+
+def reading(net: Net, batch: tuple[Tensor, Tensor, Tensor], channel: int) -> dict[str, float]:
+    """dL/dz of a scale z on one channel of one domain, by central differences: that is the sum of a dL/da."""
+    images, labels, other = batch
+    step = 1e-5
+
+    @torch.no_grad()
+    def both(where: str, amount: float) -> tuple[float, float]:
+        scale = torch.ones(WIDTH).double()
+        scale[channel] = amount
+        one = torch.ones(WIDTH).double()
+        s = net.features(images, scale if where == "s" else one)
+        t = net.features(other, scale if where == "t" else one)
+        rows = torch.cat([net.features(images, one), net.features(other, one)]).numpy()
+        mean = float(np.mean([((a - b) ** 2).sum() for a in rows for b in rows]))
+        return cross_entropy(net.head(s).numpy(), labels.numpy()), mmd(s.numpy(), t.numpy(), mean)
+
+    net.train()
+    out = {}
+    for where in "st":
+        (c1, m1), (c0, m0) = both(where, 1 + step), both(where, 1 - step)
+        out[f"ce_{where}"], out[f"mmd_{where}"] = (c1 - c0) / (2 * step), (m1 - m0) / (2 * step)
+    net.eval()
+    return out
+
+
+@pytest.mark.parametrize("variant", ["paper", "code", "max", "source"])
+def test_score_is_its_equation(variant: str, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    net = Net().double().eval()
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    read = [[reading(net, b, c) for c in range(WIDTH)] for b in batches]
+    weight = 0.7
+    expected = np.zeros(WIDTH)
+    if variant in ("paper", "source"):
+        share = weight if variant == "paper" else 0.0
+        for one in read:
+            expected += [abs(r["ce_s"] + share * r["mmd_t"]) / len(read) for r in one]
+    else:
+        g = 2 / (1 + math.exp(-10 * 1 / 10)) - 1
+        assert pytest.approx(g) == CODE_WEIGHT
+        s = np.mean([[abs(r["ce_s"] + g * r["mmd_s"]) for r in one] for one in read], 0)
+        t = np.mean([[abs(g * r["mmd_t"]) for r in one] for one in read], 0)
+        pick = np.minimum if variant == "code" else np.maximum
+        expected = pick(s / np.sqrt((s**2).sum()), t / np.sqrt((t**2).sum()))
+    net.load_state_dict(state)
+    couplings = graph.find(net, batches[0][0], verify=False)
+    combine: Any = {"code": "min", "max": "max"}.get(variant, "sum")
+    found = Transfer(batches, Losses(variant, weight), "head", combine)(net, couplings)
+    assert found["inner"].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-10)
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert not net.training
+    assert not any(m._forward_pre_hooks for m in net.modules())
+
+
+def test_signs_count_before_the_absolute_value(batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """A channel that helps one loss as much as it harms the other is worth nothing: the difference to the code."""
+    net = Net().double().eval()
+    couplings = graph.find(net, batches[0][0], verify=False)
+
+    def opposite(source: Any, target: Any) -> tuple[Tensor, Tensor]:
+        total = source.logits.sum()
+        return total, -target.logits.sum()
+
+    images, labels, _ = batches[0]
+    same = [(images, labels, images)]
+    assert float(Transfer(same, opposite, "head")(net, couplings)["inner"].max()) < 1e-12
+    assert float(Transfer(same, opposite, "head", "min")(net, couplings)["inner"].min()) > 1e-3
+
+
+def test_ramp() -> None:
+    assert [beta(i, 8) for i in (1, 4, 8)] == pytest.approx(
+        [4 / (1 + math.exp(-x)) - 2 for x in (1 / 8, 0.5, 1)]
+    )
+    assert beta(8, 8) == pytest.approx(0.924, abs=1e-3)
+
+
+def test_the_ramp_reaches_score_and_training(
+    planted: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Iteration i of n: one weight in the score and in the fine-tune after it."""
+    asked: list[tuple[str, float]] = []
+    job = planted(iterations=3, recover=3.0)
+    score, objective = TCP.score, TCP.objective
+
+    def spy_score(self: TCP, job: Job, found: Any, weight: float) -> Any:
+        asked.append(("score", weight))
+        return score(self, job, found, weight)
+
+    def spy_objective(self: TCP, job: Job, weight: float) -> Any:
+        asked.append(("train", weight))
+        made = objective(self, job, weight)
+        assert made.knobs.weight == weight
+        return made
+
+    monkeypatch.setattr(TCP, "score", spy_score)
+    monkeypatch.setattr(TCP, "objective", spy_objective)
+    monkeypatch.setattr(work, "learn", lambda *_, **__: None)
+    TCP()(job)
+    assert asked == [(what, beta(i, 3)) for i in (1, 2, 3) for what in ("score", "train")]
+
+
+def test_channels_a_step_say_how_many_cuts(planted: Callable[..., Job]) -> None:
+    job = planted()
+    TCP(channels=4)(job)  # 16 of 32 go
+    assert len(job.trace) == 4
+    assert [sum(c.width - len(c.keep) for c in plan.cuts) for plan in job.plans] == [4, 4, 4, 4]
+    assert len(job.plans) == 4
+
+
+def test_without_steps_it_takes_several(planted: Callable[..., Job]) -> None:
+    job = planted()
+    TCP(batches=1)(job)
+    assert len(job.trace) == 8
+    again = planted(iterations=2)
+    TCP(batches=1)(again)
+    assert len(again.trace) == 2
+
+
+def test_what_it_learns(planted: Callable[..., Job]) -> None:
+    job = planted()
+    assert [type(TCP(weight=w).objective(job, 0.5)).__name__ for w in (1.0, 0.0)] == ["DAN", "Source"]
+    assert TCP(distill=True).objective(job, 0.5).needs.teacher
+    named = TCP().objective(planted(objective="dann"), 0.5)
+    assert type(named).__name__ == "DANN"
+    given = TCP(variant="given").score(planted(score="random"), parts.couplings(job), 0.5)
+    assert float(given["first"].max()) <= 1
