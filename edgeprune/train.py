@@ -72,7 +72,7 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     given; Interrupted after Ctrl-C, with a snapshot written.
     """
     _check_given(objective, source, teacher)
-    if run is not None and (found := _finished(run, stage, network)) is not None:
+    if run is not None and (found := _finished(run, stage, network, objective)) is not None:
         return found
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs):
         loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
@@ -89,7 +89,8 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
         finally:
             loop.close()
         if run is not None:
-            snapshot.write(run, f"{stage}.done", {"module": network.module}, None, {}, asdict(result))
+            modules = {"module": network.module, "objective": objective}
+            snapshot.write(run, f"{stage}.done", modules, None, {}, asdict(result))
             (run.resume_dir / stage).unlink(missing_ok=True)
     return result
 
@@ -102,14 +103,15 @@ def _check_given(objective: Objective, source: Pixels | None, teacher: nn.Module
         raise UsageError(f"{name} needs a teacher network")
 
 
-def _finished(run: Run, stage: str, network: Network) -> Fit | None:
-    """Take up what a finished stage left, weights and random state; None when it has not finished."""
+def _finished(run: Run, stage: str, network: Network, objective: Objective) -> Fit | None:
+    """Take up what a finished stage left in weights, objective and random state; None when it has not finished."""
     done = run.resume_dir / f"{stage}.done"
     if not done.is_file():
         return None
     tensors, facts = snapshot.read(done)
     weights.take(network.module, snapshot.part(tensors, "module"))
     network.module.eval()
+    objective.load_state_dict(snapshot.part(tensors, "objective"))
     torch.set_rng_state(tensors["random"])
     return Fit(**facts)
 
@@ -202,9 +204,8 @@ class _Loop:
     def _refresh(self, step: Step) -> None:
         """Show the objective the whole target before each pass over it, when it asked."""
         per_pass = self.target_batches.steps_per_pass if self.target_batches else 1
-        first = (
-            step.number * self.settings.accumulate
-        )  # a new pass begins with this batch, or began in the last step
+        # a new pass begins with this batch, or began in the last step
+        first = step.number * self.settings.accumulate
         if self.objective.needs.refresh and first % per_pass < self.settings.accumulate:
             features, logits = inference.predict(self.network, self.target)
             self.objective.refresh(features.to(self.device), logits.to(self.device))
@@ -227,6 +228,7 @@ class _Loop:
             self.fabric.backward(loss)
             for name, value in terms.items():
                 shown[name] = shown.get(name, 0.0) + float(value.detach()) / parts
+        self.objective.before_update(step)
         self.optimizer.step()
         self._average()
         if self.run and (step.number % 10 == 0):
@@ -243,6 +245,7 @@ class _Loop:
         raw: RawBatch = batches.at(number)
         is_target = batches is self.target_batches
         layers = self.objective.needs.layers
+        self.objective.before_forward("target" if is_target else "source")
         views: dict[str, tuple[Tensor, Tensor]] = {}
         kept: dict[str, Tensor] = {}
         teacher: Tensor | None = None
@@ -298,17 +301,16 @@ class _Loop:
         weights.take(module, live)
 
     def _choose(self) -> Fit:
-        choice = select.choose(self.state.curves)
-        warnings = []
-        place = choice.place
-        if not self.target_batches:  # the target was not used, so it does not choose either
-            place = len(self.state.curves) - 1
+        choice, warnings = select.choose(self.state.curves), []
+        last = self.objective.needs.last or not self.target_batches  # an unused target does not choose either
+        place = len(self.state.curves) - 1 if last else choice.place
+        if last:
             if self.state.ema:
                 weights.take(self.network.module, self.state.ema)
         else:
             weights.take(self.network.module, self.state.best)
         chosen = int(self.state.curves[place]["step"])
-        if choice.collapsed and self.target_batches:
+        if choice.collapsed and not last:
             warnings.append(
                 f"training collapsed onto few classes ({self.stage}); rolled back to step {chosen}: "
                 "try fewer steps or a smaller learning rate"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -66,7 +66,8 @@ class Needs:
     teacher: the frozen teacher's logits, and what enters those layers of it.
     refresh: features and logits of the whole target before each pass over it. freeze_classifier: it does not learn.
     statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
-    norms_only: only the gains and shifts of normalisation layers learn (Tent).
+    norms_only: only the gains and shifts of normalisation layers learn (Tent). last: the last weights are kept, not
+    those the validators like best; for a part of training on the way to something else.
     """
 
     source: bool = False
@@ -79,6 +80,7 @@ class Needs:
     statistics: bool = False
     train: bool = True
     norms_only: bool = False
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,12 @@ class Objective(nn.Module):
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Take in features (M, D) and logits (M, K) of the whole target; called before each pass when asked for."""
+
+    def before_forward(self, domain: Literal["source", "target"]) -> None:
+        """Called before each forward pass of the student, with whose images they are."""
+
+    def before_update(self, step: Step) -> None:
+        """Called once a step: the gradients of the whole loss are there, and nothing has moved yet."""
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """Named scalar losses; the loop minimises their sum. Source and target are there when `needs` says so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ class Together(Objective):
             raise ValueError(f"objectives with one main view are expected; received {sorted(main)}")
         self.needs = Needs(
             source=any(n.source for n in needs),
+            source_view=next((n.source_view for n in needs if n.source), Needs.source_view),
             views=tuple(dict.fromkeys(v for views in viewing for v in views)),
             layers=tuple(dict.fromkeys(layer for n in needs for layer in n.layers)),
             teacher=any(n.teacher for n in needs),
@@ -32,6 +34,7 @@ class Together(Objective):
             statistics=any(n.statistics for n in needs),
             train=train,
             norms_only=all(n.norms_only for n in needs if n.train) and train,
+            last=any(n.last for n in needs),
         )
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
@@ -39,6 +42,18 @@ class Together(Objective):
         for part in self.parts:
             if isinstance(part, Objective) and part.needs.refresh:
                 part.refresh(features, logits)
+
+    def before_forward(self, domain: Literal["source", "target"]) -> None:
+        """Tell every part."""
+        for part in self.parts:
+            if isinstance(part, Objective):
+                part.before_forward(domain)
+
+    def before_update(self, step: Step) -> None:
+        """Tell every part."""
+        for part in self.parts:
+            if isinstance(part, Objective):
+                part.before_update(step)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """Every part's terms, weighted; two of one name are added."""
