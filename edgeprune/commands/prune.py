@@ -121,6 +121,11 @@ def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
         raise UsageError(
             f"--score {options.score} needs labelled source images: give --source DIR, or --score taylor"
         )
+    if "source" in catalog.entry(catalog.METHODS, options.method, "method").needs and options.source is None:
+        raise UsageError(
+            f"--method {options.method} learns from labelled source images: give --source DIR, "
+            "or take --method distill"
+        )
     if options.objective != "none":
         learning.kind_of(options.objective, source=options.source is not None)
     kind = catalog.load(catalog.METHODS, options.method, "method")
