@@ -5,7 +5,7 @@ All count images as `work` says, so a table compares them at equal work; each sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,9 +79,7 @@ class AdaptThenPrune:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         if self.tune == "source" or self.score == "taylor-labels":
             work.labelled_source(job, "adapt-then-prune")
-        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
-            parts.cut(_by(job, self.score), ceiling, number)
-            work.learn(job, self._objective(job), passes, f"recover-{number}")
+        _in_turn(_by(job, self.score), parts.score, self._objective)
 
     def _objective(self, job: Job) -> Objective:
         return source_alone(job) if self.tune == "source" else work.adapting(job)
@@ -98,10 +96,7 @@ class Uniform:
 
     def __call__(self, job: Job) -> None:
         """Cut and distil `job.network` in place, within `job.budget`."""
-        job = work.as_if(job, rank="local")
-        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
-            parts.cut(_by(job, self.score), ceiling, number)
-            work.learn(job, parts.chosen_objective(job), passes, f"recover-{number}")
+        _in_turn(_by(work.as_if(job, rank="local"), self.score), parts.score, parts.chosen_objective)
 
 
 def source_alone(job: Job) -> Objective:
@@ -124,7 +119,20 @@ def _cut_on_source(job: Job, score: str, share: float) -> None:
         )
         return scores
 
-    job = work.as_if(job, recover=job.options.recover * share)
-    for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
-        parts.cut(job, ceiling, number, ranked)
-        work.learn(job, source_alone(job), passes, f"source-{number}")
+    _in_turn(work.as_if(job, recover=job.options.recover * share), ranked, source_alone, "source", end=False)
+
+
+def _in_turn(
+    job: Job,
+    criterion: parts.Criterion,
+    objective: Callable[[Job], Objective],
+    stage: str = "recover",
+    *,
+    end: bool = True,
+) -> None:
+    """Cut, train, and again; `end`: the method ends with it."""
+    shares = work.shares(job)
+    for number, (ceiling, passes) in enumerate(zip(parts.limits(job), shares, strict=True)):
+        parts.cut(job, ceiling, number, criterion)
+        last = end and number == len(shares) - 1
+        work.learn(job, objective(job), passes, f"{stage}-{number}", last=last)

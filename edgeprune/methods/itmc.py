@@ -69,25 +69,26 @@ class ITMC:
             parts.cut(job, ceiling, number, partial(self._rank, teacher=teacher))
             self._slice(job, teacher, each, f"slice-{number}")
         for number in range(cuts, slices):
-            self._slice(job, teacher, each, f"slice-{number}")
+            self._slice(job, teacher, each, f"slice-{number}", last=number == slices - 1)
 
     def _teacher(self, job: Job) -> nn.Module:
         """A network of its own: `job.dense` stays the reference that agreement is measured with."""
         return copy.deepcopy(job.dense).requires_grad_(True)
 
-    def _slice(self, job: Job, teacher: nn.Module, passes: float, stage: str) -> None:
+    def _slice(self, job: Job, teacher: nn.Module, passes: float, stage: str, *, last: bool = False) -> None:
         """The teacher goes on adapting, then the student learns from it; as many images for either."""
         if self.teacher == "trained" and self.distill:
             adapting = self._adapting(job)
             count = work.steps(job, adapting, passes)
             if count:
+                adapting.needs = replace(adapting.needs, last=True)
                 settings = learning.settings(job.options, count, 1)
                 settings = replace(settings, lr=self.teacher_lr * job.options.lr)
                 network = replace(job.network, module=teacher)
                 train.fit(
                     network, adapting, job.target, job.source, settings, run=job.run, stage=f"teacher-{stage}"
                 )
-        work.learn(job, self.objective(job), passes, stage, teacher=teacher)
+        work.learn(job, self.objective(job), passes, stage, teacher=teacher, last=last)
 
     def _adapting(self, job: Job) -> Objective:
         """What the teacher learns: CE on the source + MMD, or the objective of the options."""

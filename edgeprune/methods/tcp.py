@@ -58,7 +58,7 @@ class TCP:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "tcp")
         if self.base:
-            work.learn(job, self.objective(job, beta(1, 1)), self.base, "base")
+            work.learn(job, self.objective(job, beta(1, 1)), self.base, "base", last=False)
         job = work.several(job, self.cuts)
         if self.channels:
             job = work.as_if(job, iterations=self._iterations(job), schedule="linear")
@@ -68,7 +68,8 @@ class TCP:
         ):
             now = beta(number, last)
             parts.cut(job, ceiling, number - 1, partial(self.score, weight=now))
-            work.learn(job, self.objective(job, now), passes, f"recover-{number - 1}")
+            done = number == last
+            work.learn(job, self.objective(job, now), passes, f"recover-{number - 1}", last=done)
 
     def _iterations(self, job: Job) -> int:
         """How often K channels are removed, by the number that one cut to the whole budget would remove."""

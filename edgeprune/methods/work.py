@@ -68,15 +68,19 @@ def learn(
     stage: str,
     *,
     teacher: nn.Module | None = None,
+    last: bool = True,
 ) -> None:
     """Train the student for `passes`, and add to the trace's last cut the images seen and the agreement reached.
 
-    What learns from the source alone leaves the source's batch-norm statistics: the target's are put in their place.
+    last: the method ends with it, so validators choose among its checkpoints; of a part on the way the last weights are
+    kept. What learns from the source alone leaves the source's batch-norm statistics: the target's take their place.
     """
     count = steps(job, objective, passes)
     if count < 1:
         return
-    fit = parts.learn(job, objective, count, stage, teacher=teacher)
+    if not last:
+        objective.needs = replace(objective.needs, last=True)
+    fit = parts.learn(job, objective, count, stage, teacher=teacher, validations=3 if last else 1)
     if not objective.needs.views and job.options.bn_recal:
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
     if job.trace:

@@ -1,0 +1,172 @@
+"""Every method that counts its work: useless channels go and no others, images are counted alike, a kill is no loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgeprune import catalog, train
+from edgeprune.commands.prune import prune
+from edgeprune.errors import UsageError
+from edgeprune.methods import job as jobs
+from edgeprune.methods import work
+from edgeprune.methods.baselines import AdaptThenPrune, PruneThenAdapt, TwoStage, Uniform
+from edgeprune.methods.itmc import ITMC
+from edgeprune.methods.job import Job
+from edgeprune.methods.tcp import TCP
+from edgeprune.options import PruneOptions
+
+from .conftest import USELESS
+
+OURS = ("tcp", "itmc", "prune-then-adapt", "two-stage", "adapt-then-prune", "uniform")
+NEEDY = ("tcp", "itmc", "prune-then-adapt", "two-stage")
+FINDERS = [
+    *(TCP(variant=v, batches=2) for v in ("paper", "code", "max", "source")),
+    *(ITMC(score=s, teacher="fixed", batches=2) for s in ("student", "source")),
+    PruneThenAdapt(score="taylor-labels"),
+    TwoStage(cuts=3),
+    AdaptThenPrune(score="taylor"),
+]
+
+
+@pytest.mark.parametrize("method", FINDERS, ids=repr)
+def test_useless_channels_go_and_no_others(method: Any, planted: Callable[..., Job]) -> None:
+    """10 of 16 in one layer and 6 of 16 in the other: which, and how many in each, has to be found."""
+    # The student must differ from its teacher for distillation to say anything: a little training before the cut.
+    job = planted(recover=1.0) if isinstance(method, ITMC) else planted()
+    method(job)
+    kept = {root: list(range(16)) for root in USELESS}
+    for plan in job.plans:
+        for one in plan.cuts:
+            kept[one.root] = [kept[one.root][i] for i in one.keep]
+    assert {root: tuple(sorted(set(range(16)) - set(k))) for root, k in kept.items()} == USELESS
+
+
+def test_uniform_takes_the_same_share_everywhere(planted: Callable[..., Job]) -> None:
+    job = planted(rank="global")
+    Uniform()(job)
+    assert {cut.root: len(cut.keep) for cut in job.plans[-1].cuts} == {"first": 8, "second": 8}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_equal_work(name: str, options: PruneOptions) -> None:
+    """With --recover 6, 48 images after the first cut, to half a step for each time that training begins."""
+    found = prune(replace(options, method=name, iterations=1 if name == "prune-then-adapt" else 3))
+    seen = sum(cut.get("images", 0) for cut in found.cuts)
+    assert abs(seen - 6 * 8) <= 8
+    assert found.macs <= 0.5 * found.dense_macs
+    assert "agreement_after_recovery" in found.cuts[-1]
+
+
+def test_passes_add_up(planted: Callable[..., Job]) -> None:
+    assert work.shares(planted(iterations=1, recover=3.0)) == [3.0]
+    assert work.shares(planted(iterations=3, recover=3.0, between=0.5)) == [0.5, 0.5, 2.0]
+    assert work.shares(planted(iterations=5, recover=2.0, between=0.5)) == [0.25] * 4 + [1.0]
+
+
+def test_a_step_costs_what_it_shows(planted: Callable[..., Job]) -> None:
+    """48 target and 40 source images, 16 of each in a step."""
+    job = planted()
+    assert work.images_a_step(job, jobs.chosen_objective(job)) == 16
+    assert work.images_a_step(job, work.adapting(job)) == 32
+    assert work.images_a_step(job, work.adapting(planted(objective="fixmatch"))) == 48
+    assert work.steps(job, work.adapting(job), 2.0) == 3
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The process dies once after each cut and once after each training, and nothing is cleaned up."""
+    passed: list[str] = []
+    cut, fit = jobs.cut, train.fit
+
+    def once(name: str) -> None:
+        if name not in passed:
+            passed.append(name)
+            raise Killed
+
+    def killed_cut(job: Any, ceilings: Any, number: int = 0, *rest: Any) -> Any:
+        found = cut(job, ceilings, number, *rest)
+        once(f"cut {number}")
+        return found
+
+    def killed_fit(*words: Any, **named: Any) -> train.Fit:
+        found = fit(*words, **named)
+        once(named["stage"])
+        return found
+
+    monkeypatch.setattr(jobs, "cut", killed_cut)
+    monkeypatch.setattr(train, "fit", killed_fit)
+    return passed
+
+
+@pytest.mark.parametrize("name", ["tcp", "itmc", "two-stage"])
+def test_a_kill_anywhere_changes_nothing(
+    name: str, options: PruneOptions, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    words = replace(options, method=name, iterations=2, recover=4.0)
+    whole = prune(replace(words, output=tmp_path / "whole"))
+    passed = request.getfixturevalue("fragile")
+    for _ in range(20):
+        try:
+            found = prune(replace(words, resume=True))
+            break
+        except Killed:
+            continue
+    assert len(passed) >= 4
+    assert found.cuts == whole.cuts
+    left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "slim"))
+    assert all(torch.equal(left[key], right[key]) for key in left | right)
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_a_method_that_needs_source_says_so(name: str, options: PruneOptions, tmp_path: Path) -> None:
+    assert "source" in catalog.METHODS[name].needs
+    with pytest.raises(
+        UsageError, match=f"--method {name} learns from labelled source images: give --source DIR"
+    ):
+        prune(replace(options, method=name, source=None))
+    assert not (tmp_path / "slim").exists()
+
+
+def test_adapt_then_prune_goes_without_source_unless_told(options: PruneOptions) -> None:
+    bare = replace(options, method="adapt-then-prune", source=None, iterations=1, recover=1.0)
+    assert prune(bare).macs
+    with pytest.raises(UsageError, match="adapt-then-prune learns from labelled source"):
+        prune(replace(bare, set=("tune=source",), force=True))
+
+
+def test_a_wrong_knob_suggests_the_nearest(options: PruneOptions) -> None:
+    for method, word, message in (
+        ("tcp", "varient=code", "tcp has no knob 'varient': did you mean 'variant'"),
+        ("tcp", "variant=cod", "did you mean 'code'"),
+        ("itmc", "tau=warm", "expected a value of type float"),
+        ("two-stage", "source_shar=1", "did you mean 'source_share'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            prune(replace(options, method=method, set=(word,)))
+
+
+def test_source_alone_leaves_target_statistics(planted: Callable[..., Job]) -> None:
+    """Batch-norm follows the images that a network is deployed on, also where only source was learned from."""
+    job = planted(recover=2.0, lr=1e-9)
+    AdaptThenPrune(tune="source")(job)
+    norm = job.network.module.norm
+    target, source = (
+        jobs.inference.reestimate_batchnorm(job.network.module, pixels, job.network.preprocess)
+        and norm.running_mean.clone()
+        for pixels in (job.target, job.source)
+    )
+    job = planted(recover=2.0, lr=1e-9)
+    AdaptThenPrune(tune="source")(job)
+    torch.testing.assert_close(job.network.module.norm.running_mean, target, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(target, source, atol=1e-2)
