@@ -21,6 +21,9 @@ _SPARE = ("params", "bytes", "runtime", "p99 ms", "macs", "images/s", "batch")
 
 def show(facts: page.Facts, console: Console) -> None:
     """Print what `edgeprune.commands.bench` returned: a row each, then what to beware of."""
+    if facts.get("layers"):
+        page.result(facts["layers"], console)
+        return
     rows = facts.get("results", ())
     page.table([_row(row) for row in rows], console, spare=_SPARE)
     for said in dict.fromkeys(warning for row in rows for warning in row.get("warnings", ())):

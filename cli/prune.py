@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "edgeprune prune runs/adapt-resnet50-1 --target camera/ --macs 0.4",
+    "edgeprune prune runs/adapt-resnet50-1 --target camera/ --latency 0.5x --keep-out 'layer4*'",
+    "edgeprune prune runs/adapt-resnet50-1 --target camera/ --latency 2.0ms --table orin.json --params 2M",
     "edgeprune prune model.safetensors --target camera/ --params 1.2M --steps 4 --dry-run",
 )
 

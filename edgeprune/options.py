@@ -87,7 +87,7 @@ class AdaptOptions(DataOptions, ModelOptions, RunOptions):
         "torchvision:NAME, timm:NAME, package.module:factory, a run folder or a checkpoint.", default=""
     )
     objective: str = option(
-        "auto", "What is learned from the target; 'auto' chooses from what is given.", panel=_LEARN
+        "auto", "What is learned from the target; 'auto' takes source images when given.", panel=_LEARN
     )
     steps: int = option(300, "Optimiser steps of the adaptation.", panel=_LEARN)
     source_steps: int | None = option(
@@ -115,7 +115,16 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
     macs: str | None = option(None, "MACs to keep: a fraction (0.4), or absolute (120M).", panel=_BUDGET)
     params: str | None = option(None, "Parameters to keep: a fraction, or absolute (1.2M).", panel=_BUDGET)
     channels: str | None = option(None, "Channels inside blocks to keep: a fraction.", panel=_BUDGET)
+    latency: str | None = option(
+        None, "Latency to keep: a share of the dense network's (0.7x), or 2.0ms.", panel=_BUDGET
+    )
+    table: Path | None = option(
+        None, "Layer table of the device; made here with ONNX Runtime if not given.", panel=_BUDGET
+    )
     multiple: int = option(8, "Widths are multiples of this.", panel=_BUDGET)
+    precision: str = option(
+        "fp32", "What it will run in: fp32, fp16 or int8 (widths of 32).", flags=("--for",), panel=_BUDGET
+    )
     floor: float = option(0.1, "No layer keeps less than this fraction of its channels.", panel=_BUDGET)
     method: str = option("distill", "The way from a cloud model to a slim one.", panel=_LEARN)
     score: str = option("taylor", "How channels are ranked.", panel=_LEARN)
@@ -139,6 +148,12 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
     )
     bn_recal: bool = option(True, "Re-estimate batch-norm on target images after each cut.", panel=_LEARN)
     keep: tuple[str, ...] = option((), "Layers that stay as they are (a glob); repeatable.", panel=_LEARN)
+    keep_out: tuple[str, ...] = option(
+        (), "Layers whose output channels stay (a glob); repeatable.", panel=_LEARN
+    )
+    keep_in: tuple[str, ...] = option(
+        (), "Layers whose input channels stay (a glob); repeatable.", panel=_LEARN
+    )
     plan: Path | None = option(None, "Apply this plan instead of making one.", panel=_LEARN)
     set: tuple[str, ...] = option((), "A knob of the method: name=value; repeatable.", panel=_LEARN)
 
@@ -163,6 +178,9 @@ class ExportOptions(RunOptions):
     )
     workspace: int = option(2048, "Memory that an engine's layers may use, in MiB.", panel="Engine")
     opset: int = option(20, "ONNX opset; 20 is what TensorRT 10 and 11 both take.", panel="Export")
+    layers: bool = option(
+        False, "Write the layers at many widths instead, for bench --layer-table.", panel="Export"
+    )
     images: Path | None = option(
         None,
         "Images to prove parity on, at most 256 of them; the run's target images by default.",
@@ -191,6 +209,9 @@ class BenchOptions:
     warmup: float = option(1.0, "Warm-up at least, in seconds.", panel="Measuring")
     images: Path | None = option(None, "Real images as input; random numbers by default.", panel="Measuring")
     evaluate: Path | None = option(None, "Labelled images: accuracy of each artefact.", panel="Measuring")
+    layer_table: Path | None = option(
+        None, "Measure the layers that export --layers wrote; JSON file for prune --table.", panel="Measuring"
+    )
     output: Path | None = option(None, "JSON file to write.", flags=("--output", "-o"), panel=_RUN)
     force: bool = option(False, "Replace an output that exists.", panel=_RUN)
     seed: int = option(0, "Seed of the random input and the bootstrap.", panel=_RUN)

@@ -56,7 +56,7 @@ def tabulate(folder: Path, threads: int = 1) -> LayerTable:
 def device() -> str:
     """What this machine is called in a table: the board, else its processor."""
     facts = machine.describe()
-    return str(facts["board"] or facts["cpu"] or facts["arch"])
+    return str(facts["board"] or facts["cpu"].get("name") or facts["arch"])
 
 
 def runtime() -> str:

@@ -35,12 +35,14 @@ class BenchReport:
 
     results: tuple[BenchResult, ...]
     output: Path | None
+    layers: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The rows as versioned JSON documents."""
         return {
             "results": [r.to_json() for r in self.results],
             "output": str(self.output) if self.output else None,
+            **({"layers": dict(self.layers)} if self.layers else {}),
         }
 
 
@@ -50,6 +52,10 @@ def bench(options: BenchOptions) -> BenchReport:
         raise UsageError(
             "nothing to measure: give ONNX files or run folders, such as: edgeprune bench runs/slim"
         )
+    if options.layer_table:
+        from edgeprune.commands import layers
+
+        return BenchReport((), None, layers.bench_layers(options, options.layer_table).to_json())
     if options.output and options.output.exists() and not options.force:
         raise OutputExists(f"{options.output} exists; --force replaces it")
     words = list(dict.fromkeys([*([options.baseline] if options.baseline else []), *options.artifacts]))

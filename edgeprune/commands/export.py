@@ -35,6 +35,7 @@ class ExportResult:
     precision: str = "fp32"
     lowered: dict[str, Any] | None = None
     engines: tuple[dict[str, Any], ...] = ()
+    layers: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -47,6 +48,11 @@ def export(options: ExportOptions) -> ExportResult:
     With another precision or an engine the files are model.fp16.onnx, model.int8.engine ...; see deploy.py.
     ParityFailed keeps the file as model.failed.onnx. With `dry_run` nothing is written.
     """
+    if options.layers:
+        from edgeprune.commands import layers
+
+        wrote = layers.export_layers(options)
+        return ExportResult(None, None, None, None, None, None, 0, None, wrote.next, layers=wrote.to_json())
     deploy.check_words(options)
     if deploy.wanted(options):
         return _deployed(options, deploy.deploy(options, export))

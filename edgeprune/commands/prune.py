@@ -5,15 +5,16 @@ Budgets are ceilings: what was reached is printed beside what was asked for, and
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune import artifact, catalog, checkpoint, header, inference
-from edgeprune.commands import start
+from edgeprune.commands import start, timing
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels
@@ -27,7 +28,10 @@ from edgeprune.options import PruneOptions
 from edgeprune.plan import PruningPlan
 from edgeprune.prune import macs
 from edgeprune.prune.budget import Budget
+from edgeprune.prune.ladder import RANKS
 from edgeprune.run import Run
+
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class PruneResult:
     """What `prune` did. Shares in 0..1; accuracies are None unless `--evaluate` was given.
 
     agreement: share of target images on which the slim network says what the dense one says. widths: layer -> old, new.
+    padded_macs: with the channels of weights rounded up to the multiple that a device computes. latency: with a budget
+    on it, what was requested, predicted and measured.
     """
 
     run: Path | None
@@ -51,6 +57,8 @@ class PruneResult:
     cuts: tuple[Mapping[str, Any], ...]
     next: str | None
     warnings: tuple[str, ...]
+    padded_macs: int | None = None
+    latency: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -70,6 +78,7 @@ def prune(options: PruneOptions) -> PruneResult:
     budget, method = _check_words(options)
     plan = _read_plan(options.plan) if options.plan else None
     start.seed_everything(options)
+    options = replace(options, multiple=_multiple(options))
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
@@ -78,22 +87,34 @@ def prune(options: PruneOptions) -> PruneResult:
     source = folder.labelled(options.source, pre, network.classes, cache) if options.source else None
     labelled = folder.labelled(options.evaluate, pre, network.classes, cache) if options.evaluate else None
     job = jobs.of(network, (images, source), budget, options, None)
-    if options.dry_run:
-        return _dry(options, job, plan)
-    parent = _parent(options.model)
-    if plan is None:
-        jobs.limits(job)  # a budget or schedule that makes no sense leaves no folder
-    with Run.create(
-        options.output,
-        command="prune",
-        model=options.model,
-        config=start.config(options),
-        force=options.force,
-        resume=options.resume,
-    ) as run:
-        job.run = run
-        start.log_skipped(run, images, source, labelled)
+    with contextlib.ExitStack() as stack:
+        if budget.timed:
+            job.timing = timing.of(network, options.table, stack)
+        if options.dry_run:
+            return _dry(options, job, plan)
+        parent = _parent(options.model)
+        if plan is None:
+            jobs.limits(job)  # a budget or schedule that makes no sense leaves no folder
+        job.run = stack.enter_context(
+            Run.create(
+                options.output,
+                command="prune",
+                model=options.model,
+                config=start.config(options),
+                force=options.force,
+                resume=options.resume,
+            )
+        )
+        start.log_skipped(job.run, images, source, labelled)
         return _work(options, job, method if plan is None else _Given(plan), labelled, parent)
+
+
+def _multiple(options: PruneOptions) -> int:
+    """Of widths: 32 for int8 unless the user chose one; tensor cores take int8 channels in runs of 32."""
+    if options.precision not in PRECISIONS:
+        raise UsageError(f"--for {options.precision}: {nearest(options.precision, PRECISIONS)}")
+    chosen = options.multiple != PruneOptions.multiple
+    return 32 if options.precision == "int8" and not chosen else options.multiple
 
 
 @dataclass(frozen=True)
@@ -110,13 +131,19 @@ class _Given:
 def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
     """The budget and the method, once all that can be known of the words without torch makes sense."""
     start.check_numbers(options)
-    budget = Budget.parse(macs=options.macs, params=options.params, channels=options.channels)
+    budget = Budget.parse(
+        macs=options.macs, params=options.params, channels=options.channels, latency=options.latency
+    )
     if budget.empty and options.plan is None:
-        raise UsageError("no budget: say what to keep, such as --macs 0.5, --params 1.2M or --channels 0.4")
+        raise UsageError(
+            "no budget: say what to keep, such as --macs 0.5, --params 1.2M, --channels 0.4 or --latency 0.7x"
+        )
     if not budget.empty and options.plan is not None:
         raise UsageError(f"--plan {options.plan} says what is kept, and so does {budget}: give one of them")
-    if options.rank not in ("global", "local"):
-        raise UsageError(f"--rank {options.rank}: {nearest(options.rank, ('global', 'local'))}")
+    if options.rank not in RANKS:
+        raise UsageError(f"--rank {options.rank}: {nearest(options.rank, RANKS)}")
+    if options.table and not budget.timed:
+        raise UsageError(f"--table {options.table}: goes with a latency budget, such as --latency 0.7x")
     if "source" in catalog.entry(catalog.SCORES, options.score, "score").needs and options.source is None:
         raise UsageError(
             f"--score {options.score} needs labelled source images: give --source DIR, or --score taylor"
@@ -142,6 +169,8 @@ def _work(
     dense = copy.copy(job.network)
     dense.module = job.dense
     before = inference.evaluate(dense, labelled) if labelled else None
+    if job.budget.timed:
+        job.timing = timing.with_table(job)
     method(job)
     after = inference.evaluate(job.network, labelled) if labelled else None
     result = _result(options, job, (before, after))
@@ -168,6 +197,8 @@ def _read_plan(path: Path) -> PruningPlan:
 def _dry(options: PruneOptions, job: Job, plan: PruningPlan | None) -> PruneResult:
     """The given plan, or that of a single cut to the whole budget."""
     if plan is None:
+        if job.budget.timed:
+            job.timing = timing.with_table(job)
         jobs.cut(job, jobs.limits(job)[-1])
     else:
         jobs.apply(job, plan, jobs.couplings(job))
@@ -193,6 +224,8 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         tuple(job.trace),
         start.words("edgeprune", "export", run) if run else None,
         tuple(job.warnings),
+        macs.padded(job.network.module, example, options.multiple),
+        timing.outcome(job) if job.budget.timed else None,
     )
 
 

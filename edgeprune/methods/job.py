@@ -18,17 +18,20 @@ from torch import Tensor, nn
 
 from edgeprune import catalog, checkpoint, inference, train
 from edgeprune.data.pixels import Pixels
-from edgeprune.methods import learning
+from edgeprune.methods import hints, learning
 from edgeprune.model import Network
-from edgeprune.objectives.distill import Distill
+from edgeprune.objectives.imitate import Imitate
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
 from edgeprune.plan import PruningPlan
 from edgeprune.prune import budget as budgets
-from edgeprune.prune import graph, macs, schedule, surgery
+from edgeprune.prune import deadline, graph, macs, schedule, surgery
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Rules
+from edgeprune.prune.latency import Timing
+from edgeprune.prune.macs import Costs
+from edgeprune.prune.search import LATENCY
 from edgeprune.run import Run
 from edgeprune.waist import Objective
 
@@ -40,7 +43,8 @@ class Job:
     """One pruning job.
 
     network: the student, changed in place. dense: the network as it came, frozen: teacher and reference.
-    target: unlabelled images. source: labelled images or None. trace: one entry a cut, JSON values.
+    target: unlabelled images. source: labelled images or None. trace: one entry a cut, JSON values. kept: root of a
+    coupling that was cut -> its channels in the dense network that are still there.
     """
 
     network: Network
@@ -52,13 +56,31 @@ class Job:
     run: Run | None = None
     trace: list[dict[str, Any]] = field(default_factory=list)
     plans: list[PruningPlan] = field(default_factory=list)
+    kept: dict[str, list[int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    timing: Timing = field(default_factory=Timing)
 
     @cached_property
+    def dense_couplings(self) -> Couplings:
+        """The couplings before any cut, untried."""
+        return _find(self.dense, self.network.example(), self.options, verify=False)
+
+    @property
     def dense_widths(self) -> dict[str, int]:
         """Width of each coupling before any cut: what floors refer to."""
-        found = graph.find(self.dense, self.network.example(), verify=False)
-        return {coupling.root: coupling.width for coupling in found.all}
+        return {coupling.root: coupling.width for coupling in self.dense_couplings.all}
+
+    @cached_property
+    def dense_costs(self) -> Costs:
+        """MACs and parameters of the dense network as a function of its widths."""
+        return macs.trace(self.dense, self.network.example(), self.dense_couplings)
+
+    @cached_property
+    def dense_ms(self) -> float:
+        """Milliseconds of the dense network on the device that latency is budgeted for: measured, else predicted."""
+        if self.timing.dense_ms is not None:
+            return self.timing.dense_ms
+        return float(self.timing.predictor(self.dense_costs, self.dense_costs).at(self.dense_costs.full))
 
     @property
     def probe(self) -> Pixels:
@@ -90,7 +112,12 @@ def agreement(job: Job) -> float:
 
 def couplings(job: Job) -> Couplings:
     """What can be cut in the network as it stands, without what the user keeps."""
-    return graph.find(job.network.module, job.network.example(), keep=job.options.keep)
+    return _find(job.network.module, job.network.example(), job.options)
+
+
+def _find(module: nn.Module, example: Tensor, options: PruneOptions, *, verify: bool = True) -> Couplings:
+    kept = options.keep, options.keep_out, options.keep_in
+    return graph.find(module, example, keep=kept[0], keep_out=kept[1], keep_in=kept[2], verify=verify)
 
 
 def score(job: Job, found: Couplings) -> dict[str, Tensor]:
@@ -103,11 +130,10 @@ def score(job: Job, found: Couplings) -> dict[str, Tensor]:
 
 def limits(job: Job) -> list[dict[str, float]]:
     """Absolute ceilings for each of the cuts that the options ask for; the last is the budget itself."""
-    example = job.network.example()
-    costs = macs.trace(
-        job.dense, example, graph.find(job.dense, example, keep=job.options.keep, verify=False)
-    )
+    costs = job.dense_costs
     dense = {kind: float(getattr(costs, kind)(costs.full)) for kind in ("macs", "params", "channels")}
+    if job.budget.timed:
+        dense[LATENCY] = job.dense_ms
     final = job.budget.limits(dense)
     steps, kind = job.options.iterations, job.options.schedule
     shares = {k: schedule.fractions(min(1.0, v / dense[k]), steps, kind) for k, v in final.items()}
@@ -115,23 +141,54 @@ def limits(job: Job) -> list[dict[str, float]]:
 
 
 Criterion = Callable[[Job, Couplings], Mapping[str, Tensor]]
+Chooser = Callable[[Job, Couplings, Mapping[str, Tensor], Mapping[str, float]], PruningPlan]
 
 
 def cut(
-    job: Job, ceilings: Mapping[str, float], number: int = 0, criterion: Criterion = score
+    job: Job,
+    ceilings: Mapping[str, float],
+    number: int = 0,
+    criterion: Criterion = score,
+    choose: Chooser | None = None,
 ) -> PruningPlan:
     """Score by `criterion` (root -> (C,), larger = keep), plan within absolute `ceilings`, cut, re-estimate statistics.
 
-    What was done is added to the trace, and kept for resuming: a cut that an earlier process made is taken up.
+    choose: makes the plan of couplings, scores and ceilings in place of `plan_within`. What was done is added to the
+    trace, and kept for resuming: a cut that an earlier process made is taken up.
     """
     if (again := _taken_up(job, number)) is not None:
         return again
-    found, options = couplings(job), job.options
-    costs = macs.trace(job.network.module, job.network.example(), found)
-    rules = Rules(options.multiple, options.floor, options.rank, job.dense_widths)
-    plan = budgets.choose(costs, found, criterion(job, found), ceilings, rules)
+    found = couplings(job)
+    plan = (choose or plan_within)(job, found, criterion(job, found), ceilings)
     apply(job, plan, found, number)
     return plan
+
+
+def plan_within(
+    job: Job, found: Couplings, scores: Mapping[str, Tensor], ceilings: Mapping[str, float]
+) -> PruningPlan:
+    """The plan for absolute `ceilings`; the last one on latency is met as measured, where the device is here."""
+    options = job.options
+    costs = macs.trace(job.network.module, job.network.example(), found)
+    rules = Rules(options.multiple, options.floor, options.rank, job.dense_widths)
+    if LATENCY not in ceilings:
+        return budgets.choose(costs, found, scores, ceilings, rules)
+    predictor, clock = job.timing.predictor(costs, job.dense_costs), job.timing.clock
+
+    def plan_for(milliseconds: float) -> PruningPlan:
+        limits = {**ceilings, LATENCY: milliseconds}
+        return budgets.choose(costs, found, scores, limits, rules, predictor)
+
+    last = job.budget.deadline(job.dense_ms)
+    if clock is None or (last is not None and ceilings[LATENCY] > last):
+        return plan_for(ceilings[LATENCY])
+
+    def measure(plan: PruningPlan) -> float:
+        slim = copy.deepcopy(job.network.module)
+        surgery.apply(slim, plan, found)
+        return clock(slim)
+
+    return deadline.meet(plan_for, measure, ceilings[LATENCY])
 
 
 def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:
@@ -142,14 +199,26 @@ def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> Non
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
         entry["agreement_after_batchnorm"] = agreement(job)
     entry["macs"], entry["params"] = macs.measure(job.network.module, job.network.example())
+    if (timed := plan.why.get("latency")) is not None:
+        entry["latency_ms"], entry["latency_of_requested"] = (
+            timed["measured_ms"],
+            timed["measured_of_requested"],
+        )
     job.trace.append(entry)
-    job.plans.append(plan)
+    _remember(job, plan)
     if job.run:
         job.run.metric(stage="cut", step=number, **entry)
         job.run.log(f"cut {number}: {json.dumps(entry)}")
         job.network.history.append({"command": "cut", "plan": plan.to_json(), "trace": entry})
         job.run.resume_dir.mkdir(exist_ok=True)
         job.run.write(f"resume/cut-{number}.safetensors", checkpoint.dumps(job.network))
+
+
+def _remember(job: Job, plan: PruningPlan) -> None:
+    job.plans.append(plan)
+    for one in plan.cuts:
+        before = job.kept.get(one.root, list(range(one.width)))
+        job.kept[one.root] = [before[i] for i in one.keep]
 
 
 def _taken_up(job: Job, number: int) -> PruningPlan | None:
@@ -161,7 +230,7 @@ def _taken_up(job: Job, number: int) -> PruningPlan | None:
     job.network.module, job.network.history = before.module, before.history
     entry = before.history[-1]
     plan = PruningPlan.from_json(entry["plan"])
-    job.plans.append(plan)
+    _remember(job, plan)
     job.trace.append(dict(entry["trace"]))
     return plan
 
@@ -213,8 +282,11 @@ def recover(job: Job, passes: float, stage: str, objective: Objective | None = N
 
 
 def chosen_objective(job: Job) -> Objective:
-    """Distillation from the dense network, beside the adaptation objective of the options if there is one."""
-    distil = Distill(learning.task(job.network))
+    """Imitation of the dense network, beside the adaptation objective of the options if there is one."""
+    distil = Imitate(
+        learning.task(job.network),
+        hints.shared_channels(job.dense, job.network.classifier, job.dense_couplings, job.kept),
+    )
     if job.options.objective == "none":
         return distil
     kind = learning.kind_of(job.options.objective, source=job.source is not None)

@@ -71,11 +71,13 @@ class Budget:
     def limits(self, dense: Mapping[str, float]) -> dict[str, float]:
         """Absolute ceilings, given what the dense network has of each ("latency" in milliseconds)."""
         found = {kind: v * dense[kind] if v <= 1 else v for kind, v in self.given.items()}
-        if self.latency is not None:
-            found[LATENCY] = self.latency * dense[LATENCY]
-        if self.milliseconds is not None:
-            found[LATENCY] = self.milliseconds
+        if self.timed and (most := self.deadline(dense[LATENCY])) is not None:
+            found[LATENCY] = most
         return found
+
+    def deadline(self, dense_ms: float) -> float | None:
+        """The ceiling on latency in milliseconds, None without one."""
+        return self.milliseconds if self.latency is None else self.latency * dense_ms
 
     def __str__(self) -> str:
         said = [f"{kind} {v:g}" for kind, v in self.given.items()]

@@ -7,6 +7,8 @@ reason.
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,7 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from edgeprune import attention, weights
-from edgeprune.errors import UsageError, nearest
+from edgeprune.errors import UsageError
 from edgeprune.prune import families, rules, tracing
 from edgeprune.prune.constants import remember
 from edgeprune.prune.coupling import Couplings
@@ -115,7 +117,7 @@ def _keep(trace: Trace, glob: str, sides: tuple[int, ...], word: str) -> None:
     }
     matched = {n for n in layers if fnmatchcase(n, glob) or fnmatchcase(n, glob.rstrip(".") + ".*")}
     if not matched:
-        raise UsageError(f"--{word} {glob}: no layer has such a name; {nearest(glob, layers)}")
+        raise UsageError(f"--{word} {glob}: no layer has such a name; {_near(glob, layers)}")
     for tensor, axes in trace.params.items():
         layer = tensor.rpartition(".")[0]
         if layer not in matched and tensor not in matched:
@@ -126,3 +128,15 @@ def _keep(trace: Trace, glob: str, sides: tuple[int, ...], word: str) -> None:
                 trace.labels.pin(ids, f"--{word} {glob}")
         if 1 in sides and tensor in trace.inputs:
             trace.labels.pin(trace.inputs[tensor], f"--{word} {glob}")
+
+
+def _near(glob: str, layers: set[str]) -> str:
+    """End a sentence about a glob that matches nothing: near names, else a few of all."""
+    plain = re.sub(r"[*?\[\]!]", "", glob).strip(".")
+    close = difflib.get_close_matches(plain, sorted(layers), n=3, cutoff=0.5)
+    inside = sorted(n for n in layers if plain and any(plain in part for part in n.split(".")))
+    if found := close or inside[:3]:
+        return f"did you mean {' or '.join(repr(c) for c in found)}?"
+    some = sorted(layers, key=lambda n: (n.count("."), n))[:8]
+    more = f" and {len(layers) - len(some)} more" if len(layers) > len(some) else ""
+    return f"there are {', '.join(some)}{more}; `edgeprune inspect MODEL --prunable` lists them"

@@ -7,15 +7,17 @@ outputs, when the dense network itself was measured; one prediction serves the p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from edgeprune.bench.layer_graphs import Grid
 from edgeprune.bench.table import LayerShape, LayerTable
+from edgeprune.errors import UsageError
 from edgeprune.prune import knapsack
 from edgeprune.prune.knapsack import Cost
 from edgeprune.prune.ladder import Ladder
@@ -111,6 +113,25 @@ class Predictor:
         if term.shape is not None:
             took = took + self.scale * self.table.find(term.shape).at(*_at(term, removed))
         return took
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What is known of a device: its layer table, and on this machine how to time a network.
+
+    dense_ms: of the dense network, measured; clock: milliseconds of a network, on the scale of dense_ms. Both are
+    None when the table comes from another device.
+    """
+
+    table: LayerTable | None = None
+    dense_ms: float | None = None
+    clock: Callable[[nn.Module], float] | None = None
+
+    def predictor(self, costs: Costs, dense: Costs) -> Predictor:
+        """A predictor of a network's costs, true for the dense one."""
+        if self.table is None:
+            raise UsageError("a latency budget needs a layer table: give --table FILE")
+        return Predictor.of(costs, self.table, dense, self.dense_ms)
 
 
 def _length(side: Side, removed: Removed) -> Any:

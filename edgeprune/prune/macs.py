@@ -150,6 +150,12 @@ def measure(module: nn.Module, example: Any) -> tuple[int, int]:
     return macs, sum(p.numel() for p in module.parameters())
 
 
+def padded(module: nn.Module, example: Any, multiple: int) -> int:
+    """MACs of a network with the channel sides of its weights rounded up to a multiple."""
+    costs = trace(module, example, Couplings(()))
+    return int(costs.macs(costs.full, pad=multiple))
+
+
 def _one(example: Any) -> Any:
     """The same example with one image."""
     if isinstance(example, torch.Tensor):

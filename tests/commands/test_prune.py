@@ -189,6 +189,15 @@ def test_mistakes_leave_no_folder(options: PruneOptions, tmp_path: Path, make_im
         (UsageError, "no schedule is called 'cubik'", {"schedule": "cubik"}),
         (UsageError, "--rank globl: did you mean 'global'", {"rank": "globl"}),
         (UsageError, "--steps 0: expected 1 or more", {"iterations": 0}),
+        (UsageError, "--latency 2: expected what is kept", {"latency": "2"}),
+        (UsageError, "--table t.json: goes with a latency budget", {"table": Path("t.json")}),
+        (UsageError, "--for int9: did you mean 'int8'", {"precision": "int9"}),
+        (
+            UsageError,
+            "--keep-out clasifier: no layer .* did you mean 'classifier'",
+            {"keep_out": ("clasifier",)},
+        ),
+        (UsageError, r"--keep-in \*x: no layer .* there are classifier, feat.* more", {"keep_in": ("*x",)}),
         (UsageError, "--floor 2: expected 0 to 1", {"floor": 2}),
         (DataError, "folder 'cow' is no class of the model", {"evaluate": three}),
     ]

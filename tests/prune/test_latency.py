@@ -168,7 +168,7 @@ def test_words_of_a_latency_budget() -> None:
     assert budget.Budget.parse(macs=None, params=None, channels=None, latency="0.7x").latency == 0.7
     assert budget.Budget.parse(macs=None, params=None, channels=None, latency="70%").latency == 0.7
     two = budget.Budget.parse(macs="0.5", params=None, channels=None, latency="2.0ms")
-    assert two.limits({"macs": 100.0}) == {"macs": 50.0, "latency": 2.0}
+    assert two.limits({"macs": 100.0, "latency": 9.0}) == {"macs": 50.0, "latency": 2.0}
     assert str(two) == "macs 0.5, latency 2 ms"
     for word in ("2", "1.5x", "fast", "0ms", "-1ms"):
         with pytest.raises(UsageError, match=rf"--latency {word}: expected what is kept: .* 0.7x, .* 2.0ms"):

@@ -1,0 +1,72 @@
+"""What `edgeprune prune --latency` needs to know of the device: its layer table, and a clock if it is this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeprune.bench import layers as device
+from edgeprune.bench.table import LayerTable
+from edgeprune.commands import layers
+from edgeprune.commands.stopwatch import Stopwatch
+from edgeprune.errors import DataError
+from edgeprune.methods.job import Job
+from edgeprune.model import Network
+from edgeprune.prune import macs
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.latency import Timing
+
+FILE = "layer-table.json"  # in the run folder, for resuming and for other budgets
+
+
+def of(network: Network, table: Path | None, stack: contextlib.ExitStack) -> Timing:
+    """The table of `--table` if there is one, and a clock unless it comes from another device or runtime.
+
+    MissingHere when neither a table is given nor ONNX Runtime is here; DataError for a file that is no table.
+    """
+    read = LayerTable.read(table) if table is not None else None
+    if read is not None and not device.here(read):
+        return Timing(read)
+    threads = read.threads if read is not None else 1
+    clock = stack.enter_context(Stopwatch(network.module, network.example(), threads))
+    return Timing(read, clock.dense_ms, clock)
+
+
+def with_table(job: Job) -> Timing:
+    """The job's timing with a table: the given one, the one an interrupted run made, or one measured now."""
+    if job.timing.table is not None:
+        return job.timing
+    file = job.run.path / FILE if job.run else None
+    if file is not None and file.is_file():
+        with contextlib.suppress(DataError):
+            return replace(job.timing, table=LayerTable.read(file))
+    dense = replace(job.network, module=job.dense)
+    table = layers.measured_here(dense)
+    if file is not None and job.run is not None:
+        layers.save(table, file)
+        job.run.log(f"layer table: {len(table.layers)} shapes measured on {table.device}")
+    return replace(job.timing, table=table)
+
+
+def outcome(job: Job) -> dict[str, Any]:
+    """What was requested and reached, in milliseconds; measured beside the dense network where the device is here."""
+    requested = job.budget.deadline(job.dense_ms)
+    facts: dict[str, Any] = {"requested_ms": requested, "dense_ms": job.dense_ms}
+    clock = job.timing.clock
+    if isinstance(clock, Stopwatch):
+        found = clock.verdict(job.network.module)
+        facts |= {"measured_ms": job.dense_ms / found.speedup, "speedup": found.speedup}
+        facts |= {"ci_low": found.ci_low, "ci_high": found.ci_high}
+        facts["of_requested"] = facts["measured_ms"] / requested
+        facts["device"] = f"{device.device()}, {device.runtime()}"
+        return facts
+    costs = macs.trace(job.network.module, job.network.example(), Couplings(()))
+    predictor = job.timing.predictor(costs, job.dense_costs)
+    facts["predicted_ms"] = float(predictor.at(np.zeros(0)))
+    table = job.timing.table
+    facts["device"] = f"{table.device}, {table.runtime} (another machine: not measured)" if table else None
+    return facts

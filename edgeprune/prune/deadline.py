@@ -1,0 +1,83 @@
+"""Corrects a latency plan by what the cut network was measured to take, until it is near below the request.
+
+What it must satisfy: a plan is accepted between 0.95 and 1.02 of the request; below 0.95 only when nothing more
+may be kept (another ceiling is tighter, or nothing was cut); else BudgetNotMet names the nearest that was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgeprune.errors import BudgetNotMet
+from edgeprune.plan import PruningPlan
+
+LOW, HIGH = 0.95, 1.02
+CENTRE = 0.985
+TRIES = 8
+_STEP = 1.6  # an aim changes at most by this factor at once
+
+
+@dataclass(frozen=True)
+class Try:
+    """One plan: what the planner was asked for, and what it was measured to take, both in ms."""
+
+    aim: float
+    measured: float
+    plan: PruningPlan
+
+
+def meet(
+    plan_for: Callable[[float], PruningPlan], measure: Callable[[PruningPlan], float], limit_ms: float
+) -> PruningPlan:
+    """The plan whose measured milliseconds are 0.95 to 1.02 of `limit_ms`, at most 8 plans measured.
+
+    plan_for(aim): the plan that is predicted to take at most `aim` ms. The plan's `why` gains "latency": what was
+    requested, predicted and measured, and every try. BudgetNotMet names the nearest.
+    """
+    tries: list[Try] = []
+    aim = CENTRE * limit_ms
+    while len(tries) < TRIES:
+        try:
+            plan = plan_for(aim)
+        except BudgetNotMet:
+            if not tries:
+                raise
+            break  # the next smaller plan does not exist
+        same = next((t for t in tries if t.plan.cuts == plan.cuts), None)
+        tries.append(Try(aim, same.measured if same else measure(plan), plan))
+        share = tries[-1].measured / limit_ms
+        if LOW <= share <= HIGH:
+            return _told(tries[-1], tries, limit_ms)
+        if share < LOW and (not plan.cuts or (same is not None and aim > same.aim)):
+            return _told(tries[-1], tries, limit_ms)  # asking for more brings nothing more
+        aim = _next(tries, limit_ms)
+    best = min(tries, key=lambda t: abs(t.measured / limit_ms - CENTRE))
+    raise BudgetNotMet(
+        f"latency {limit_ms:.3g} ms: none of {len(tries)} plans was measured within {LOW} to {HIGH} of it; the nearest "
+        f"took {best.measured:.3g} ms ({best.measured / limit_ms:.2f} of the request): ask for that, or lower "
+        "--floor or --multiple"
+    )
+
+
+def _next(tries: list[Try], limit_ms: float) -> float:
+    """The aim that should be measured at the centre of the band: between the nearest on both sides, if there are."""
+    target = CENTRE * limit_ms
+    last = tries[-1]
+    below = max((t for t in tries if t.measured < target), key=lambda t: t.aim, default=None)
+    above = min((t for t in tries if t.measured >= target), key=lambda t: t.aim, default=None)
+    if below is None or above is None or below.aim >= above.aim:
+        return last.aim * min(max(target / last.measured, 1 / _STEP), _STEP)
+    part = (target - below.measured) / (above.measured - below.measured)
+    return below.aim + min(max(part, 0.1), 0.9) * (above.aim - below.aim)
+
+
+def _told(chosen: Try, tries: list[Try], limit_ms: float) -> PruningPlan:
+    facts: dict[str, Any] = {
+        "requested_ms": limit_ms,
+        "measured_ms": chosen.measured,
+        "measured_of_requested": chosen.measured / limit_ms,
+        "tries": [{"predicted_ms": t.aim, "measured_ms": t.measured} for t in tries],
+    }
+    return replace(chosen.plan, why={**chosen.plan.why, "latency": facts})
