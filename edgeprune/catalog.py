@@ -31,6 +31,11 @@ class Entry:
 _SOURCE = frozenset({"source"})
 
 OBJECTIVES: Mapping[str, Entry] = {
+    "auto": Entry(
+        "edgeprune.objectives.auto:Auto",
+        "the recommended one, with and without source: sure, diverse, and consistent over strong views",
+        "after SHOT, arXiv 2002.08546, and FixMatch, arXiv 2001.07685; the joining is ours",
+    ),
     "source": Entry(
         "edgeprune.objectives.source:Source", "cross entropy on labelled source images", needs=_SOURCE
     ),

@@ -51,16 +51,18 @@ class Settings:
 
 
 @contextmanager
-def learning(network: Network, needs: Needs) -> Iterator[None]:
+def learning(network: Network, needs: Needs, *, taught: bool = False) -> Iterator[None]:
     """Inside the block only the network's parameters that the objective lets learn ask for gradients.
 
-    UsageError when none would.
+    taught: labelled source images take part. UsageError when none would.
     """
     asked = {name: p.requires_grad for name, p in network.module.named_parameters()}
     head = _ids(network.module.get_submodule(network.classifier).parameters())
     norms = _ids(p for m in network.module.modules() if isinstance(m, NORMS) for p in m.parameters())
     for p in network.module.parameters():
-        fixed = (needs.freeze_classifier and id(p) in head) or (needs.norms_only and id(p) not in norms)
+        fixed = (needs.freeze_classifier and not taught and id(p) in head) or (
+            needs.norms_only and id(p) not in norms
+        )
         p.requires_grad_(p.requires_grad and not fixed)
     try:
         if needs.train and needs.norms_only and not any(p.requires_grad for p in network.module.parameters()):

@@ -74,7 +74,8 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     _check_given(objective, source, teacher)
     if run is not None and (found := _finished(run, stage, network, objective)) is not None:
         return found
-    with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs):
+    taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
+    with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs, taught=taught):
         loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
         loop.watch = watch
         try:
@@ -154,7 +155,7 @@ class _Loop:
         self.target, source = pixels
         needs, seed = objective.needs, settings.seed
         self.target_batches = self._batches(self.target, needs.views, seed) if needs.views else None
-        source = source if needs.source else None
+        source = source if needs.source or needs.welcome_source else None
         self.source_batches = (
             self._batches(source, (needs.source_view,), seed + 1) if source is not None else None
         )

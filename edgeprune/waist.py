@@ -61,17 +61,17 @@ class Step:
 class Needs:
     """What an objective wants from the loop.
 
-    source: labelled source batches. source_view: how they are changed. views: of the target, the first is the main one;
-    none: the target is not used. layers: dotted names of layers; what enters them on the main views is handed over.
-    teacher: the frozen teacher's logits, and what enters those layers of it.
-    refresh: features and logits of the whole target before each pass over it. freeze_classifier: it does not learn.
+    source: labelled source batches. welcome_source: they are taken when given. source_view: how they are changed.
+    views: of the target, the first is the main one; none: the target is not used. layers: dotted names of layers; what
+    enters them on the main views is handed over. teacher: the frozen teacher's logits, and what enters those layers of
+    it. refresh: features and logits of the whole target before each pass over it. freeze_classifier: it does not learn,
+    unless labelled source images take part.
     statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
     norms_only: only the gains and shifts of normalisation layers learn (Tent). last: the last weights are kept, not
     those the validators like best; for a part of training on the way to something else.
     """
 
     source: bool = False
-    source_view: str = "train"
     views: tuple[str, ...] = ("train",)
     layers: tuple[str, ...] = ()
     teacher: bool = False
@@ -81,6 +81,8 @@ class Needs:
     train: bool = True
     norms_only: bool = False
     last: bool = False
+    welcome_source: bool = False
+    source_view: str = "train"
 
 
 @dataclass(frozen=True)

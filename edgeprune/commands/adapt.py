@@ -75,8 +75,6 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     target = start.required(options.target, "--target", "the folder or zip of unlabelled images to adapt to")
     start.check_numbers(options)
     name = options.objective
-    if name == "auto":
-        name = "mcc" if options.source else "shot"
     kind = learning.kind_of(name, source=options.source is not None)
     knobs = parse(kind.Knobs, options.set, name)
     start.seed_everything(options)

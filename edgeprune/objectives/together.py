@@ -25,7 +25,10 @@ class Together(Objective):
             raise ValueError(f"objectives with one main view are expected; received {sorted(main)}")
         self.needs = Needs(
             source=any(n.source for n in needs),
-            source_view=next((n.source_view for n in needs if n.source), Needs.source_view),
+            welcome_source=any(n.welcome_source for n in needs),
+            source_view=next(
+                (n.source_view for n in needs if n.source or n.welcome_source), Needs.source_view
+            ),
             views=tuple(dict.fromkeys(v for views in viewing for v in views)),
             layers=tuple(dict.fromkeys(layer for n in needs for layer in n.layers)),
             teacher=any(n.teacher for n in needs),

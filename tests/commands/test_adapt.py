@@ -55,7 +55,7 @@ def same(a: Path, b: Path) -> bool:
 
 def test_result_log_and_history(options: AdaptOptions, images: Path) -> None:
     found = adapt(replace(options, evaluate=images))
-    assert (found.objective, found.images, found.skipped, found.steps) == ("mcc", 8, 0, 4)
+    assert (found.objective, found.images, found.skipped, found.steps) == ("auto", 8, 0, 4)
     assert found.params == sum(
         v.numel()
         for k, v in weights(options.output or Path()).items()
@@ -101,7 +101,7 @@ def test_bad_files_among_good_ones_are_listed(options: AdaptOptions, images: Pat
     (images / "cat" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (images / "dog" / "letter.jpg").write_text("Dear Sir")
     found = adapt(replace(options, source=None, classes=None, source_steps=None))
-    assert (found.objective, found.images, found.skipped) == ("shot", 8, 2)
+    assert (found.objective, found.images, found.skipped) == ("auto", 8, 2)
     log = ((options.output or Path()) / "log.txt").read_text()
     assert "cut.png" in log
     assert "letter.jpg" in log
@@ -178,7 +178,11 @@ def test_mistakes_leave_no_folder(options: AdaptOptions, tmp_path: Path, make_im
         (DataError, "--classes 2, but the source has 3: cat, cow, dog", {"source": three}),
         (DataError, "folder 'cow' is no class of the model", {"evaluate": three}),
         (WeightsError, r"features.0.0.weight", {"weights": str(tmp_path / "other.safetensors")}),
-        (UsageError, "mcc has no knob 'temprature': did you mean 'temperature'", {"set": ("temprature=2",)}),
+        (
+            UsageError,
+            "mcc has no knob 'temprature': did you mean 'temperature'",
+            {"objective": "mcc", "set": ("temprature=2",)},
+        ),
         (UsageError, "no objective is called 'mmc': did you mean 'mcc'", {"objective": "mmc"}),
         (UsageError, "--objective cdan learns from labelled source", {"objective": "cdan", "source": None}),
         (UsageError, "2 classes is new, and only labelled images can train it", {"source": None}),
