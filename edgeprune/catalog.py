@@ -121,6 +121,12 @@ METHODS: Mapping[str, Entry] = {
         "Yu et al., Transfer Channel Pruning, IJCNN 2019, arXiv 1904.02654",
         _SOURCE,
     ),
+    "admp": Entry(
+        "edgeprune.methods.admp:ADMP",
+        "adversarial soft and hard masks on channels, with a full-size teacher (a reconstruction)",
+        "after Feng et al., ADMP, 2020, arXiv 2006.04127",
+        _SOURCE,
+    ),
     "itmc": Entry(
         "edgeprune.methods.itmc:ITMC",
         "distillation from a teacher that adapts on, and channel pruning, in alternation (a reconstruction)",

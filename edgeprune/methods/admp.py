@@ -1,0 +1,270 @@
+"""Adversarial double masks with a full-size teacher: a reconstruction.
+
+After Feng et al., ADMP: An Adversarial Double Masks Based Pruning Framework for Unsupervised Cross-Domain Compression,
+2020, arXiv 2006.04127, whose method section was not to be had. The paper's: a distillation pair of the full-size
+teacher and the pruned student; the teacher's pseudo-labels on the target; the difference of their outputs as the
+discrepancy of the domains; a soft and a hard mask that are each other's adversaries; ADMM for the hard mask's {0, 1}.
+Ours: all that puts it in numbers. With teacher T, student S, hard mask h, soft mask s, both on a network's channels:
+
+    defender, weights and h:  min  CE(S(x_s), y_s) + a [max T >= c] CE(S(x_t), argmax T) + lambda |T - S|_1 / K
+    adversary, s = sigmoid(v):  max  lambda |T - S|_1 / K - b CE(S(x_s), y_s)
+    subject to h binary with k ones in each layer:  + rho / 2 ||h - z + u||^2,  z = k largest of h + u,  u += h - z
+
+The adversary is a reversed gradient in the same backward pass: the saddle point of both lines is the same as with
+ascent steps of its own, which would take further forward passes, and Adam gives either the same step. Every second
+image of a batch meets h and s together, the others h alone, so the network that remains is trained as it will be.
+Expects an adapted network; the teacher is that network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeprune.methods import job as parts
+from edgeprune.methods import learning, work
+from edgeprune.methods.job import Job
+from edgeprune.objectives.dann import reverse_gradient, strength_at
+from edgeprune.objectives.distill import softened_kl
+from edgeprune.objectives.source import labelled
+from edgeprune.objectives.together import Together
+from edgeprune.plan import Cut, PruningPlan
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.masks import Layout, Values, masked, project
+from edgeprune.waist import Batch, Needs, Objective, Step, Task
+
+DECAYS = {"ema": 0.99, "joint": 0.0}  # of a teacher that follows the student's weights
+OPEN = 4.0  # v at the start: s = 0.98
+
+
+@dataclass(frozen=True)
+class ADMP:
+    """See the top of this file; UsageError without labelled source images. How many channels of a layer stay is the
+    plan's by --score and --rank (local: the same share everywhere); which of them is the hard mask's.
+
+    soft: the adversary. admm: else straight through the top k. teacher: "frozen"; "ema" and "joint" have the full-size
+    network go on learning, on a quarter of the source images, and the teacher is its moving average, or itself.
+    threshold: c. pseudo: a, which ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see
+    above; rho grows geometrically. every: steps between updates of z and u. rate: learning rate of the masks, of --lr.
+    passes: over the target with masks, before the cut. tune: after it, "both" goes on with the first line above beside
+    distillation.
+    """
+
+    soft: bool = True
+    admm: bool = True
+    teacher: Literal["frozen", "ema", "joint"] = "frozen"
+    threshold: float = 0.9
+    pseudo: float = 1.0
+    divergence: Literal["l1", "kl"] = "l1"
+    lam: float = 1.0
+    b: float = 1.0
+    rho0: float = 1e-3
+    rho1: float = 1e-1
+    every: int = 10
+    rate: float = 10.0
+    passes: float = 4.0
+    tune: Literal["distill", "both"] = "both"
+
+    def __call__(self, job: Job) -> None:
+        """Cut and fine-tune `job.network` in place, within `job.budget`."""
+        work.labelled_source(job, "admp")
+        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
+            plan = parts.cut(job, ceiling, number, parts.score, partial(self._choose, number=number))
+            job.trace[-1].update(plan.why.get("masks", {}))
+            objective = parts.chosen_objective(job)
+            if self.tune == "both":
+                losses = Losses(learning.task(job.network), self)
+                objective = Together([(1.0, objective), (1.0, losses)])
+            work.learn(job, objective, passes, f"recover-{number}")
+
+    def _choose(
+        self,
+        job: Job,
+        found: Couplings,
+        scores: Mapping[str, Tensor],
+        ceilings: Mapping[str, float],
+        number: int,
+    ) -> PruningPlan:
+        """As many channels of each coupling as the plan of the scores keeps; which, the masks find out."""
+        plan = parts.plan_within(job, found, scores, ceilings)
+        cut = Couplings(tuple(found[one.root] for one in plan.cuts))
+        duel = Duel(learning.task(job.network), self, cut, plan)
+        if self.teacher != "frozen":
+            duel.follow(job.network.module)
+        steps = round(self.passes * len(job.target) / work.images_a_step(job, duel))
+        if steps and plan.cuts:
+            with masked(job.network.module, cut, duel.values):
+                teacher = duel.teacher if self.teacher != "frozen" else None
+                parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=1)
+        return duel.plan(plan)
+
+
+class Losses(Objective):
+    """The defender's three terms. `ramp`: whether a grows over the steps."""
+
+    ramp = False
+
+    def __init__(self, task: Task, how: ADMP) -> None:
+        super().__init__(task)
+        self.how = how
+        self.needs = Needs(source=True, teacher=True)
+
+    def clean(self, images: int) -> Tensor:
+        """Which rows of a batch of the target meet no adversary, (N,) bool."""
+        return torch.ones(images, dtype=torch.bool)
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """Labelled source, and target with logits (N, K) and the teacher's (N, K)."""
+        assert target is not None
+        assert target.teacher is not None
+        how, logits, taught = self.how, target.logits.float(), target.teacher.float()
+        sure, label = taught.softmax(1).max(1)
+        rows = self.clean(len(logits)).to(logits.device)
+        each = F.cross_entropy(logits[rows], label[rows], reduction="none")
+        pseudo = (each * (sure[rows] >= how.threshold)).sum() / rows.sum().clamp_min(1)
+        a = how.pseudo * (strength_at(step) if self.ramp else 1.0)
+        return {
+            "source": labelled(source),
+            "pseudo": a * pseudo,
+            "divergence": how.lam * divergence(taught, logits, how.divergence),
+        }
+
+
+def divergence(teacher: Tensor, student: Tensor, kind: str = "l1") -> Tensor:
+    """Mean over N of |softmax(teacher) - softmax(student)|_1 / K, or of KL(teacher || student), of logits (N, K)."""
+    if kind == "kl":
+        return softened_kl(teacher, student, 1.0)
+    return (teacher.softmax(1) - student.softmax(1)).abs().mean()
+
+
+class Duel(Losses):
+    """The losses with masks: h and v are parameters; u, z and a teacher that learns on are part of the state.
+
+    couplings: those that are cut. plan: what of them to keep; its choice is the first z.
+    """
+
+    ramp = True
+    dual: Tensor
+    chosen: Tensor
+
+    def __init__(self, task: Task, how: ADMP, couplings: Couplings, plan: PruningPlan) -> None:
+        super().__init__(task, how)
+        self.needs = replace(self.needs, last=True)
+        self.layout = Layout(couplings)
+        self.keep = {cut.root: len(cut.keep) for cut in plan.cuts}
+        self.domain: Literal["source", "target"] = "target"
+        first = torch.zeros(self.layout.size, dtype=torch.bool)
+        for cut in plan.cuts:
+            first[[self.layout.places[cut.root].start + channel for channel in cut.keep]] = True
+        self.register_buffer("chosen", first)
+        self.register_buffer("dual", torch.zeros(self.layout.size))
+        low = 0.0 if how.admm else 0.1  # the top k of straight through must begin as the plan has it
+        self.moved = nn.Parameter(-low / how.rate * (~first).float())
+        self.tilt = nn.Parameter(torch.zeros(self.layout.size if how.soft else 0))
+        self.teacher: nn.Module | None = None
+        self._student: tuple[nn.Module, ...] = ()  # in a tuple: no part of this module
+
+    @property
+    def hard(self) -> Tensor:
+        """h (size,), at least 0; what is learned is its distance from 1, in steps of `rate`."""
+        return 1 + self.how.rate * self.moved
+
+    @property
+    def soft(self) -> Tensor:
+        """s (size,) in 0..1."""
+        return torch.sigmoid(OPEN + self.how.rate * self.tilt)
+
+    def follow(self, module: nn.Module) -> None:
+        """Have a teacher of its own, which follows the weights of `module` and normalises by the batch."""
+        self.teacher = copy.deepcopy(module).requires_grad_(False).eval()
+        self._student = (module,)
+        for norm in self.teacher.modules():
+            if isinstance(norm, _BatchNorm):
+                norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+
+    def train(self, mode: bool = True) -> Duel:
+        """As always; a teacher stays in evaluation mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def clean(self, images: int) -> Tensor:
+        """Every second row, (N,) bool; all without an adversary."""
+        return torch.arange(images) % 2 == 0 if self.how.soft else super().clean(images)
+
+    def before_forward(self, domain: Literal["source", "target"]) -> None:
+        """The adversary wants other things of the two domains."""
+        self.domain = domain
+
+    def values(self, images: int, training: bool) -> Values:
+        """root -> masks (C,) or (N, C) of a forward pass; z where the network is only looked at."""
+        if not training:
+            return self.layout.split(self.chosen.float())
+        with torch.no_grad():
+            self.moved.clamp_(min=-1 / self.how.rate)
+        mask = self.hard
+        if not self.how.admm:
+            self.chosen = project(self.layout, self.hard, self.keep)
+            mask = self.chosen.float() + self.hard - self.hard.detach()
+        if self.how.soft:
+            wish = 1.0 if self.domain == "target" else -self.how.b
+            both = mask * reverse_gradient(self.soft, wish)
+            mask = torch.where(self.clean(images).to(mask.device)[:, None], mask, both)
+        if self.teacher is not None and self.domain == "source":
+            full = (torch.arange(images) % 4 == 0).to(mask.device)[:, None]
+            mask = torch.where(full, torch.ones_like(mask), mask)
+        return self.layout.split(mask)
+
+    def rho(self, step: Step) -> float:
+        """Geometric from rho0 to rho1, constant between two updates."""
+        updates = max(1, step.total // self.how.every)
+        done = min(step.number // self.how.every, updates)
+        return float(self.how.rho0 * (self.how.rho1 / self.how.rho0) ** (done / updates))
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """The losses, and rho / 2 ||h - z + u||^2."""
+        found = super().terms(source, target, step)
+        if self.how.admm:
+            distance = (self.hard - self.chosen.float() + self.dual).square().sum()
+            found["admm"] = 0.5 * self.rho(step) * distance
+        return found
+
+    @torch.no_grad()
+    def before_update(self, step: Step) -> None:
+        """z and u every few steps; u is in units of 1 / rho, so it shrinks as rho grows (Boyd et al. 2011, 3.4.1)."""
+        following = Step(step.number + 1, step.total)
+        if self.how.admm and following.number % self.how.every == 0:
+            self.chosen = project(self.layout, self.hard + self.dual, self.keep)
+            self.dual += self.hard - self.chosen.float()
+            self.dual *= self.rho(step) / self.rho(following)
+        if self.teacher is not None:
+            decay = DECAYS[self.how.teacher]
+            for mine, now in zip(self.teacher.parameters(), self._student[0].parameters(), strict=True):
+                mine.lerp_(now, 1 - decay)
+
+    @torch.no_grad()
+    def plan(self, first: PruningPlan) -> PruningPlan:
+        """`first` with the hard mask's channels. why["masks"]: how many of them `first` had not, and the largest
+        |h - z| that was left.
+        """
+        score = self.hard + self.dual if self.how.admm else self.hard
+        kept = self.layout.split(project(self.layout, score, self.keep).cpu())
+        cuts, swapped = [], 0
+        for cut in first.cuts:
+            keep = tuple(int(c) for c in kept[cut.root].nonzero().flatten())
+            swapped += len(set(keep) - set(cut.keep))
+            cuts.append(Cut(cut.root, cut.width, keep))
+        facts: dict[str, Any] = {"swapped": swapped}
+        if self.how.admm:
+            gap = (self.hard - torch.cat(list(kept.values())).to(self.hard).float()).abs()
+            facts["mask_gap"] = float(gap.max()) if len(gap) else 0.0
+        return PruningPlan(tuple(cuts), first.low_rank, {**first.why, "masks": facts})
