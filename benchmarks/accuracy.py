@@ -138,7 +138,7 @@ def _cloud(task: Task, case: Case, place: Place) -> tuple[str, ...]:
 
 def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
     """What a method starts from: the adapted model, or the cloud's where the method adapts by itself."""
-    if case.name in ("prune-then-adapt", "two-stage") and task.cloud:
+    if case.name.partition("+")[0] in ("prune-then-adapt", "two-stage") and task.cloud:
         return _cloud(task, case, place)
     made = Case("adapt", task.name, "auto", case.seed, ("--objective", "auto"))
     _run(made, place)
@@ -205,20 +205,20 @@ def _percent(share: float) -> float:
     return round(100 * share, 2)
 
 
-def load() -> list[Row]:
+def load(file: Path = RESULTS) -> list[Row]:
     """The rows that are there."""
-    return list(json.loads(RESULTS.read_text())["rows"]) if RESULTS.exists() else []
+    return list(json.loads(file.read_text())["rows"]) if file.exists() else []
 
 
-def save(rows: list[Row]) -> None:
+def save(rows: list[Row], file: Path = RESULTS) -> None:
     """Write all rows, with what they were measured on."""
     host = machine.describe()
     facts = {"packages": host["packages"], "cpu": host["cpu"]}
     ordered = sorted(rows, key=lambda r: str(r["key"]))
-    write_atomically(RESULTS, (json.dumps({**facts, "rows": ordered}, indent=1) + "\n").encode())
+    write_atomically(file, (json.dumps({**facts, "rows": ordered}, indent=1) + "\n").encode())
 
 
-def _show(cases: list[Case], rows: list[Row]) -> None:
+def show(cases: list[Case], rows: list[Row]) -> None:
     """Print each row's state and how long it should take: as the same stage of the same task took."""
     for case in cases:
         done = next((r for r in rows if r["key"] == case.key), None)
@@ -230,6 +230,16 @@ def _show(cases: list[Case], rows: list[Row]) -> None:
         expected = f"about {sum(alike) / len(alike) / 60:.0f} min" if alike else "time not known yet"
         state = expected if done is None else done.get("failed") or f"{done['chosen']:.1f}%"
         print(f"{'open' if done is None else 'done'}  {case.key:44} {state}")
+
+
+def work(cases: list[Case], place: Place, file: Path = RESULTS) -> None:
+    """Run the rows that are open, and write each as it finishes."""
+    done = {r["key"] for r in load(file)}
+    for case in (c for c in cases if c.key not in done):
+        made = row(case, place)
+        rows = [r for r in load(file) if r["key"] != case.key]  # another process may have written meanwhile
+        save([*rows, made], file)
+        print(case.key, made.get("failed") or f"{made['chosen']:.2f}", flush=True)
 
 
 def main() -> int:
@@ -256,16 +266,9 @@ def main() -> int:
     ]
     rows = load()
     if args.list:
-        _show(cases, rows)
+        show(cases, rows)
         return 0
-    place = Place(args.data, args.work, args.device)
-    for case in (c for c in cases if c.key not in {r["key"] for r in rows}):
-        made = row(case, place)
-        rows = [r for r in load() if r["key"] != case.key] + [
-            made
-        ]  # another process may have written meanwhile
-        save(rows)
-        print(case.key, made.get("failed") or f"{made['chosen']:.2f}", flush=True)
+    work(cases, Place(args.data, args.work, args.device))
     return 0
 
 
