@@ -54,7 +54,7 @@ class TwoStage:
     def __call__(self, job: Job) -> None:
         """Prune and adapt `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "two-stage")
-        job = work.several(job, self.cuts)
+        job = work.several(job, self.cuts, "linear")
         _cut_on_source(job, "taylor-labels", self.source_share)
         named = job.options.objective != "none"
         objective = work.adapting(job) if named else DAN(learning.task(job.network))

@@ -39,11 +39,12 @@ from edgeprune.waist import Objective
 class ITMC:
     """See the top of this file; UsageError without labelled source images.
 
-    cuts: when --steps is not given; each is followed by a slice of training, and half as many slices come after them,
-    so nothing is pruned in the last third. teacher: "trained" on source and target before each slice, or "fixed".
-    teacher_lr: its peak rate, of --lr. tau: temperature. discrepancy: weight of the student's own MMD. source: weight
-    of its cross entropy. batches: of both domains, for one ranking. score: by the student's whole loss, by its cross
-    entropy alone ("source"), or by --score ("given"). distill: without it there is no teacher, only pruning.
+    cuts: when --steps is not given, large ones first (cubic); each is followed by a slice of training, and half as many
+    slices come after them, so nothing is pruned in the last third. teacher: "trained" on source and target before each
+    slice, or "fixed". teacher_lr: its peak rate, of --lr. tau: temperature. discrepancy: weight of the student's own
+    MMD. source: weight of its cross entropy. batches: of both domains, for one ranking. score: by the student's whole
+    loss, by its cross entropy alone ("source"), or by --score ("given"). distill: without it there is no teacher, only
+    pruning.
     """
 
     cuts: int = 6
@@ -59,7 +60,7 @@ class ITMC:
     def __call__(self, job: Job) -> None:
         """Cut and distil `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "itmc")
-        job = work.several(job, self.cuts)
+        job = work.several(job, self.cuts, "cubic")
         cuts = job.options.iterations
         slices = cuts + (cuts + 1) // 2
         each = job.options.recover / slices

@@ -40,10 +40,10 @@ class TCP:
     """See the top of this file; UsageError without labelled source images.
 
     variant: the paper's score, the released code's, "max" over the domains in place of its min, "source" (the first
-    term alone), or "given": what --score says. cuts: iterations when --steps is not given. channels: K, removed in an
-    iteration, which then says how many there are (0: cuts does). batches: of both domains, for one ranking.
-    base: passes of training before the first cut. weight: times beta; 0 is the paper's "TCP without DA". distill: also
-    learn from the dense network, which the paper does not.
+    term alone), or "given": what --score says. cuts: iterations when --steps is not given, evenly spread as the paper's
+    are. channels: K, removed in an iteration, which then says how many there are (0: cuts does). batches: of both
+    domains, for one ranking. base: passes of training before the first cut. weight: times beta; 0 is the paper's "TCP
+    without DA". distill: also learn from the dense network, which the paper does not.
     """
 
     variant: Literal["paper", "code", "max", "source", "given"] = "paper"
@@ -59,7 +59,7 @@ class TCP:
         work.labelled_source(job, "tcp")
         if self.base:
             work.learn(job, self.objective(job, beta(1, 1)), self.base, "base", last=False)
-        job = work.several(job, self.cuts)
+        job = work.several(job, self.cuts, "linear")
         if self.channels:
             job = work.as_if(job, iterations=self._iterations(job), schedule="linear")
         last = job.options.iterations

@@ -26,9 +26,9 @@ def as_if(job: Job, **options: Any) -> Job:
     return replace(job, options=replace(job.options, **options))
 
 
-def several(job: Job, own: int) -> Job:
-    """The job with `own` cuts, unless the user asked for several."""
-    return as_if(job, iterations=own if job.options.iterations == 1 else job.options.iterations)
+def several(job: Job, own: int, schedule: str) -> Job:
+    """The job with the method's own number of cuts and schedule, unless the user asked for several cuts."""
+    return job if job.options.iterations > 1 else as_if(job, iterations=own, schedule=schedule)
 
 
 def labelled_source(job: Job, method: str) -> Pixels:
@@ -44,7 +44,7 @@ def images_a_step(job: Job, objective: Objective) -> int:
     """Images that the student sees in one step of training: each target view, and the source."""
     needs, batch = objective.needs, job.options.batch
     seen = len(needs.views) * min(batch, len(job.target))
-    if needs.source and job.source is not None:
+    if (needs.source or needs.welcome_source) and job.source is not None:
         seen += min(batch, len(job.source))
     return max(1, seen)
 
@@ -91,8 +91,6 @@ def learn(
 
 
 def adapting(job: Job) -> Objective:
-    """The adaptation objective of the options; where none is named, what `adapt --objective auto` would take."""
-    name = job.options.objective
-    if name == "none":
-        name = "mcc" if job.source is not None else "shot"
+    """The adaptation objective of the options; `auto` where none is named."""
+    name = "auto" if job.options.objective == "none" else job.options.objective
     return learning.make(learning.kind_of(name, source=job.source is not None), job.network)

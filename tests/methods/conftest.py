@@ -37,9 +37,12 @@ class Planted(nn.Module):
         with torch.no_grad():
             for name, dead in USELESS.items():
                 made, read = self.get_submodule(name), self.get_submodule(f"{name}_out")
-                made.bias.fill_(0.5)  # type: ignore[union-attr,operator]
-                made.bias[list(dead[1::2])] = -100  # type: ignore[index,operator]
-                read.weight[:, list(dead[::2])] = 0  # type: ignore[index,operator]
+                assert isinstance(made, nn.Conv2d)
+                assert isinstance(read, nn.Conv2d)
+                assert made.bias is not None
+                made.bias.fill_(0.5)
+                made.bias[list(dead[1::2])] = -100
+                read.weight[:, list(dead[::2])] = 0
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu()

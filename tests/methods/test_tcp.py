@@ -35,7 +35,8 @@ class Net(nn.Module):
     def features(self, x: Tensor, scale: Tensor) -> Tensor:
         x = self.norm(self.stem(x)).relu()
         inner = self.inner(x).relu() * scale[None, :, None, None]
-        return (x + self.after(self.outer(inner))).mean((2, 3))
+        out: Tensor = (x + self.after(self.outer(inner))).mean((2, 3))
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.features(x, x.new_ones(WIDTH)))

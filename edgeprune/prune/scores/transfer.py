@@ -104,7 +104,8 @@ class Transfer:
 
 def unit(score: Tensor) -> Tensor:
     """(C,) divided by its L2 norm; all-zero scores stay zero."""
-    return score / score.norm().clamp_min(torch.finfo(score.dtype).tiny)
+    length: Tensor = score.norm()
+    return score / length.clamp_min(torch.finfo(score.dtype).tiny)
 
 
 @dataclass(frozen=True)

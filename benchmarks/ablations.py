@@ -1,0 +1,150 @@
+"""What each part of a method is worth: one method, one knob changed, everything else equal.
+
+    python -m benchmarks.ablations [--task GLOB] [--only GLOB] [--budget GLOB] [--seeds 0,1,2] [--list | --table]
+
+Rows are made as those of benchmarks.accuracy are (one command of the tool each, the same cloud and adapted models in
+--work, written as they finish, skipped when present) and go to results/ablations.json. A method that has more to ask
+appends lines to ABLATIONS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import statistics
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import accuracy
+from benchmarks.accuracy import Case, Place, Row
+from benchmarks.tasks import TASKS
+
+RESULTS = Path(__file__).with_name("results") / "ablations.json"
+BUDGETS = ("macs=0.5", "macs=0.3")
+
+
+class Ablation(NamedTuple):
+    """What is asked, of which method, by which knobs (--set), and by which other options of the command, in pairs."""
+
+    question: str
+    method: str
+    knobs: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The method and what is changed; the row of the method unchanged is its name alone."""
+        flags = zip(self.words[::2], self.words[1::2], strict=True)
+        return "+".join((self.method, *self.knobs, *(f"{f.removeprefix('--')}={v}" for f, v in flags)))
+
+
+ABLATIONS = (
+    Ablation("the paper's score and loss", "tcp"),
+    Ablation("the released code's score: min over the domains", "tcp", ("variant=code",)),
+    Ablation("max over the domains", "tcp", ("variant=max",)),
+    Ablation("no domain adaptation: score and loss", "tcp", ("variant=source", "weight=0")),
+    Ablation("no domain adaptation: score alone", "tcp", ("variant=source",)),
+    Ablation("magnitude in its place", "tcp", ("variant=given",), ("--score", "magnitude")),
+    Ablation("label-free Taylor in its place", "tcp", ("variant=given",), ("--score", "taylor")),
+    Ablation("chance in its place", "tcp", ("variant=given",), ("--score", "random")),
+    Ablation("one batch decides, as in the code", "tcp", ("batches=1",)),
+    Ablation("one cut", "tcp", ("cuts=1",)),
+    Ablation("more and smaller cuts", "tcp", ("cuts=16",)),
+    Ablation("lowest scores go, whatever they save", "tcp", (), ("--rank", "threshold")),
+    Ablation("with a teacher", "tcp", ("distill=true",)),
+    Ablation("the reconstruction", "itmc"),
+    Ablation("teacher as it was", "itmc", ("teacher=fixed",)),
+    Ablation("pruning alone", "itmc", ("distill=false",)),
+    Ablation(
+        "distillation alone: one uniform cut",
+        "itmc",
+        ("cuts=1", "score=given"),
+        ("--rank", "local", "--score", "magnitude"),
+    ),
+    Ablation("one cut, then distillation", "itmc", ("cuts=1",)),
+    Ablation("score from the cross entropy alone", "itmc", ("score=source",)),
+    Ablation("label-free Taylor in its place", "itmc", ("score=given",)),
+    Ablation("student with its own MMD", "itmc", ("discrepancy=0.5",)),
+    Ablation("student without source", "itmc", ("source=0",)),
+    Ablation("warmer teacher", "itmc", ("tau=8",)),
+    Ablation("tuned on source alone", "adapt-then-prune", ("tune=source",)),
+    Ablation("cut by label-free Taylor", "adapt-then-prune", ("score=taylor",)),
+    Ablation("cut by the source's Taylor", "prune-then-adapt", ("score=taylor-labels",)),
+    Ablation("within layers by Taylor", "uniform", ("score=taylor",)),
+)
+
+
+def cases(seeds: tuple[int, ...]) -> list[Case]:
+    """Every ablation on every task that has source images, at every budget."""
+    made = []
+    for task in (t for t in TASKS.values() if t.cloud):
+        for budget in BUDGETS:
+            kind, share = budget.split("=")
+            for one in ABLATIONS:
+                knobs = tuple(word for knob in one.knobs for word in ("--set", knob))
+                words = ("--method", one.method, f"--{kind}", share, *knobs, *one.words)
+                made += [Case("prune", task.name, one.name, seed, words, budget) for seed in seeds]
+    return made
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, one line an ablation and budget: accuracy of all seeds, MACs and parameters kept."""
+    lines = [
+        "| task | budget | method | what is asked | accuracy | MACs | parameters |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        for budget in BUDGETS:
+            for one in ABLATIONS:
+                here = [
+                    r
+                    for r in rows
+                    if (r["task"], r.get("budget"), r["name"]) == (task, budget, one.name)
+                    and "failed" not in r
+                ]
+                if here:
+                    lines.append(f"| {task} | {budget} | {one.name} | {one.question} | {_facts(here)} |")
+    return "\n".join(lines)
+
+
+def _facts(rows: list[Row]) -> str:
+    found = [float(r["chosen"]) for r in rows]
+    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    kept = (statistics.fmean(r[kind] / r[f"dense_{kind}"] for r in rows) for kind in ("macs", "params"))
+    return " | ".join((f"{statistics.fmean(found):.1f}{spread}", *(f"{share:.2f}" for share in kept)))
+
+
+def main() -> int:
+    """Run the rows that are asked for and open, or say which there are."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", default="pacs", help="glob over the tasks")
+    parser.add_argument("--only", default="*", help="glob over the names, such as 'tcp*'")
+    parser.add_argument("--budget", default="*", help="glob over the budgets, such as macs=0.5")
+    parser.add_argument("--seeds", default="0", help="such as 0,1,2")
+    parser.add_argument("--list", action="store_true", help="print the rows, their state and expected time")
+    parser.add_argument("--table", action="store_true", help="print the rows that are there as Markdown")
+    parser.add_argument("--data", type=Path, help="folder made by benchmarks.data")
+    parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    if args.table:
+        print(table(accuracy.load(RESULTS)))
+        return 0
+    globs = {"task": args.task, "name": args.only, "budget": args.budget}
+    wanted = [
+        case
+        for case in cases(tuple(int(s) for s in args.seeds.split(",")))
+        if all(fnmatch.fnmatch(getattr(case, field), glob) for field, glob in globs.items())
+    ]
+    if args.list:
+        accuracy.show(wanted, accuracy.load(RESULTS))
+    else:
+        accuracy.work(wanted, Place(args.data, args.work, args.device), RESULTS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
