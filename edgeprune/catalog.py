@@ -110,6 +110,11 @@ OBJECTIVES: Mapping[str, Entry] = {
 }
 
 METHODS: Mapping[str, Entry] = {
+    "auto": Entry(
+        "edgeprune.methods.auto:AutoPruning",
+        "the recommended one, with and without source: several cuts, each followed by imitation of the dense network",
+        "distillation: Hinton et al., 2015, arXiv 1503.02531; hints on shared channels are ours",
+    ),
     "distill": Entry(
         "edgeprune.methods.distill:DistillPruning",
         "score, cut, re-estimate batch-norm, recover by distillation on target images",
@@ -125,6 +130,12 @@ METHODS: Mapping[str, Entry] = {
         "edgeprune.methods.admp:ADMP",
         "adversarial soft and hard masks on channels, with a full-size teacher (a reconstruction)",
         "after Feng et al., ADMP, 2020, arXiv 2006.04127",
+        _SOURCE,
+    ),
+    "swmmd": Entry(
+        "edgeprune.methods.swmmd:SWMMDPruning",
+        "partial adaptation by soft-weighted MMD; channels leave by batch-norm gradients (a reconstruction)",
+        "after Ma et al., Small Is Beautiful, TNNLS 2022",
         _SOURCE,
     ),
     "itmc": Entry(

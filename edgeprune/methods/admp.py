@@ -11,8 +11,10 @@ Ours: all that puts it in numbers. With teacher T, student S, hard mask h, soft 
     subject to h binary with k ones in each layer:  + rho / 2 ||h - z + u||^2,  z = k largest of h + u,  u += h - z
 
 The adversary is a reversed gradient in the same backward pass: the saddle point of both lines is the same as with
-ascent steps of its own, which would take further forward passes, and Adam gives either the same step. Every second
-image of a batch meets h and s together, the others h alone, so the network that remains is trained as it will be.
+ascent steps of its own, which would take further forward passes. Every second image of a batch meets h and s together,
+the others h alone, so the network that remains is trained as it will be. Masks take plain gradient steps, one for each
+of the weights, on losses in units of the root mean square of their gradient over a layer: so rho and the length of a
+step mean the same in every layer of every network, and a channel that does nothing goes where ADMM pulls it, at once.
 Expects an adapted network; the teacher is that network.
 """
 
@@ -42,7 +44,8 @@ from edgeprune.prune.masks import Layout, Values, masked, project
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
 DECAYS = {"ema": 0.99, "joint": 0.0}  # of a teacher that follows the student's weights
-OPEN = 4.0  # v at the start: s = 0.98
+OPEN = 2.0  # v at the start: s = 0.88
+MEMORY = 0.9  # of the moving averages of the masks' gradients
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ class ADMP:
     soft: the adversary. admm: else straight through the top k. teacher: "frozen"; "ema" and "joint" have the full-size
     network go on learning, on a quarter of the source images, and the teacher is its moving average, or itself.
     threshold: c. pseudo: a, which ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see
-    above; rho grows geometrically. every: steps between updates of z and u. rate: learning rate of the masks, of --lr.
-    passes: over the target with masks, before the cut. tune: after it, "both" goes on with the first line above beside
-    distillation.
+    above; rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, which are
+    rate / (1 + rho) long. passes: over the target with masks, before the cut. tune: after it, "both" goes on with the
+    first line above beside distillation.
     """
 
     soft: bool = True
@@ -66,10 +69,10 @@ class ADMP:
     divergence: Literal["l1", "kl"] = "l1"
     lam: float = 1.0
     b: float = 1.0
-    rho0: float = 1e-3
-    rho1: float = 1e-1
+    rho0: float = 1.0
+    rho1: float = 10.0
     every: int = 10
-    rate: float = 10.0
+    rate: float = 0.3
     passes: float = 4.0
     tune: Literal["distill", "both"] = "both"
 
@@ -146,7 +149,8 @@ def divergence(teacher: Tensor, student: Tensor, kind: str = "l1") -> Tensor:
 
 
 class Duel(Losses):
-    """The losses with masks: h and v are parameters; u, z and a teacher that learns on are part of the state.
+    """The losses with masks h and s = sigmoid(v), parameters that take their own steps; u, z and a teacher that learns
+    on are part of the state.
 
     couplings: those that are cut. plan: what of them to keep; its choice is the first z.
     """
@@ -154,6 +158,8 @@ class Duel(Losses):
     ramp = True
     dual: Tensor
     chosen: Tensor
+    slopes: Tensor
+    sizes: Tensor
 
     def __init__(self, task: Task, how: ADMP, couplings: Couplings, plan: PruningPlan) -> None:
         super().__init__(task, how)
@@ -166,21 +172,13 @@ class Duel(Losses):
             first[[self.layout.places[cut.root].start + channel for channel in cut.keep]] = True
         self.register_buffer("chosen", first)
         self.register_buffer("dual", torch.zeros(self.layout.size))
-        low = 0.0 if how.admm else 0.1  # the top k of straight through must begin as the plan has it
-        self.moved = nn.Parameter(-low / how.rate * (~first).float())
-        self.tilt = nn.Parameter(torch.zeros(self.layout.size if how.soft else 0))
+        low = 0.0 if how.admm else 0.5  # the top k of straight through must begin as the plan has it
+        self.hard = nn.Parameter(1 - low * (~first).float())
+        self.tilt = nn.Parameter(torch.full((self.layout.size,), OPEN))
+        self.register_buffer("slopes", torch.zeros(2, self.layout.size))
+        self.register_buffer("sizes", torch.zeros(2, len(self.layout.places)))
         self.teacher: nn.Module | None = None
         self._student: tuple[nn.Module, ...] = ()  # in a tuple: no part of this module
-
-    @property
-    def hard(self) -> Tensor:
-        """h (size,), at least 0; what is learned is its distance from 1, in steps of `rate`."""
-        return 1 + self.how.rate * self.moved
-
-    @property
-    def soft(self) -> Tensor:
-        """s (size,) in 0..1."""
-        return torch.sigmoid(OPEN + self.how.rate * self.tilt)
 
     def follow(self, module: nn.Module) -> None:
         """Have a teacher of its own, which follows the weights of `module` and normalises by the batch."""
@@ -209,15 +207,13 @@ class Duel(Losses):
         """root -> masks (C,) or (N, C) of a forward pass; z where the network is only looked at."""
         if not training:
             return self.layout.split(self.chosen.float())
-        with torch.no_grad():
-            self.moved.clamp_(min=-1 / self.how.rate)
-        mask = self.hard
+        mask: Tensor = self.hard
         if not self.how.admm:
             self.chosen = project(self.layout, self.hard, self.keep)
             mask = self.chosen.float() + self.hard - self.hard.detach()
         if self.how.soft:
             wish = 1.0 if self.domain == "target" else -self.how.b
-            both = mask * reverse_gradient(self.soft, wish)
+            both = mask * reverse_gradient(self.tilt.sigmoid(), wish)
             mask = torch.where(self.clean(images).to(mask.device)[:, None], mask, both)
         if self.teacher is not None and self.domain == "source":
             full = (torch.arange(images) % 4 == 0).to(mask.device)[:, None]
@@ -230,26 +226,39 @@ class Duel(Losses):
         done = min(step.number // self.how.every, updates)
         return float(self.how.rho0 * (self.how.rho1 / self.how.rho0) ** (done / updates))
 
-    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
-        """The losses, and rho / 2 ||h - z + u||^2."""
-        found = super().terms(source, target, step)
-        if self.how.admm:
-            distance = (self.hard - self.chosen.float() + self.dual).square().sum()
-            found["admm"] = 0.5 * self.rho(step) * distance
-        return found
-
     @torch.no_grad()
     def before_update(self, step: Step) -> None:
-        """z and u every few steps; u is in units of 1 / rho, so it shrinks as rho grows (Boyd et al. 2011, 3.4.1)."""
+        """A step of h and v; z and u every few of them. The optimiser has nothing left to do for these."""
+        rho = self.rho(step) if self.how.admm else 0.0
+        length = self.how.rate / (1 + rho)
+        pull = rho * (self.hard - self.chosen.float() + self.dual) if rho else 0.0
+        self.hard -= length * (self._slope(0, self.hard, step) + pull)
+        self.hard.clamp_(min=0.0)
+        if self.how.soft:
+            self.tilt -= self.how.rate * self._slope(1, self.tilt, step)
         following = Step(step.number + 1, step.total)
         if self.how.admm and following.number % self.how.every == 0:
             self.chosen = project(self.layout, self.hard + self.dual, self.keep)
             self.dual += self.hard - self.chosen.float()
-            self.dual *= self.rho(step) / self.rho(following)
+            self.dual *= rho / self.rho(
+                following
+            )  # it is in units of 1 / rho: Boyd et al. 2011, section 3.4.1
         if self.teacher is not None:
             decay = DECAYS[self.how.teacher]
             for mine, now in zip(self.teacher.parameters(), self._student[0].parameters(), strict=True):
                 mine.lerp_(now, 1 - decay)
+
+    def _slope(self, row: int, mask: nn.Parameter, step: Step) -> Tensor:
+        """The moving average of a mask's gradient (size,) over the root of that of its mean square in each layer."""
+        now = mask.grad if mask.grad is not None else torch.zeros_like(mask)
+        mask.grad = None
+        square = torch.stack([part.square().mean() for part in self.layout.split(now).values()])
+        self.slopes[row].lerp_(now, 1 - MEMORY)
+        self.sizes[row].lerp_(square, 1 - MEMORY)
+        so_far = 1 - MEMORY ** (step.number + 1)  # both began at 0
+        size = (self.sizes[row] / so_far).sqrt().clamp_min(1e-12)
+        widths = torch.tensor([one.width for one in self.layout.couplings], device=size.device)
+        return self.slopes[row] / so_far / size.repeat_interleave(widths)
 
     @torch.no_grad()
     def plan(self, first: PruningPlan) -> PruningPlan:

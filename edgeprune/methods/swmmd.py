@@ -1,0 +1,203 @@
+"""Partial adaptation and pruning at once: soft-weighted MMD, and channels that leave by what training says of them.
+
+After Ma et al., Small Is Beautiful: Compressing Deep Neural Networks for Partial Domain Adaptation, TNNLS 2022, whose
+text was not to be had: a reconstruction. The paper's: one training for both; soft-weighted MMD as the regulariser;
+redundant channels by gradient statistics of batch-norm scales, after a Taylor series. Ours: all that puts it in
+numbers (`edgeprune.objectives.swmmd` has the loss L), a budget, and widths that a device likes. With the scale g and
+shift b of a channel's batch-norm, over the steps since the last removal,
+
+    I = sum_steps (dL/dg g + dL/db b)^2.
+
+It is read off the gradients that training has anyway. Source classes that the target does not show have little weight
+in L, so channels that serve these alone have little gradient, and leave. `--rank threshold` removes the lowest scores
+whatever they cost, as the paper does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeprune.methods import job as parts
+from edgeprune.methods import learning, work
+from edgeprune.methods.job import Job
+from edgeprune.objectives.distill import Distill
+from edgeprune.objectives.swmmd import SWMMD
+from edgeprune.objectives.together import Together
+from edgeprune.prune.coupling import Coupling, Couplings, Member
+from edgeprune.prune.masks import Layout
+from edgeprune.prune.scores import group
+from edgeprune.prune.search import LATENCY
+from edgeprune.waist import Batch, Objective, Step
+
+
+@dataclass(frozen=True)
+class SWMMDPruning:
+    """See the top of this file; UsageError without labelled source images.
+
+    remove: share of what is budgeted that goes at each removal, when --steps is not given; `--between` passes lie
+    between two. warm: passes before the first. weight, entropy, momentum, through: of the loss; momentum 1 weighs all
+    classes alike, which is plain MMD. power: of the sum, 2 or 1 for |.|. normalise: scores by their mean in each layer.
+    score: "given" ranks by --score. distill: also learn from the dense network, which the paper does not.
+    """
+
+    remove: float = 0.1
+    warm: float = 1.0
+    weight: float = 1.0
+    entropy: float = 0.1
+    momentum: float = 0.9
+    through: bool = False
+    power: float = 2.0
+    normalise: Literal["none", "layer"] = "none"
+    score: Literal["gradients", "given"] = "gradients"
+    distill: bool = False
+
+    def __call__(self, job: Job) -> None:
+        """Adapt, cut and fine-tune `job.network` in place, within `job.budget`."""
+        work.labelled_source(job, "swmmd")
+        job = work.several(job, removals(job, self.remove), "linear")
+        knobs = SWMMD.Knobs(self.weight, self.entropy, self.momentum, self.through)
+        loss: Objective = SWMMD(learning.task(job.network), knobs)
+        if self.distill:
+            loss = Together([(1.0, loss), (1.0, Distill(learning.task(job.network)))])
+        stages = [self.warm, *work.shares(job)]
+        counts = [work.steps(job, loss, passes) for passes in stages]
+        seen = Watched(job, loss, self.power, (0, sum(counts)))
+        work.learn(job, seen, stages[0], "warm", last=False)
+        limits = parts.limits(job)
+        for number, (ceiling, passes) in enumerate(zip(limits, stages[1:], strict=True)):
+            watched = seen
+
+            def ranked(job: Job, found: Couplings, watched: Watched = watched) -> Mapping[str, Tensor]:
+                return self._rank(job, found, watched)
+
+            parts.cut(job, ceiling, number, ranked)
+            seen = Watched(job, loss, self.power, (sum(counts[: number + 1]), sum(counts)))
+            work.learn(job, seen, passes, f"recover-{number}", last=number == len(limits) - 1)
+
+    def _rank(self, job: Job, found: Couplings, watched: Watched) -> Mapping[str, Tensor]:
+        """(C,) of each coupling; by --score where it is asked for, or nothing was trained yet to be read."""
+        if self.score == "given" or not watched.steps:
+            return parts.score(job, found)
+        if watched.bare:
+            said = (
+                f"swmmd: {len(watched.bare)} couplings have no batch-norm and are ranked by their weights' "
+                f"gradients: {', '.join(watched.bare[:3])}"
+            )
+            if said not in job.warnings:
+                job.warnings.append(said)
+        scores = watched.scores()
+        return {
+            one.root: group.normalised(scores[one.root], "mean" if self.normalise == "layer" else "none")
+            for one in found
+        }
+
+
+def removals(job: Job, remove: float) -> int:
+    """How many removals of that share of the dense network's cost reach the budget."""
+    costs = job.dense_costs
+    shares = []
+    for kind, ceiling in parts.limits(job)[-1].items():
+        dense = job.dense_ms if kind == LATENCY else float(getattr(costs, kind)(costs.full))
+        shares.append(1 - ceiling / dense)
+    return max(1, math.ceil(round(max(shares) / remove, 9)))
+
+
+class Watched(Objective):
+    """A loss, and the sum over steps of what its gradient says of each channel (`total`, all couplings side by side).
+
+    span: steps of all parts of training before this one, and in all: what ramps goes on over the parts.
+    """
+
+    total: Tensor
+    steps: Tensor
+
+    def __init__(self, job: Job, loss: Objective, power: float, span: tuple[int, int]) -> None:
+        super().__init__(loss.task)
+        self.loss, self.power, self.span, self.needs = loss, power, span, loss.needs
+        module, couplings = job.network.module, parts.couplings(job)
+        self.layout = Layout(couplings)
+        self._read = tuple(_sources(module, one) for one in couplings)  # no part of this module
+        self.bare = [one.root for one in couplings if not _norms(module, one)]
+        self.register_buffer("total", torch.zeros(self.layout.size, dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """Those of the loss."""
+        return self.loss.terms(source, target, Step(self.span[0] + step.number, self.span[1]))
+
+    def refresh(self, features: Tensor, logits: Tensor) -> None:
+        """Hand features (M, D) and logits (M, K) on."""
+        self.loss.refresh(features, logits)
+
+    @torch.no_grad()
+    def before_update(self, step: Step) -> None:
+        """Add this step's first-order change of the loss, were each channel to go."""
+        for one, read in zip(self.layout.couplings, self._read, strict=True):
+            change = sum(part.change() for part in read)
+            if isinstance(change, Tensor):
+                place = self.layout.places[one.root]
+                self.total[place] += change.to(self.total).abs() ** self.power
+        self.steps += 1
+
+    def scores(self) -> dict[str, Tensor]:
+        """root -> I (C,), larger = keep."""
+        return {root: value.cpu() for root, value in self.layout.split(self.total).items()}
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """Parameters whose rows make channels: their product with their gradient is the change when the channel goes.
+
+    share: one over the number of norms that a channel passes one after the other, each of which says the same.
+    """
+
+    tensors: tuple[tuple[nn.Parameter, int], ...]
+    index: Tensor
+    owner: Tensor
+    width: int
+    share: float
+
+    def change(self) -> Tensor:
+        """(C,), float64."""
+        rows = torch.zeros(())
+        for tensor, dim in self.tensors:
+            if tensor.grad is not None:
+                product = (tensor.grad * tensor).movedim(dim, 0)
+                rows = rows.to(product.device) + product.reshape(len(product), -1).sum(1).double()
+        out = torch.zeros(self.width, dtype=torch.float64, device=rows.device)
+        if rows.ndim:
+            out.index_add_(0, self.owner.to(rows.device), self.share * rows[self.index.to(rows.device)])
+        return out
+
+
+def _norms(module: nn.Module, coupling: Coupling) -> list[Member]:
+    found = group.gains(module, coupling)
+    return [m for m in found if isinstance(module.get_submodule(m.tensor.rpartition(".")[0]), _BatchNorm)]
+
+
+def _sources(module: nn.Module, coupling: Coupling) -> list[_Gradient]:
+    """What says how the loss changes with a coupling's channels: batch-norms, else the weights that make them.
+
+    Norms inside a block come one after the other, and their mean is taken; on a residual stream each adds its part.
+    """
+    norms = _norms(module, coupling)
+    makers = norms or [m for m in group.weights(module, coupling) if m.axis == "out"]
+    share = 1 / len(norms) if norms and coupling.inner else 1.0
+    found = []
+    for member in makers:
+        layer, _, _ = member.tensor.rpartition(".")
+        tensors = [(module.get_parameter(member.tensor), member.dim)]
+        bias = getattr(module.get_submodule(layer), "bias", None)
+        if norms and isinstance(bias, nn.Parameter):
+            tensors.append((bias, 0))
+        owner = torch.tensor([c for c, s in enumerate(member.slices) for _ in s])
+        index = torch.tensor([i for s in member.slices for i in s])
+        found.append(_Gradient(tuple(tensors), index, owner, coupling.width, share))
+    return found
