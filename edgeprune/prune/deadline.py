@@ -29,12 +29,15 @@ class Try:
 
 
 def meet(
-    plan_for: Callable[[float], PruningPlan], measure: Callable[[PruningPlan], float], limit_ms: float
+    plan_for: Callable[[float], PruningPlan],
+    measure: Callable[[PruningPlan], float],
+    limit_ms: float,
+    band: tuple[float, float] = (LOW, HIGH),
 ) -> PruningPlan:
-    """The plan whose measured milliseconds are 0.95 to 1.02 of `limit_ms`, at most 8 plans measured.
+    """The plan whose measured milliseconds are 0.95 to 1.02 of `limit_ms` (or in another `band` around 0.985).
 
-    plan_for(aim): the plan that is predicted to take at most `aim` ms. The plan's `why` gains "latency": what was
-    requested, predicted and measured, and every try. BudgetNotMet names the nearest.
+    plan_for(aim): the plan that is predicted to take at most `aim` ms; at most 8 plans are measured. The plan's `why`
+    gains "latency": what was requested and measured, and every try. BudgetNotMet names the nearest.
     """
     tries: list[Try] = []
     aim = CENTRE * limit_ms
@@ -48,16 +51,16 @@ def meet(
         same = next((t for t in tries if t.plan.cuts == plan.cuts), None)
         tries.append(Try(aim, same.measured if same else measure(plan), plan))
         share = tries[-1].measured / limit_ms
-        if LOW <= share <= HIGH:
+        if band[0] <= share <= band[1]:
             return _told(tries[-1], tries, limit_ms)
-        if share < LOW and (not plan.cuts or (same is not None and aim > same.aim)):
+        if share < band[0] and (not plan.cuts or (same is not None and aim > same.aim)):
             return _told(tries[-1], tries, limit_ms)  # asking for more brings nothing more
         aim = _next(tries, limit_ms)
     best = min(tries, key=lambda t: abs(t.measured / limit_ms - CENTRE))
     raise BudgetNotMet(
-        f"latency {limit_ms:.3g} ms: none of {len(tries)} plans was measured within {LOW} to {HIGH} of it; the nearest "
-        f"took {best.measured:.3g} ms ({best.measured / limit_ms:.2f} of the request): ask for that, or lower "
-        "--floor or --multiple"
+        f"latency {limit_ms:.3g} ms: none of {len(tries)} plans was measured within {band[0]} to {band[1]} of it; "
+        f"the nearest took {best.measured:.3g} ms ({best.measured / limit_ms:.2f} of the request): ask for that, "
+        "or lower --floor or --multiple"
     )
 
 
