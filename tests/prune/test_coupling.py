@@ -1,3 +1,6 @@
+import copy
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgeprune.errors import UsageError
-from edgeprune.prune import graph
+from edgeprune.prune import graph, surgery
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -107,6 +110,29 @@ def test_strided_slices_and_channel_padding_are_followed() -> None:
     wide = next(m for m in stem.members if (m.layer, m.axis) == ("conv", "out"))
     assert wide.slices == tuple((4 + n,) for n in range(8))
     assert "writes the number 4" in (found["conv"].frozen or "")
+
+
+def test_option_a_shortcuts_let_block_outputs_go(plan_of: Any, silence: Any, lively: Any) -> None:
+    """ResNet-20/CIFAR: the streams of all three stages are cut, and the strided, padded shortcuts follow."""
+    torch.manual_seed(0)
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "resnet_cifar.py"))
+    module, image = example["ResNetCIFAR"](3), torch.randn(2, 3, 32, 32)
+    found = graph.find(module, image)
+    assert [c.root for c in found.all if c.frozen] == ["linear"]
+    streams = [c for c in found if not c.inner]
+    assert (streams[0].root, streams[0].width) == ("conv1", 16)
+    joined = {m.layer for c in streams for m in c.members if m.axis == "out"}
+    assert {"layer1.0.conv2", "layer2.0.conv2", "layer3.0.conv2"} <= joined
+    widest = next(m for m in found["conv1"].members if (m.layer, m.axis) == ("layer2.0.conv2", "out"))
+    assert widest.slices == tuple((8 + n,) for n in range(16))  # eight zeros before, eight after
+    module = lively(module)
+    for seed in range(3):
+        plan = plan_of(found, 0.5, seed)
+        slim = copy.deepcopy(module)
+        surgery.apply(slim, plan, found)
+        assert slim.layer3[2].conv2.weight.shape[0] < 64
+        want, got = silence(module, plan, found)(image.double()), slim(image.double())
+        assert torch.allclose(want, got, rtol=1e-8, atol=1e-9)
 
 
 def test_padding_by_an_attribute_is_free() -> None:

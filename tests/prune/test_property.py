@@ -1,5 +1,5 @@
-"""Random small networks with residuals, concatenations, groups, gates, shuffles; random plans; masked equals
-cut.
+"""Random small networks with residuals, concatenations, groups, gates, shuffles, strided and padded shortcuts;
+several random plans on each: the forward runs, masked equals cut in float64, and a skeleton reloads it bit-equal.
 """
 
 import copy
@@ -10,10 +10,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
+from edgeprune import skeleton
 from edgeprune.prune import graph, surgery
 
-KINDS = ("plain", "residual", "concat", "grouped", "depthwise", "gate", "chunk", "shuffle", "project")
+KINDS = (
+    "plain", "residual", "concat", "grouped", "depthwise", "gate", "chunk", "shuffle", "project", "padded",
+)  # fmt: skip
+PLANS = 6  # on each of 40 networks
 
 
 class Block(nn.Module):
@@ -36,11 +41,16 @@ class Block(nn.Module):
         if kind == "concat":
             self.last = nn.Identity()
             self.out = width + inner
+        if kind == "padded":
+            self.pad, self.out = inner // 4, width + 2 * (inner // 4)
+            self.last = nn.Conv2d(inner, self.out, 1, 2)
 
     def forward(self, x: torch.Tensor) -> Any:
         y = torch.relu(self.norm(self.middle(torch.relu(self.first(x)))))
         if self.kind == "plain":
             return self.last(y)
+        if self.kind == "padded":
+            return self.last(y) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
         if self.kind == "concat":
             return torch.cat([y, x], 1)
         if self.kind == "project":
@@ -77,7 +87,7 @@ class Random(nn.Module):
 BLOCK = st.tuples(st.sampled_from(KINDS), st.sampled_from((8, 12, 16)))
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     blocks=st.lists(BLOCK, min_size=1, max_size=4),
     width=st.sampled_from((4, 6, 8)),
@@ -101,10 +111,21 @@ def test_masked_equals_cut_on_random_networks(
     couplings = graph.find(module, image, verify=False)
     assert [c.root for c in couplings.all if c.frozen is not None and c.root != "head"] == []
     module = lively(module)
-    plan = plan_of(couplings, share, seed)
-    slim = copy.deepcopy(module)
-    surgery.apply(slim, plan, couplings)
-    want, got = silence(module, plan, couplings)(image.double()), slim(image.double())
-    assert torch.allclose(want, got, rtol=1e-8, atol=1e-9)
-    surgery.apply(module, plan, couplings)
+    for number in range(PLANS):
+        plan = plan_of(couplings, 1 - share if number % 2 else share, seed + number)
+        slim = copy.deepcopy(module)
+        surgery.apply(slim, plan, couplings)
+        got = slim(image.double())
+        assert torch.allclose(silence(module, plan, couplings)(image.double()), got, rtol=1e-8, atol=1e-9)
+        assert torch.equal(reloaded(module, slim)(image.double()), got)
+    surgery.apply(module, plan, couplings)  # the same plan on equal networks
     assert torch.equal(module(image.double()), got)
+
+
+def reloaded(dense: nn.Module, slim: nn.Module) -> nn.Module:
+    """The cut network as a checkpoint rebuilds it: a dense skeleton, the attributes that differ, shapes, weights."""
+    made = copy.deepcopy(dense)
+    state = slim.state_dict()
+    skeleton.impose(made, skeleton.diff(dense, slim), {name: tensor.shape for name, tensor in state.items()})
+    made.load_state_dict(state, strict=True)
+    return made
