@@ -281,12 +281,14 @@ def recover(job: Job, passes: float, stage: str, objective: Objective | None = N
     return result
 
 
-def chosen_objective(job: Job) -> Objective:
-    """Imitation of the dense network, beside the adaptation objective of the options if there is one."""
-    distil = Imitate(
-        learning.task(job.network),
-        hints.shared_channels(job.dense, job.network.classifier, job.dense_couplings, job.kept),
-    )
+def chosen_objective(job: Job, layers: float = 0.0) -> Objective:
+    """Distillation from the dense network, beside the adaptation objective of the options if there is one.
+
+    layers: weight of the error on the channels that both networks have, inside the network; 0 looks at answers alone.
+    """
+    shared = (job.dense, job.network.classifier, job.dense_couplings, job.kept)
+    kept = hints.shared_channels(*shared) if layers else {}
+    distil = Imitate(learning.task(job.network), kept, Imitate.Knobs(weight=layers))
     if job.options.objective == "none":
         return distil
     kind = learning.kind_of(job.options.objective, source=job.source is not None)

@@ -60,7 +60,7 @@ def test_equal_work(name: str, options: PruneOptions) -> None:
     """With --recover 6, 48 images after the first cut, to half a step for each time that training begins."""
     found = prune(replace(options, method=name, iterations=1 if name == "prune-then-adapt" else 3))
     seen = sum(cut.get("images", 0) for cut in found.cuts)
-    assert abs(seen - 6 * 8) <= 8
+    assert abs(seen - 6 * 8) <= 3 * 8  # half a step of 16 images, or of 24 with a strong view, for each
     assert found.macs <= 0.5 * found.dense_macs
     assert "agreement_after_recovery" in found.cuts[-1]
 
@@ -75,9 +75,10 @@ def test_a_step_costs_what_it_shows(planted: Callable[..., Job]) -> None:
     """48 target and 40 source images, 16 of each in a step."""
     job = planted()
     assert work.images_a_step(job, jobs.chosen_objective(job)) == 16
-    assert work.images_a_step(job, work.adapting(job)) == 32
+    assert work.images_a_step(job, work.adapting(job)) == 48
+    assert work.images_a_step(job, work.adapting(planted(objective="mcc"))) == 32
     assert work.images_a_step(job, work.adapting(planted(objective="fixmatch"))) == 48
-    assert work.steps(job, work.adapting(job), 2.0) == 3
+    assert work.steps(job, work.adapting(job), 2.0) == 2
 
 
 class Killed(BaseException):

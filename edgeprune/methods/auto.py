@@ -1,0 +1,33 @@
+"""The recommended way: few cuts by the label-free Taylor score, each followed by imitation of the dense network.
+
+Ours. A cut network still has some of the dense one's channels, so besides its answers it can be shown what those
+channels should hold (edgeprune.objectives.imitate). It needs no source image. Expects an adapted network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeprune.methods import job as parts
+from edgeprune.methods import work
+from edgeprune.methods.job import Job
+
+
+@dataclass(frozen=True)
+class AutoPruning:
+    """Cut and recover within `--recover` passes in all, `--between` of them after each cut but the last.
+
+    cuts: when --steps is not given. layers: weight of the error inside the network, beside that of its answers.
+    """
+
+    cuts: int = 3
+    layers: float = 1.0
+
+    def __call__(self, job: Job) -> None:
+        """Cut and recover `job.network` in place, within `job.budget`."""
+        job = work.several(job, self.cuts, "cubic")
+        passes = work.shares(job)
+        for number, ceiling in enumerate(parts.limits(job)):
+            parts.cut(job, ceiling, number)
+            objective = parts.chosen_objective(job, self.layers)
+            work.learn(job, objective, passes[number], f"recover-{number}", last=number == len(passes) - 1)
