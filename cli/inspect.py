@@ -14,6 +14,7 @@ EXAMPLES = (
     "edgeprune inspect runs/prune-resnet50-1",
     "edgeprune inspect slim.onnx --json",
     "edgeprune inspect timm:resnet50 --prunable",
+    "edgeprune inspect runs/adapt-resnet50-1 --sensitivity --target camera/ --plot sensitivity.svg",
 )
 
 

@@ -102,6 +102,14 @@ class AdaptOptions(DataOptions, ModelOptions, RunOptions):
         None, "Least share that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN
     )
     set: tuple[str, ...] = option((), "A knob of the objective: name=value; repeatable.", panel=_LEARN)
+    select: str = option(
+        "information",
+        "Validator that chooses the checkpoint: information, entropy, nuclear, snd, mixval, ami, rank; dev, source.",
+        panel=_LEARN,
+    )
+    hold_out: float = option(
+        0.0, "Share of the source kept from training, for accuracy estimates; dev and source.", panel=_LEARN
+    )
 
 
 _BUDGET = "Budget (what is kept)"
@@ -126,7 +134,7 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
         "fp32", "What it will run in: fp32, fp16 or int8 (widths of 32).", flags=("--for",), panel=_BUDGET
     )
     floor: float = option(0.1, "No layer keeps less than this fraction of its channels.", panel=_BUDGET)
-    method: str = option("distill", "The way from a cloud model to a slim one.", panel=_LEARN)
+    method: str = option("auto", "The way from a cloud model to a slim one.", panel=_LEARN)
     score: str = option("taylor", "How channels are ranked.", panel=_LEARN)
     rank: str = option(
         "global",
@@ -176,7 +184,36 @@ class ExportOptions(RunOptions):
     compute_capability: str | None = option(
         None, "tensorrt-rtx: GPUs to build for, no GPU needed: '8.6,8.9,12.0'.", panel="Engine"
     )
+    embed_preprocess: bool = option(
+        False, "Also write NAME.e2e.onnx, which takes uint8 pixels and normalises them itself.", panel="Ends"
+    )
+    layout: str = option("nhwc", "--embed-preprocess: nhwc or nchw.", panel="Ends")
+    softmax: bool = option(False, "Also write NAME.e2e.onnx, which gives probabilities.", panel="Ends")
+    top_k: int = option(
+        0, "Also write NAME.e2e.onnx, which gives the K likeliest classes; implies --softmax.", panel="Ends"
+    )
+    simplify: bool = option(False, "Let onnxslim simplify the graph; proved like any other.", panel="Export")
+    bundle: Path | None = option(
+        None,
+        "Write a folder for the device: ONNX in each precision, example, scripts, checksums.",
+        panel="Export",
+    )
     workspace: int = option(2048, "Memory that an engine's layers may use, in MiB.", panel="Engine")
+    optimization_level: int | None = option(
+        None, "How long TensorRT searches, 0 to 5; its own choice by default.", panel="Engine"
+    )
+    timing_cache: Path | None = option(
+        None, "tensorrt: folder of timing caches, one a release and GPU; made when missing.", panel="Engine"
+    )
+    version_compatible: bool = option(
+        False, "tensorrt: an engine that later releases load too.", panel="Engine"
+    )
+    hardware_compatible: str | None = option(
+        None, "tensorrt: ampere+ or same-capability: other GPUs may load it.", panel="Engine"
+    )
+    dla: int | None = option(
+        None, "tensorrt on a Jetson: the DLA core to run on; what it cannot takes the GPU.", panel="Engine"
+    )
     opset: int = option(20, "ONNX opset; 20 is what TensorRT 10 and 11 both take.", panel="Export")
     layers: bool = option(
         False, "Write the layers at many widths instead, for bench --layer-table.", panel="Export"
@@ -239,6 +276,19 @@ class InspectOptions:
 
     file: str = argument("A run folder, a checkpoint, an ONNX file, or a model with --prunable.", default="")
     prunable: bool = option(False, "List what can be pruned, and why not the rest (needs torch).")
+    sensitivity: bool = option(
+        False, "Cut each coupling alone and say how far the answers move (needs torch)."
+    )
+    target: Path | None = option(None, "--sensitivity: unlabelled images.")
+    images: int = option(64, "--sensitivity: how many of them, evenly spaced.")
+    score: str = option("taylor", "--sensitivity: how channels are ranked.")
+    plot: Path | None = option(None, "--sensitivity: draw it (.svg, .png or .pdf).")
+    weights: str | None = option(
+        None, "--sensitivity: weights of a model by name; published ones if not given."
+    )
+    map_by_order: bool = option(False, "Take weights whose shapes agree in order.")
+    size: int | None = option(None, "Input height and width in pixels.")
+    force: bool = option(False, "Replace a plot that exists.")
     trust: tuple[str, ...] = option((), "A factory ('module:function') that a checkpoint may import.")
 
 

@@ -19,14 +19,13 @@ import numpy as np
 
 from edgeprune import progress
 from edgeprune.bench import inputs as feeding
-from edgeprune.bench import layer_graphs, machine
-from edgeprune.bench.measure import measure
+from edgeprune.bench import layer_graphs, machine, undisturbed
 from edgeprune.bench.table import Layer, LayerTable
 from edgeprune.errors import DataError, missing_package
 from edgeprune.runtime import ort
 
 LAYER_S, FEWEST, MOST = 0.02, 7, 40  # of one graph: seconds, and runs at least and at most
-NETWORK_S = 2.0
+NETWORK_S = 1.0
 _LAYOUT = ("ReorderInput", "ReorderOutput")
 
 
@@ -81,16 +80,21 @@ def layer_ms(path: Path, threads: int, scratch: Path) -> float:
     session = library.InferenceSession(str(path), options, providers=[ort.CPU])
     value = session.get_inputs()[0]
     feeds = {value.name: np.random.default_rng(0).standard_normal(value.shape).astype(np.float32)}
-    runs, start = 0, time.perf_counter()
-    while runs < FEWEST + 2 or (runs < MOST and time.perf_counter() - start < LAYER_S):
+    quiet: list[bool] = []
+    start = time.perf_counter()
+    while sum(quiet[2:]) < FEWEST or time.perf_counter() - start < LAYER_S:
+        if len(quiet) == MOST:
+            break
+        began = undisturbed.now()
         session.run(None, feeds)
-        runs += 1
+        quiet.append(undisturbed.quiet(began, threads))
     profile = Path(session.end_profiling())
     took = _of_profile(json.loads(profile.read_text()))
     profile.unlink()
-    if len(took) != runs:
-        raise DataError(f"{path}: the profile has {len(took)} runs of the layer, {runs} were made")
-    return float(np.median(took[2:])) * 1e-3  # the first runs fill caches
+    if len(took) != len(quiet):
+        raise DataError(f"{path}: the profile has {len(took)} runs of the layer, {len(quiet)} were made")
+    kept = [t for t, q in zip(took[2:], quiet[2:], strict=True) if q]  # the first runs fill caches
+    return float(np.median(kept or took)) * 1e-3
 
 
 def _of_profile(events: list[Mapping[str, Any]]) -> list[float]:
@@ -109,7 +113,7 @@ def network_ms(path: Path, threads: int) -> float | None:
         return None
     with ort.open(path, threads=threads) as runner:
         feeds = {"it": feeding.synthetic(runner.inputs)}
-        found = measure({"it": runner}, feeds, warmup_s=0.5, min_s=NETWORK_S, min_runs=20)
+        found, _ = undisturbed.measure({"it": runner}, feeds, seconds=NETWORK_S, threads=threads)
     return float(np.median(found["it"].latency_s)) * 1e3
 
 

@@ -1,6 +1,7 @@
 """`edgeprune inspect`: what a checkpoint or an ONNX file is, layer by layer, old -> new width. Torch-free.
 
-Only `--prunable` needs torch: it tries every coupling of a network and says which can be cut, and why not the rest.
+Only `--prunable` and `--sensitivity` need torch: the first tries every coupling of a network and says which can be cut,
+and why not the rest; the second says how far the answers move when one alone is cut.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class InspectResult:
-    """What the file says of itself. `couplings` is filled by --prunable alone."""
+    """What the file says of itself. `couplings` is filled by --prunable alone, `sensitivity` by --sensitivity."""
 
     file: Path | str
     kind: str
@@ -36,6 +37,7 @@ class InspectResult:
     layers: tuple[LayerFacts, ...] = ()
     couplings: tuple[Mapping[str, Any], ...] = ()
     history: tuple[Mapping[str, Any], ...] = field(default=())
+    sensitivity: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -46,6 +48,7 @@ class InspectResult:
             "layers": [asdict(layer) for layer in self.layers],
             "couplings": [dict(c) for c in self.couplings],
             "history": [dict(h) for h in self.history],
+            "sensitivity": [dict(s) for s in self.sensitivity],
         }
 
 
@@ -55,6 +58,12 @@ def inspect(options: InspectOptions) -> InspectResult:
         raise UsageError("nothing to inspect: give a run folder, a checkpoint or an ONNX file")
     if options.prunable:
         return _prunable(options)
+    if options.sensitivity:
+        from edgeprune.commands import sensitivity
+
+        spec, rows = sensitivity.rows(options)
+        drawn = {"plot": str(options.plot)} if options.plot else {}
+        return InspectResult(options.file, "network", {"model": spec, **drawn}, sensitivity=rows)
     path = Path(options.file)
     if path.is_dir() or path.suffix == ".safetensors":
         return _checkpoint(path)

@@ -1,6 +1,7 @@
 """How long a network takes on this machine with ONNX Runtime, beside the dense one, interleaved.
 
-Candidates of a latency budget are exported without proof (the TorchScript exporter takes a second or two; `edgeprune
+What other work interrupts does not count, so a plan can be made on a busy machine. Candidates of a latency budget are
+exported without proof (the TorchScript exporter takes a second or two; `edgeprune
 export` proves the file that is kept) and measured against a session of the dense network that stays open, so that
 what slows the machine for a moment slows both.
 """
@@ -21,28 +22,31 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgeprune.bench import inputs
+from edgeprune.bench import inputs, undisturbed
 from edgeprune.bench.compare import Verdict, compare
-from edgeprune.bench.measure import Samples, measure
+from edgeprune.bench.measure import Samples
 from edgeprune.errors import ModelError
 from edgeprune.runtime import ort
 from edgeprune.runtime.ort import OrtRunner
 
-WARMUP_S, SECONDS = 0.2, 0.8
-NARROW, MOST_REPEATS = 0.03, 6  # width of the interval, as a share of the ratio, that is worth stopping at
+SECONDS = 0.5
+NARROW, MOST_REPEATS = 0.03, 4  # width of the interval, as a share of the ratio, that is worth stopping at
 OPSET = 17
 
 
 class Stopwatch:
-    """Times networks against the dense one; `dense_ms` is its median when this was made. Use as a context."""
+    """Times networks against the dense one; `dense_ms` is its median when this was made. Use as a context.
+
+    interrupted: the largest share of calls, in 0..1, that were left out because other work interrupted them.
+    """
 
     def __init__(self, dense: nn.Module, example: torch.Tensor, threads: int = 1) -> None:
         self.example, self.threads = example[:1].cpu(), threads
         self._stack = contextlib.ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         self._dense = self._open(dense, "dense")
-        found = measure(
-            {"dense": self._dense}, {"dense": self._feeds()}, warmup_s=WARMUP_S, min_s=SECONDS, min_runs=20
+        found, self.interrupted = undisturbed.measure(
+            {"dense": self._dense}, {"dense": self._feeds()}, seconds=SECONDS, threads=threads
         )
         self.dense_ms = float(np.median(found["dense"].latency_s)) * 1e3
 
@@ -57,7 +61,8 @@ class Stopwatch:
             feeds = {name: self._feeds() for name in runners}
             found: dict[str, Samples] = {}
             for _ in range(MOST_REPEATS):
-                more = measure(runners, feeds, warmup_s=WARMUP_S, min_s=SECONDS, min_runs=20)
+                more, lost = undisturbed.measure(runners, feeds, seconds=SECONDS, threads=self.threads)
+                self.interrupted = max(self.interrupted, lost)
                 found = {name: _joined(found.get(name), more[name]) for name in runners}
                 verdict = compare(found["dense"], found["slim"], vs="dense")
                 if verdict.ci_high - verdict.ci_low <= NARROW * verdict.speedup:

@@ -62,6 +62,7 @@ def outcome(job: Job) -> dict[str, Any]:
         facts |= {"measured_ms": job.dense_ms / found.speedup, "speedup": found.speedup}
         facts |= {"ci_low": found.ci_low, "ci_high": found.ci_high}
         facts["of_requested"] = facts["measured_ms"] / requested
+        facts["interrupted"] = round(clock.interrupted, 3)
         facts["device"] = f"{device.device()}, {device.runtime()}"
         return facts
     costs = macs.trace(job.network.module, job.network.example(), Couplings(()))

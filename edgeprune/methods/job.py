@@ -167,7 +167,7 @@ def cut(
 def plan_within(
     job: Job, found: Couplings, scores: Mapping[str, Tensor], ceilings: Mapping[str, float]
 ) -> PruningPlan:
-    """The plan for absolute `ceilings`; the last one on latency is met as measured, where the device is here."""
+    """The plan for absolute `ceilings`; one on latency is met as measured, where the device is here."""
     options = job.options
     costs = macs.trace(job.network.module, job.network.example(), found)
     rules = Rules(options.multiple, options.floor, options.rank, job.dense_widths)
@@ -179,16 +179,19 @@ def plan_within(
         limits = {**ceilings, LATENCY: milliseconds}
         return budgets.choose(costs, found, scores, limits, rules, predictor)
 
-    last = job.budget.deadline(job.dense_ms)
-    if clock is None or (last is not None and ceilings[LATENCY] > last):
+    if clock is None:
         return plan_for(ceilings[LATENCY])
+    last = job.budget.deadline(job.dense_ms)
+    on_the_way = last is not None and ceilings[LATENCY] > last
 
     def measure(plan: PruningPlan) -> float:
         slim = copy.deepcopy(job.network.module)
         surgery.apply(slim, plan, found)
         return clock(slim)
 
-    return deadline.meet(plan_for, measure, ceilings[LATENCY])
+    return deadline.meet(
+        plan_for, measure, ceilings[LATENCY], deadline.ROUGH if on_the_way else deadline.BAND
+    )
 
 
 def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeprune.errors import BudgetNotMet
-from edgeprune.plan import PruningPlan
+from edgeprune.plan import Cut, PruningPlan
 
-LOW, HIGH = 0.95, 1.02
+BAND = 0.95, 1.02
+ROUGH = 0.9, 1.1  # for cuts on the way to a smaller network
 CENTRE = 0.985
-TRIES = 8
+TRIES, ASKED = 8, 24  # plans measured, and plans made, at most
+ENDLESS = 1e12
 _STEP = 1.6  # an aim changes at most by this factor at once
 
 
@@ -32,7 +34,7 @@ def meet(
     plan_for: Callable[[float], PruningPlan],
     measure: Callable[[PruningPlan], float],
     limit_ms: float,
-    band: tuple[float, float] = (LOW, HIGH),
+    band: tuple[float, float] = BAND,
 ) -> PruningPlan:
     """The plan whose measured milliseconds are 0.95 to 1.02 of `limit_ms` (or in another `band` around 0.985).
 
@@ -40,25 +42,31 @@ def meet(
     gains "latency": what was requested and measured, and every try. BudgetNotMet names the nearest.
     """
     tries: list[Try] = []
-    aim = CENTRE * limit_ms
-    while len(tries) < TRIES:
+    took: dict[tuple[Cut, ...], float] = {}
+    aim, most = CENTRE * limit_ms, None
+    for _ in range(ASKED):
         try:
             plan = plan_for(aim)
         except BudgetNotMet:
             if not tries:
                 raise
             break  # the next smaller plan does not exist
-        same = next((t for t in tries if t.plan.cuts == plan.cuts), None)
-        tries.append(Try(aim, same.measured if same else measure(plan), plan))
+        if plan.cuts not in took:
+            if len(took) == TRIES:
+                break
+            took[plan.cuts] = measure(plan)
+        tries.append(Try(aim, took[plan.cuts], plan))
         share = tries[-1].measured / limit_ms
         if band[0] <= share <= band[1]:
             return _told(tries[-1], tries, limit_ms)
-        if share < band[0] and (not plan.cuts or (same is not None and aim > same.aim)):
-            return _told(tries[-1], tries, limit_ms)  # asking for more brings nothing more
+        if share < band[0]:
+            most = most or plan_for(ENDLESS)
+            if most.cuts == plan.cuts:
+                return _told(tries[-1], tries, limit_ms)  # no latency brings more
         aim = _next(tries, limit_ms)
     best = min(tries, key=lambda t: abs(t.measured / limit_ms - CENTRE))
     raise BudgetNotMet(
-        f"latency {limit_ms:.3g} ms: none of {len(tries)} plans was measured within {band[0]} to {band[1]} of it; "
+        f"latency {limit_ms:.3g} ms: none of {len(took)} plans was measured within {band[0]} to {band[1]} of it; "
         f"the nearest took {best.measured:.3g} ms ({best.measured / limit_ms:.2f} of the request): ask for that, "
         "or lower --floor or --multiple"
     )
