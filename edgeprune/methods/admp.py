@@ -45,7 +45,7 @@ from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
 DECAYS = {"ema": 0.99, "joint": 0.0}  # of a teacher that follows the student's weights
 OPEN = 2.0  # v at the start: s = 0.88
-MEMORY = 0.9  # of the moving averages of the masks' gradients
+MEMORY = 0.95  # of the moving averages of the masks' gradients
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class ADMP:
     divergence: Literal["l1", "kl"] = "l1"
     lam: float = 1.0
     b: float = 1.0
-    rho0: float = 1.0
-    rho1: float = 10.0
+    rho0: float = 0.1
+    rho1: float = 3.0
     every: int = 10
-    rate: float = 0.3
+    rate: float = 0.2
     passes: float = 4.0
     tune: Literal["distill", "both"] = "both"
 
@@ -229,13 +229,15 @@ class Duel(Losses):
     @torch.no_grad()
     def before_update(self, step: Step) -> None:
         """A step of h and v; z and u every few of them. The optimiser has nothing left to do for these."""
-        rho = self.rho(step) if self.how.admm else 0.0
-        length = self.how.rate / (1 + rho)
-        pull = rho * (self.hard - self.chosen.float() + self.dual) if rho else 0.0
-        self.hard -= length * (self._slope(0, self.hard, step) + pull)
+        rho, rate = self.rho(step), self.how.rate
+        slope = self._slope(0, self.hard, step)
+        if self.how.admm:  # where L is linear this goes the share `rate` of the way to the least
+            self.hard -= rate * (slope / rho + self.hard - self.chosen.float() + self.dual)
+        else:
+            self.hard -= rate * slope
         self.hard.clamp_(min=0.0)
         if self.how.soft:
-            self.tilt -= self.how.rate * self._slope(1, self.tilt, step)
+            self.tilt -= rate * self._slope(1, self.tilt, step)
         following = Step(step.number + 1, step.total)
         if self.how.admm and following.number % self.how.every == 0:
             self.chosen = project(self.layout, self.hard + self.dual, self.keep)
