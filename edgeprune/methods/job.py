@@ -44,7 +44,8 @@ class Job:
 
     network: the student, changed in place. dense: the network as it came, frozen: teacher and reference.
     target: unlabelled images. source: labelled images or None. trace: one entry a cut, JSON values. kept: root of a
-    coupling that was cut -> its channels in the dense network that are still there.
+    coupling that was cut -> its channels in the dense network that are still there. watch: labelled images whose
+    accuracy is written while training, for the reader alone.
     """
 
     network: Network
@@ -58,6 +59,7 @@ class Job:
     plans: list[PruningPlan] = field(default_factory=list)
     kept: dict[str, list[int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    watch: Pixels | None = None
     timing: Timing = field(default_factory=Timing)
 
     @cached_property
@@ -69,6 +71,13 @@ class Job:
     def dense_widths(self) -> dict[str, int]:
         """Width of each coupling before any cut: what floors refer to."""
         return {coupling.root: coupling.width for coupling in self.dense_couplings.all}
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels inside blocks that can be cut: those that are still there, and those of the dense network."""
+        inner = [coupling for coupling in self.dense_couplings if coupling.inner]
+        now = sum(len(self.kept.get(coupling.root, range(coupling.width))) for coupling in inner)
+        return now, sum(coupling.width for coupling in inner)
 
     @cached_property
     def dense_costs(self) -> Costs:
@@ -268,6 +277,7 @@ def learn(
         run=job.run,
         teacher=teacher if teacher is not None else job.dense,
         stage=stage,
+        watch=job.watch,
     )
     job.warnings.extend(result.warnings)
     return result

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from edgeprune import inference
+from edgeprune import inference, records
 from edgeprune.commands.prune import prune
 from edgeprune.methods import hints
 from edgeprune.methods import job as jobs
@@ -24,6 +24,7 @@ def test_exactly_the_useless_channels_go(planted: Callable[..., Job]) -> None:
     job = planted()
     AutoPruning(cuts=2)(job)
     assert {root: tuple(sorted(set(range(16)) - set(kept))) for root, kept in job.kept.items()} == USELESS
+    assert job.channels == (16, 32)
 
 
 def test_hints_are_met_where_nothing_of_use_was_cut(planted: Callable[..., Job]) -> None:
@@ -63,11 +64,15 @@ def test_hints_are_few_and_name_whole_inputs() -> None:
 
 
 def test_the_command_counts_its_images_and_is_repeatable(options: PruneOptions, tmp_path: Path) -> None:
-    found = prune(replace(options, method="auto", source=None, output=tmp_path / "whole"))
+    how = replace(options, method="auto", source=None)
+    found = prune(replace(how, output=tmp_path / "whole", evaluate=options.source))
+    watched = [m["accuracy"] for m in records.metrics(tmp_path / "whole") if "accuracy" in m]
+    assert len(watched) >= 3
+    assert all(0 <= accuracy <= 1 for accuracy in watched)
     seen = sum(cut["images"] for cut in found.cuts)
     assert len(found.cuts) == 3
     assert abs(seen - 6 * 8) <= 3 * 8
-    again = prune(replace(options, method="auto", source=None, output=tmp_path / "again"))
+    again = prune(replace(how, output=tmp_path / "again"))  # nobody looks this time
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "again"))
     assert found.macs == again.macs
     for name, tensor in load(one).items():
