@@ -172,6 +172,8 @@ _KEPT = (
     "dense_macs",
     "params",
     "dense_params",
+    "channels",
+    "dense_channels",
     "agreement",
     "seconds",
     "command",
@@ -194,11 +196,33 @@ def row(case: Case, place: Place) -> Row:
         return {**facts, "failed": found["failed"], "command": found["command"]}
     facts |= {k: found[k] for k in _KEPT if k in found}
     facts |= {"before": _percent(found["accuracy_before"]), "chosen": _percent(found["accuracy"])}
-    metrics = records.metrics(place.run(case))
-    watched = [m["accuracy"] for m in metrics if m.get("stage") == "adapt" and "accuracy" in m]
+    watched = _watched(place.run(case))
     if watched:
         facts |= {"last": _percent(watched[-1]), "oracle": _percent(max(watched))}
+    if case.stage == "prune":
+        facts["images"] = sum(cut.get("images", 0) for cut in found["cuts"])
+        facts["speedup"] = _speedup(Path(shlex.split(found["command"])[2]), place.run(case))
     return facts
+
+
+def _watched(run: Path) -> list[float]:
+    """Accuracies at the validated steps of the last part of a run's training."""
+    lines = [m for m in records.metrics(run) if "accuracy" in m]
+    return [m["accuracy"] for m in lines if m["stage"] == lines[-1]["stage"]]
+
+
+def _speedup(dense: Path, slim: Path) -> dict[str, float] | None:
+    """Ratio of median latencies with its 99% interval, on ONNX Runtime, one thread, interleaved; None if it failed."""
+    program = str(Path(sys.executable).with_name("edgeprune"))
+    for run in (dense, slim):
+        if not (run / "model.onnx").exists():
+            subprocess.run([program, "export", str(run)], capture_output=True, check=False)
+    file = slim / "against-dense.json"
+    words = ["bench", str(slim), "--baseline", str(dense), "-o", str(file), "--force"]
+    if subprocess.run([program, *words], capture_output=True, check=False).returncode != 0:
+        return None
+    verdict = next(r["verdict"] for r in json.loads(file.read_text()) if r["verdict"])
+    return {k: round(verdict[k], 4) for k in ("speedup", "ci_low", "ci_high")}
 
 
 def _percent(share: float) -> float:
