@@ -76,6 +76,7 @@ class Preprocess:
 
     `size` (H, W) in pixels; `mean` and `std` per channel, of RGB pixels in 0..1; `interpolation` of the
     resize; `crop`: share of the resized short side that the centre crop keeps (224 of 256 is 0.875).
+    `layout`: "nhwc" or "nchw" when the graph itself normalises and takes uint8 pixels so; "" for normalised ones.
     """
 
     size: tuple[int, int]
@@ -83,6 +84,7 @@ class Preprocess:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     crop: float = 1.0
+    layout: str = ""
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
@@ -99,10 +101,15 @@ class Preprocess:
             raise DataError(
                 f"crop {self.crop}: expected the kept share of the short side, above 0 and at most 1"
             )
+        if self.layout not in ("", "nhwc", "nchw"):
+            raise DataError(f"layout {self.layout!r}: expected nhwc, nchw, or nothing for normalised images")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of from_json."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        facts = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if not self.layout:
+            del facts["layout"]
+        return facts
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Preprocess:
@@ -110,12 +117,13 @@ class Preprocess:
         try:
             height, width = (int(n) for n in data["size"])
             mean, std = (tuple(float(x) for x in data[key]) for key in ("mean", "std"))
-            rest = (str(data.get("interpolation", "bilinear")), float(data.get("crop", 1.0)))
+            crop, layout = float(data.get("crop", 1.0)), str(data.get("layout", ""))
+            interpolation = str(data.get("interpolation", "bilinear"))
         except (KeyError, TypeError, ValueError) as err:
             raise DataError(
                 f"preprocessing {dict(data)!r} cannot be read ({err!r}); expected size, mean, std"
             ) from err
-        return cls((height, width), mean, std, *rest)
+        return cls((height, width), mean, std, interpolation, crop, layout)
 
 
 @dataclass(frozen=True)
@@ -223,8 +231,13 @@ def resize(image: Image.Image, pre: Preprocess) -> NDArray[np.uint8]:
     return np.asarray(image, dtype=np.uint8)[top : top + height, left : left + width]
 
 
-def normalise(batch: NDArray[np.uint8], pre: Preprocess) -> NDArray[np.float32]:
-    """Turn uint8 (N, H, W, 3) into contiguous float32 (N, 3, H, W): (pixel / 255 - mean) / std."""
+def normalise(batch: NDArray[np.uint8], pre: Preprocess) -> NDArray[Any]:
+    """Turn uint8 (N, H, W, 3) into contiguous float32 (N, 3, H, W): (pixel / 255 - mean) / std.
+
+    With `pre.layout` the pixels stay uint8, in that layout: the graph that they go to normalises them itself.
+    """
+    if pre.layout:
+        return np.ascontiguousarray(batch if pre.layout == "nhwc" else batch.transpose(0, 3, 1, 2))
     scale, shift = scale_shift(pre)
     out = np.empty((batch.shape[0], 3, *batch.shape[1:3]), np.float32)
     np.multiply(batch.transpose(0, 3, 1, 2), scale[:, None, None], out=out)
@@ -277,8 +290,8 @@ def ahead(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[
 
 def batches(
     refs: Sequence[ImageRef], pre: Preprocess, size: int, skipped: list[str] | None = None
-) -> Iterator[tuple[NDArray[np.float32], list[ImageRef]]]:
-    """Yield normalised float32 (n, 3, H, W) with the refs that made it, n = size but for the last, in order.
+) -> Iterator[tuple[NDArray[Any], list[ImageRef]]]:
+    """Yield what `normalise` makes of n images with the refs that made it, n = size but for the last, in order.
 
     What cannot be read is left out and its message appended to `skipped`; DataError when nothing can be read.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeprune import artifact, count, header, images
 from edgeprune.artifact import Artifact
-from edgeprune.commands import files
+from edgeprune.commands import files, finish
 from edgeprune.errors import EdgePruneError, OutputExists, UsageError
 from edgeprune.export import engine, int8, precision, profile
 from edgeprune.export.parity import Array
@@ -37,6 +37,7 @@ def wanted(options: ExportOptions) -> bool:
     return (
         options.precision != "fp32"
         or set(options.to) != {"onnx"}
+        or bool(finish.ends_of(options))
         or Path(options.model).suffix.lower() == ".onnx"
     )
 
@@ -52,18 +53,20 @@ def check_words(options: ExportOptions) -> None:
         raise UsageError(f"--max-flip {options.max_flip}: expected a share of the images, 0 to 1")
     int8.calibrations(options.calibration)
     profile.parse(options.batch)
+    for word in set(options.to) & set(engine.MODULES):
+        finish.build_options(options, word)
     chosen = engine.capabilities(options.compute_capability)
     if chosen and "tensorrt-rtx" not in options.to:
         raise UsageError("--compute-capability needs --to tensorrt-rtx; others build for the GPU they run on")
     if Path(options.model).suffix.lower() == ".onnx" and wanted_nothing(options):
         raise UsageError(
-            f"{options.model} is ONNX already; give --precision fp16 or int8, or --to tensorrt-rtx"
+            f"{options.model} is ONNX already; give --precision fp16 or int8, --embed-preprocess, or --to tensorrt-rtx"
         )
 
 
 def wanted_nothing(options: ExportOptions) -> bool:
     """Whether an ONNX file would only be copied."""
-    return options.precision == "fp32" and set(options.to) == {"onnx"}
+    return options.precision == "fp32" and set(options.to) == {"onnx"} and not finish.ends_of(options)
 
 
 def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) -> Deployed:
@@ -79,7 +82,7 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
     proof: list[Array] = []
     if options.precision != "fp32":
         stem = source.name.removesuffix(source.suffix)
-        path = _free(options, folder / f"{stem}.{options.precision}.onnx")
+        path = finish.free(options, folder / f"{stem}.{options.precision}.onnx")
         proof = _images(options, source)
         if options.dry_run:
             return Deployed((), sum(map(len, proof)), None, None)
@@ -95,19 +98,12 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
             )
         )
     lowered = made[-1].path if made else source
-    made += [_engine(options, lowered, folder, word) for word in options.to if word != "onnx"]
+    if finish.ends_of(options):
+        made.append(finish.attach(options, lowered, folder, options.images or _target(options)))
+        lowered = made[-1].path
+    made += finish.engines(options, lowered, folder)
     counted = _count(source)
     return Deployed(tuple(made), sum(map(len, proof)), *counted)
-
-
-def _engine(options: ExportOptions, source: Path, folder: Path, word: str) -> Artifact:
-    stem = source.name.removesuffix(source.suffix)
-    if not stem.endswith(tuple(f".{p}" for p in precision.PRECISIONS)):
-        stem += ".fp32"
-    several = len(set(options.to) & set(engine.MODULES)) > 1
-    path = _free(options, folder / (f"{stem}.{word}.engine" if several else f"{stem}.engine"))
-    chosen = engine.capabilities(options.compute_capability) if word == "tensorrt-rtx" else ()
-    return engine.build(source, path, engine.BuildOptions(word, options.batch, chosen, options.workspace))
 
 
 def _float32(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) -> Path:
@@ -117,6 +113,7 @@ def _float32(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]
     if path.is_file() and artifact.sidecar(path).is_file():
         found = artifact.read(path)
         same = found.meta.get("batch") == str(profile.parse(options.batch))
+        same = same and bool(found.meta.get("simplified")) == options.simplify
         if same and artifact.sha256(source) in found.parents:
             return path
     if options.dry_run:
@@ -124,21 +121,17 @@ def _float32(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]
             f"--dry-run: {path} is not there yet; export float32 first: edgeprune export {options.model}"
         )
     plain = replace(
-        options, precision="fp32", to=("onnx",), max_flip=None, compute_capability=None, evaluate=None
+        options,
+        precision="fp32",
+        to=("onnx",),
+        max_flip=None,
+        compute_capability=None,
+        evaluate=None,
+        embed_preprocess=False,
+        softmax=False,
+        top_k=0,
     )
     export_fp32(plain)
-    return path
-
-
-def _free(options: ExportOptions, path: Path) -> Path:
-    if not path.exists():
-        return path
-    if not options.force:
-        raise OutputExists(f"{path} exists; --force replaces it")
-    if not artifact.sidecar(path).is_file():
-        raise OutputExists(
-            f"{path}: was not made by edgeprune export, so --force leaves it; choose another with -o"
-        )
     return path
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeprune import artifact, header, images
 from edgeprune.artifact import Artifact
-from edgeprune.commands import deploy, start
+from edgeprune.commands import deploy, finish, start
 from edgeprune.commands.bench import accuracy
 from edgeprune.errors import OutputExists
 from edgeprune.export import parity as parities
@@ -77,6 +77,7 @@ def export(options: ExportOptions) -> ExportResult:
         batch=options.batch,
         opset=options.opset,
         images=batches or None,
+        slim=options.simplify,
         tolerance=tolerance,
         parents=(artifact.sha256(source),),
     )
@@ -145,15 +146,7 @@ def _place(options: ExportOptions, source: Path) -> Path:
     path = folder if folder.suffix == ".onnx" and not folder.is_dir() else folder / "model.onnx"
     if path.parent.exists() and not path.parent.is_dir():
         raise OutputExists(f"{path.parent}: a file is there; expected a folder, or a name that ends in .onnx")
-    if not path.exists():
-        return path
-    if not options.force:
-        raise OutputExists(f"{path} exists; --force replaces it")
-    if not artifact.sidecar(path).is_file():
-        raise OutputExists(
-            f"{path}: was not made by edgeprune export, so --force leaves it; choose another with -o"
-        )
-    return path
+    return finish.free(options, path)
 
 
 def _proof(options: ExportOptions, history: list[dict[str, Any]]) -> Path | None:

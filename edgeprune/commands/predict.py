@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeprune import artifact, images
 from edgeprune.commands import files
 from edgeprune.errors import OutputExists, UsageError
-from edgeprune.export.parity import logits
 from edgeprune.options import PredictOptions
+from edgeprune.runtime import answers
 
 
 @dataclass(frozen=True)
@@ -59,19 +57,19 @@ def predict(options: PredictOptions) -> PredictResult:
     skipped: list[str] = []
     with runner:
         for batch, kept in images.batches(refs, files.preprocess(found), 32, skipped):
-            for row, ref in zip(logits(runner, batch), kept, strict=True):
-                predictions.extend(_best(row, ref.name, names, options.top))
+            found_classes, shares = answers.ranked(runner, batch, options.top)
+            if found_classes.shape[1] < options.top:
+                most = found_classes.shape[1]
+                raise UsageError(f"--top {options.top}: {options.artifact} was exported with --top-k {most}")
+            for row, share, ref in zip(found_classes, shares, kept, strict=True):
+                predictions.extend(
+                    Prediction(ref.name, rank, names[int(k)], float(s))
+                    for rank, (k, s) in enumerate(zip(row, share, strict=True), 1)
+                )
     result = PredictResult(tuple(predictions), tuple(skipped), options.csv)
     if options.csv:
         artifact.write_atomically(options.csv, _csv(result.predictions).encode())
     return result
-
-
-def _best(row: Any, image: str, names: tuple[str, ...], top: int) -> list[Prediction]:
-    exponents = np.exp(row - row.max())
-    shares = exponents / exponents.sum()
-    order = np.argsort(-shares, kind="stable")[:top]
-    return [Prediction(image, rank, names[int(k)], float(shares[k])) for rank, k in enumerate(order, 1)]
 
 
 def _csv(predictions: tuple[Prediction, ...]) -> str:
