@@ -28,7 +28,8 @@ class Settings:
     Nesterov momentum 0.9. accumulate: batches whose mean gradient makes a step; losses that couple a batch's images
     see one batch at a time. ema: decay of the average of weights that is kept, 0 for none. validations: how often the
     label-free validators look. flip, crop: see edgeprune.data.batches.Batches; crop None is (0.7, 1), and the whole of
-    images up to 64 pixels, which lose too much.
+    images up to 64 pixels, which lose too much. select: the validator that chooses the checkpoint, see
+    edgeprune.select.
     """
 
     steps: int
@@ -48,6 +49,7 @@ class Settings:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     decay: Literal["cosine", "inverse"] = "cosine"
     accumulate: int = 1
+    select: str = "information"
 
 
 @contextmanager

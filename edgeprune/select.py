@@ -1,20 +1,42 @@
 """Label-free validators: which checkpoint is best, and has training collapsed? Larger is better for every score.
 
-P is the (N, K) softmax of the logits, H the entropy in nats. Formulas as published; the rule that combines them is
-ours.
+P is the (N, K) softmax of the logits, H the entropy in nats. Formulas as published; the rules that combine them are
+ours. What needs a network beside features and logits is in edgeprune.validate.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from edgeprune.errors import UsageError, nearest
 
 COLLAPSE = 0.6  # of the entropy that the class histogram had before training
+COLLAPSE_PARTIAL = 0.4  # where classes are expected to go
+DRIFT = 3.0  # standard deviations by which the batch-norm statistics may move
+GATE = 0.05  # accuracy on held-out source images that may be lost
 CHOOSER = "information"
+RANK = "rank"
+VOTERS = ("mixval", "information", "ami")
+VOTERS_PARTIAL = ("mixval", "entropy", "ami")
+CHOOSERS = (CHOOSER, "entropy", "nuclear", "snd", "mixval", "ami", "dev", "source", RANK)
+NEED_SOURCE = ("dev", "source")
+_DIVERSE = ("information", "nuclear")  # they reward spreading over classes, absent ones too
+
+
+def chooser_of(name: str, *, partial: bool = False) -> str:
+    """The validator that chooses when `name` is asked for; UsageError with the choices when there is none such.
+
+    partial: the target has fewer classes, so what rewards diversity gives way to MixVal, which needs no change there.
+    """
+    if name not in CHOOSERS:
+        raise UsageError(f"--select {name}: {nearest(name, CHOOSERS)}")
+    return "mixval" if partial and name in _DIVERSE else name
 
 
 def validators(features: Tensor, logits: Tensor) -> dict[str, float]:
@@ -22,12 +44,13 @@ def validators(features: Tensor, logits: Tensor) -> dict[str, float]:
 
     information: H(mean P) - mean H(P) (Krause et al. 2010). entropy: -mean H(P). nuclear: ||P||_* / sqrt(N min(N, K)),
     in 0..1 (Deng et al. 2023). snd: soft neighbourhood density at temperature 0.05 on P (Saito et al., ICCV 2021,
-    arXiv 2108.10860). histogram: entropy of the predicted classes, of log K; the collapse alarm reads it. Logits that
-    are not finite get the worst of each.
+    arXiv 2108.10860). ami: see class_ami. histogram: entropy of the predicted classes, of log K; the collapse alarm
+    reads it. Logits that are not finite get the worst of each.
     """
     n, k = logits.shape
     if not torch.isfinite(logits).all():
-        return {"information": 0.0, "entropy": -math.log(k), "nuclear": 0.0, "snd": 0.0, "histogram": 0.0}
+        worst = {"information": 0.0, "entropy": -math.log(k), "nuclear": 0.0, "snd": 0.0, "ami": 0.0}
+        return {**worst, "histogram": 0.0}
     p = logits.double().softmax(1)
     conditional = -(p * p.clamp_min(1e-12).log()).sum(1).mean()
     mean = p.mean(0)
@@ -39,6 +62,7 @@ def validators(features: Tensor, logits: Tensor) -> dict[str, float]:
         "entropy": float(-conditional),
         "nuclear": float(torch.linalg.matrix_norm(p, "nuc") / math.sqrt(n * min(n, k))),
         "snd": soft_neighbourhood_density(p),
+        "ami": class_ami(features, p.argmax(1), k),
         "histogram": float(spread),
     }
 
@@ -51,27 +75,104 @@ def soft_neighbourhood_density(p: Tensor, temperature: float = 0.05, most: int =
     rows = p[torch.linspace(0, len(p) - 1, min(most, len(p))).round().long()]
     if len(rows) < 3:
         return 0.0
-    v = torch.nn.functional.normalize(rows, dim=1)
+    v = F.normalize(rows, dim=1)
     similarity = (v @ v.T / temperature).fill_diagonal_(-math.inf)
     q = similarity.softmax(1)
     return float(-(q * q.clamp_min(1e-12).log()).sum(1).mean())
 
 
+def class_ami(features: Tensor, predicted: Tensor, classes: int) -> float:
+    """Adjusted mutual information, in 0..1, of predicted (N,) and a k-means clustering of features (N, D).
+
+    ClassAMI of Musgrave et al. 2022, arXiv 2208.07360; features on the unit sphere, target images alone and one start
+    of k-means++ are ours. 0 with fewer than two images a class, or features that are not finite.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    if len(features) < 2 * classes or classes < 2 or not torch.isfinite(features).all():
+        return 0.0
+    rows = F.normalize(features.float(), dim=1).numpy()
+    distinct = min(classes, len(torch.unique(features, dim=0)))
+    clusters = KMeans(distinct, n_init=1, max_iter=50, random_state=0).fit_predict(rows)
+    return float(max(0.0, adjusted_mutual_info_score(predicted.numpy(), clusters)))
+
+
+def deep_embedded_risk(source: Tensor, losses: Tensor, target: Tensor) -> float:
+    """Risk on the target, estimated from held-out source images: smaller is better.
+
+    source (M, D), target (N, D): features. losses (M,): of the source images, here 0 or 1.
+    mean(w l) + eta (mean w - 1), eta = -Cov(w l, w) / Var(w), w = (M / N) d / (1 - d), d the probability of target (You
+    et al., Towards Accurate Model Selection in Deep UDA, ICML 2019, eq. 7 to 9). A logistic discriminator on
+    standardised features, fit on one half and asked about the other, in place of a tuned perceptron, is ours.
+    """
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows = torch.cat([source, target]).double().numpy()
+    domain = np.r_[np.zeros(len(source)), np.ones(len(target))]
+    folds = StratifiedKFold(2, shuffle=True, random_state=0)
+    judge = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=200))
+    d = cross_val_predict(judge, rows, domain, cv=folds, method="predict_proba")[: len(source), 1]
+    weight = len(source) / len(target) * d / np.maximum(1 - d, 1e-6)
+    weighted = weight * losses.double().numpy()
+    variance = float(np.var(weight))
+    eta = -float(np.cov(weighted, weight, ddof=0)[0, 1]) / variance if variance > 1e-12 else 0.0
+    return float(weighted.mean() + eta * weight.mean() - eta)
+
+
 @dataclass(frozen=True)
 class Choice:
-    """Which of the validated steps is kept (its place in the list), and whether the later ones had collapsed."""
+    """Which of the validated steps is kept (its place in the list), and whether the last had collapsed, and how."""
 
     place: int
     collapsed: bool
+    why: str = field(default="", compare=False)
 
 
-def choose(curves: Sequence[Mapping[str, float]], chooser: str = CHOOSER) -> Choice:
+def choose(curves: Sequence[Mapping[str, float]], chooser: str = CHOOSER, *, partial: bool = False) -> Choice:
     """Choose among validated checkpoints, oldest first; a tie goes to the later.
 
-    A checkpoint whose class histogram lost more than 40% of the entropy that the first had counts as collapsed and is
-    not chosen, unless all are.
+    A checkpoint has collapsed whose class histogram lost more than 40% (60% when partial) of the entropy that the first
+    had, or whose batch-norm statistics ran away. It is not chosen, nor is one that lost more than `GATE` accuracy on
+    held-out source images, unless all are so. "rank": the best so far gives way to a later one that the majority of
+    MixVal, information maximisation (when partial: entropy) and ClassAMI like as well or better; that is a mean rank
+    of two, and needs no weights but those of the best.
     """
-    floor = COLLAPSE * curves[0]["histogram"]
-    alive = [i for i, c in enumerate(curves) if c["histogram"] >= floor] or list(range(len(curves)))
-    place = max(alive, key=lambda i: (curves[i][chooser], i))
-    return Choice(place, curves[-1]["histogram"] < floor)
+    chooser = chooser_of(chooser, partial=partial)
+    if chooser != RANK and any(chooser not in c for c in curves):
+        raise UsageError(f"--select {chooser} needs held-out source images: give --source DIR")
+    fit = [not _collapsed(c, curves[0], partial) for c in curves]
+    passed = [ok and not _lost_source(c, curves[0]) for ok, c in zip(fit, curves, strict=True)]
+    # What comes later can only ever be compared with the best so far, whose weights are the ones that are kept.
+    best = 0
+    for i in range(1, len(curves)):
+        if passed[i] != passed[best]:
+            best = i if passed[i] else best
+        elif fit[i] != fit[best]:
+            best = i if fit[i] else best
+        elif _beats(curves[i], curves[best], chooser, partial):
+            best = i
+    few = curves[-1]["histogram"] < _floor(curves[0], partial)
+    return Choice(best, not fit[-1], "onto few classes" if few else "out of its batch-norm statistics")
+
+
+def _collapsed(now: Mapping[str, float], first: Mapping[str, float], partial: bool) -> bool:
+    return now["histogram"] < _floor(first, partial) or not now.get("drift", 0.0) <= DRIFT
+
+
+def _floor(first: Mapping[str, float], partial: bool) -> float:
+    return (COLLAPSE_PARTIAL if partial else COLLAPSE) * first["histogram"]
+
+
+def _lost_source(now: Mapping[str, float], first: Mapping[str, float]) -> bool:
+    return "source" in now and now["source"] < first["source"] - GATE
+
+
+def _beats(now: Mapping[str, float], best: Mapping[str, float], chooser: str, partial: bool) -> bool:
+    voters = (VOTERS_PARTIAL if partial else VOTERS) if chooser == RANK else (chooser,)
+    voters = tuple(v for v in voters if v in now and v in best)
+    return sum((now[v] > best[v]) - (now[v] < best[v]) for v in voters) >= 0

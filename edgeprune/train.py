@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from edgeprune import inference, optimise, select, snapshot, weights
+from edgeprune import inference, optimise, select, snapshot, validate, weights
 from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted, UsageError
@@ -25,8 +25,6 @@ from edgeprune.run import Run
 from edgeprune.waist import Batch, Objective, Step
 
 __all__ = ["Fit", "Settings", "fit"]
-
-VALIDATION_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,14 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     teacher: nn.Module | None = None,
     stage: str = "adapt",
     watch: Pixels | None = None,
+    held: Pixels | None = None,
 ) -> Fit:
     """Train `network.module` in place and leave the chosen weights in it, on the CPU and in eval mode.
 
     `stage` names this part of a run: finished parts are taken from the resume folder. `watch`: labelled images whose
-    accuracy is written beside each validation, for the reader alone. UsageError when the objective needs what is not
-    given; Interrupted after Ctrl-C, with a snapshot written.
+    accuracy is written beside each validation, for the reader alone. `held`: labelled source images outside training;
+    validators look at them too. UsageError when what the objective needs is not given; Interrupted after Ctrl-C, with a
+    snapshot written.
     """
     _check_given(objective, source, teacher)
     if run is not None and (found := _finished(run, stage, network, objective)) is not None:
@@ -77,7 +77,7 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs, taught=taught):
         loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
-        loop.watch = watch
+        loop.watch, loop.validator = watch, validate.Validator(network, target, held)
         try:
             result = loop.work(check)
         except KeyboardInterrupt:
@@ -117,12 +117,6 @@ def _finished(run: Run, stage: str, network: Network, objective: Objective) -> F
     return Fit(**facts)
 
 
-def _at_most(pixels: Pixels, most: int = VALIDATION_IMAGES) -> Pixels:
-    """`most` images, evenly spaced over the set (its order may be by class)."""
-    last = len(pixels) - 1
-    return pixels.subset(torch.linspace(0, last, min(most, last + 1)).round().long().tolist())
-
-
 class _Loop:
     """`whole`: no step is half done, so that a snapshot can be gone on with."""
 
@@ -139,6 +133,8 @@ class _Loop:
         self.network, self.objective, self.settings = network, objective, settings
         self.stage, self.run = stage, run
         self.watch: Pixels | None = None
+        self.validator = validate.Validator(network, pixels[0])
+        self.partial = bool(getattr(objective.knobs, "partial", False))
         self.whole, self.state = False, _State()
         accelerator, _, index = settings.device.partition(":")
         devices: Any = [int(index)] if index else 1
@@ -289,20 +285,23 @@ class _Loop:
         module = self.network.module
         live = {k: v.clone() for k, v in module.state_dict().items()}
         weights.take(module, self.state.ema or live)
-        scores = select.validators(*inference.predict(self.network, _at_most(self.target)))
+        scores = self.validator()
         self.state.curves.append({"step": self.state.step, **scores})
         facts: dict[str, float] = {}
         if self.watch is not None:
-            facts["accuracy"] = inference.evaluate(self.network, _at_most(self.watch))
+            facts["accuracy"] = inference.evaluate(self.network, validate.evenly(self.watch))
             self.state.watched.append(facts["accuracy"])
         if self.run:
             self.run.metric(stage=self.stage, step=self.state.step, validators=scores, **facts)
-        if select.choose(self.state.curves).place == len(self.state.curves) - 1:
+        if self._chosen().place == len(self.state.curves) - 1:
             self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
         weights.take(module, live)
 
+    def _chosen(self) -> select.Choice:
+        return select.choose(self.state.curves, self.settings.select, partial=self.partial)
+
     def _choose(self) -> Fit:
-        choice, warnings = select.choose(self.state.curves), []
+        choice, warnings = self._chosen(), []
         last = self.objective.needs.last or not self.target_batches  # an unused target does not choose either
         place = len(self.state.curves) - 1 if last else choice.place
         if last:
@@ -313,7 +312,7 @@ class _Loop:
         chosen = int(self.state.curves[place]["step"])
         if choice.collapsed and not last:
             warnings.append(
-                f"training collapsed onto few classes ({self.stage}); rolled back to step {chosen}: "
+                f"training collapsed {choice.why} ({self.stage}); rolled back to step {chosen}: "
                 "try fewer steps or a smaller learning rate"
             )
         if self.run is not None:
@@ -328,7 +327,7 @@ class _Loop:
         facts = {"step": self.state.step, "curves": self.state.curves, "metrics": self.run.metrics_position}
         facts["watched"] = self.state.watched
         modules = {"module": self.network.module, "objective": self.objective}
-        extra = {"best": self.state.best, "ema": self.state.ema}
+        extra = {"best": self.state.best, "ema": self.state.ema, "origin": self.validator.origin}
         snapshot.write(self.run, self.stage, modules, self.optimizer, extra, facts)
 
     def _resume(self) -> bool:
@@ -346,6 +345,7 @@ class _Loop:
             {key: value.to(self.device) for key, value in snapshot.part(tensors, "ema").items()},
             list(facts["watched"]),
         )
+        self.validator.origin = snapshot.part(tensors, "origin")
         self.run.rewind_metrics(int(facts["metrics"]))
         self.run.log(f"{self.stage}: resumed at step {self.state.step}")
         return True

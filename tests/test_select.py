@@ -1,11 +1,26 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from edgeprune.select import Choice, choose, soft_neighbourhood_density, validators
+from edgeprune import validate
+from edgeprune.data.pixels import Pixels
+from edgeprune.errors import UsageError
+from edgeprune.images import Preprocess
+from edgeprune.model import Network
+from edgeprune.select import (
+    Choice,
+    choose,
+    chooser_of,
+    class_ami,
+    deep_embedded_risk,
+    soft_neighbourhood_density,
+    validators,
+)
 
 Array = NDArray[np.float64]
 
@@ -64,10 +79,10 @@ def test_sure_and_balanced_is_best_of_all() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_not_finite_score_worst(bad: float) -> None:
-    logits = torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
-    fine = validators(torch.zeros(9, 2), logits)
+    logits = 9 * torch.eye(3).repeat(3, 1) + torch.randn(9, 3, generator=torch.Generator().manual_seed(0))
+    fine = validators(logits.clone(), logits)
     logits[4, 1] = bad
-    worst = validators(torch.zeros(9, 2), logits)
+    worst = validators(logits.clone(), logits)
     assert all(math.isfinite(v) for v in worst.values())
     assert all(worst[name] < fine[name] for name in fine)
 
@@ -92,3 +107,148 @@ def test_choose_passes_over_a_collapse() -> None:
     assert choose(curve((0.1, 0.9), (0.2, 0.8), (0.9, 0.55))) == Choice(2, False)  # 0.6 of 0.9 is the line
     assert choose(curve((0.1, 0.9), (0.9, 0.1), (0.3, 0.9))) == Choice(2, False)  # it came back
     assert choose(curve((0.1, 0.0), (0.2, 0.0))) == Choice(1, False)  # nothing left to lose
+
+
+def test_gate_drift_and_partial_alarm() -> None:
+    def held(*accuracies: float) -> list[dict[str, float]]:
+        return [
+            {"information": i, "histogram": 0.9, "source": a, "drift": 0.0} for i, a in enumerate(accuracies)
+        ]
+
+    assert choose(held(0.9, 0.86, 0.8)) == Choice(1, False)  # 0.8 lost too much on the source
+    far = [*curve((0.1, 0.9), (0.9, 0.9))]
+    far[1]["drift"] = 3.5
+    assert choose(far) == Choice(0, True)
+    far[1]["drift"] = math.nan
+    assert choose(far) == Choice(0, True)
+    fewer = [{"mixval": i, "histogram": h} for i, h in enumerate((0.9, 0.5))]
+    assert choose(fewer, "mixval") == Choice(0, True)
+    assert choose(fewer, "mixval", partial=True) == Choice(1, False)  # classes are expected to go
+
+
+def test_partial_leaves_diversity_out() -> None:
+    both = [
+        {"information": 1.0, "mixval": 0.2, "histogram": 0.9},
+        {"information": 0.5, "mixval": 0.3, "histogram": 0.9},
+    ]
+    assert choose(both).place == 0
+    assert choose(both, partial=True).place == 1
+    assert chooser_of("nuclear", partial=True) == "mixval"
+    assert chooser_of("entropy", partial=True) == "entropy"
+
+
+def test_rank_is_the_majority_and_never_goes_back() -> None:
+    def votes(*rows: tuple[float, float, float]) -> list[dict[str, float]]:
+        return [{"mixval": m, "information": i, "ami": a, "histogram": 0.9} for m, i, a in rows]
+
+    assert choose(votes((0, 0, 0), (1, 1, -1)), "rank").place == 1
+    assert choose(votes((0, 0, 0), (-1, 1, -1)), "rank").place == 0
+    assert choose(votes((0, 0, 0), (0, 1, -1)), "rank").place == 1  # a tie goes to the later
+    rows = votes((1, 2, 3), (2, 3, 1), (3, 1, 2), (2, 2, 2), (1, 2, 3))
+    chosen = [choose(rows[:n], "rank").place for n in range(1, 6)]
+    assert all(now in (before, n) for n, (before, now) in enumerate(itertools.pairwise(chosen), 1))
+
+
+def test_helpful_errors() -> None:
+    with pytest.raises(UsageError, match=r"--select mixvla: did you mean 'mixval'\?"):
+        choose(curve((0.1, 0.9)), "mixvla")
+    with pytest.raises(UsageError, match=r"--select dev needs held-out source images: give --source DIR"):
+        choose(curve((0.1, 0.9)), "dev")
+
+
+def test_class_ami() -> None:
+    label = torch.arange(40) % 4
+    random = torch.Generator().manual_seed(0)
+    features = torch.eye(4)[label] * 9 + torch.randn(40, 4, generator=random)
+    assert class_ami(features, label, 4) == pytest.approx(1)
+    assert class_ami(features, (label + 1) % 4, 4) == pytest.approx(1)  # names do not count
+    assert class_ami(features, torch.randint(4, (40,), generator=random), 4) < 0.2
+    assert class_ami(features, torch.zeros(40, dtype=torch.int64), 4) == 0
+    assert class_ami(features[:7], label[:7], 4) == 0  # fewer than two images a class
+
+
+def test_deep_embedded_risk_moves_the_weight_to_where_the_target_is() -> None:
+    random = torch.Generator().manual_seed(0)
+    source, target = torch.randn(400, 3, generator=random), torch.randn(300, 3, generator=random)
+    target[:, 0] += 1.5
+    wrong = (source[:, 0] > 0.5).double()  # the errors lie where the target is
+    risk, plain = deep_embedded_risk(source, wrong, target), float(wrong.mean())
+    assert plain < 0.35
+    assert risk > plain + 0.15
+    assert deep_embedded_risk(source, 1 - wrong, target) < 1 - plain - 0.15
+    assert deep_embedded_risk(source, torch.ones(400), target) == pytest.approx(1, abs=0.05)
+
+
+class Halves(nn.Module):
+    """The class is the brighter half: logits 20 (left - right) of the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(2, 2, bias=False)
+        self.head.weight.data = 20 * torch.eye(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.stack([x[..., :2].mean((1, 2, 3)), x[..., 2:].mean((1, 2, 3))], 1))
+        return out
+
+
+def halves(strength: list[float]) -> tuple[Network, Pixels]:
+    net = Network(Halves().eval(), "x", Preprocess((4, 4), (0.5,) * 3, (0.5,) * 3), ("l", "r"), "head")
+    pixels = torch.full((len(strength), 4, 4, 3), 100, dtype=torch.uint8)
+    for row, value in zip(pixels, strength, strict=True):
+        half = row[:, :2] if value > 0 else row[:, 2:]
+        half += int(abs(value))
+    return net, Pixels(pixels, None, [str(i) for i in range(len(strength))])
+
+
+def test_mixval_by_hand() -> None:
+    """Two classes, two strengths: 0.55 a - 0.45 b has the sign of a unless b is 1.22 times as strong."""
+    strength = [20.0, -20, 100, -100, 20, -20, 100, -100]
+    net, pixels = halves(strength)
+    logits = torch.tensor([[1.0, 0] if s > 0 else [0, 1.0] for s in strength])
+    inter, intra = validate.pairs(logits.argmax(1))
+    assert len(inter) > 2
+    assert len(intra) == 6  # two chains of four
+    right = [0.55 * abs(strength[a]) > 0.45 * abs(strength[b]) for a, b in inter.tolist()]
+    assert 0 < sum(right) < len(right)
+    assert validate.mixval(net, pixels, logits) == pytest.approx((sum(right) / len(right) + 1) / 2)
+    assert validate.mixval(net, pixels, torch.tensor([[1.0, 0]]).repeat(8, 1)) == 0  # one class only
+
+
+def test_pairs_are_bounded_and_the_same_each_time() -> None:
+    label = torch.arange(2000) % 3
+    inter, intra = validate.pairs(label)
+    assert inter.shape == intra.shape == (256, 2)
+    assert (label[inter[:, 0]] != label[inter[:, 1]]).all()
+    assert (label[intra[:, 0]] == label[intra[:, 1]]).all()
+    assert (intra[:, 0] != intra[:, 1]).all()
+    state = torch.get_rng_state()
+    assert torch.equal(validate.pairs(label)[0], inter)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_drift_in_standard_deviations() -> None:
+    norm = nn.Sequential(nn.BatchNorm1d(3))
+    origin = validate.statistics(norm)
+    assert validate.drift(origin, origin) == 0
+    norm[0].running_mean += torch.tensor([0.0, 2, 5])  # type: ignore[operator]
+    norm[0].running_var *= 4  # type: ignore[operator]
+    expected = float(np.median([0, 2, 5])) + math.log(2)
+    assert validate.drift(origin, validate.statistics(norm)) == pytest.approx(expected)
+    norm[0].running_mean[1] = math.nan  # type: ignore[index]
+    assert validate.drift(origin, validate.statistics(norm)) > 1e5
+    assert validate.drift({}, {}) == 0
+
+
+def test_validator_scores_source_when_given_and_changes_nothing() -> None:
+    net, target = halves([20.0, -20, 100, -100] * 8)
+    _, source = halves([30.0, -30, 90, -90] * 8)
+    source.labels = torch.tensor([0, 1, 0, 0] * 8)
+    before = {k: v.clone() for k, v in net.module.state_dict().items()}
+    plain, held = validate.Validator(net, target)(), validate.Validator(net, target, source)()
+    assert held["source"] == pytest.approx(0.75)
+    assert set(held) - set(plain) == {"source", "dev"}
+    assert plain.items() <= held.items()
+    assert all(torch.equal(before[k], v) for k, v in net.module.state_dict().items())
+    assert not net.module.training

@@ -137,6 +137,11 @@ def plain(pixels: Pixels, pre: Preprocess, batch: int) -> Iterator[tuple[Tensor,
         yield index, _normalised(raw.to(torch.float32), scale, shift), labels
 
 
+def normalised(pixels: Pixels, pre: Preprocess, index: Tensor) -> Tensor:
+    """Images `index` (B,) as the network sees them: float32 (B, 3, H, W)."""
+    return _normalised(pixels.take(index).permute(0, 3, 1, 2).to(torch.float32), *_affine(pre))
+
+
 def _affine(pre: Preprocess) -> tuple[Tensor, Tensor]:
     scale, shift = (torch.from_numpy(v).view(1, 3, 1, 1) for v in scale_shift(pre))
     return scale, shift

@@ -50,4 +50,5 @@ def settings(options: AdaptOptions | PruneOptions, steps: int, validations: int)
         device=options.device,
         flip=options.flip,
         crop=(options.crop, 1.0) if options.crop else None,
+        select=getattr(options, "select", Settings.select),
     )

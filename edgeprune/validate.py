@@ -1,0 +1,130 @@
+"""What the validators need a network for: scores of the weights as they are now, on images seen without labels.
+
+Must cost little (at most 1,024 target images, half as many mixed ones and 512 of the source, at each look), change
+nothing in the network, and draw no number from the global generator, which belongs to training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeprune import inference, select
+from edgeprune.data import batches
+from edgeprune.data.pixels import Pixels
+from edgeprune.model import Network
+
+IMAGES = 1024
+MIXED = 256  # pairs of each kind
+SOURCE_IMAGES = 512
+
+
+def evenly(pixels: Pixels, most: int = IMAGES) -> Pixels:
+    """`most` images, evenly spaced over the set (its order may be by class)."""
+    last = len(pixels) - 1
+    return pixels.subset(torch.linspace(0, last, min(most, last + 1)).round().long().tolist())
+
+
+class Validator:
+    """Scores a network's weights as they are at each call; batch-norm statistics as at the first call are the origin.
+
+    `origin` is what a snapshot keeps. source: labelled images that took no part in training, or None.
+    """
+
+    def __init__(self, network: Network, target: Pixels, source: Pixels | None = None) -> None:
+        self.network, self.target = network, evenly(target)
+        self.source = evenly(source, SOURCE_IMAGES) if source is not None else None
+        self.origin: dict[str, Tensor] = {}
+
+    def __call__(self) -> dict[str, float]:
+        """Every validator's score: those of select.validators, mixval, drift; with a source, source and dev."""
+        module = self.network.module
+        if not self.origin:
+            self.origin = statistics(module)
+        features, logits = inference.predict(self.network, self.target)
+        scores = select.validators(features, logits)
+        scores["mixval"] = mixval(self.network, self.target, logits)
+        scores["drift"] = drift(self.origin, statistics(module))
+        if self.source is not None:
+            held, answers = inference.predict(self.network, self.source)
+            wrong = (answers.argmax(1) != self.source.labels).double()
+            scores["source"] = 1 - float(wrong.mean())
+            finite = bool(torch.isfinite(held).all() and torch.isfinite(features).all())
+            scores["dev"] = -select.deep_embedded_risk(held, wrong, features) if finite else -1e6
+        return scores
+
+
+def mixval(network: Network, pixels: Pixels, logits: Tensor, share: float = 0.55, seed: int = 0) -> float:
+    """Share, in 0..1, of mixed images that get the label of their larger part; logits (N, K) are of the plain images.
+
+    x = 0.55 x_a + 0.45 x_b: mean of the agreement over pairs of two predicted classes and that over pairs of one (Hu et
+    al., Mixed Samples as Probes for Unsupervised Model Selection in Domain Adaptation, NeurIPS 2023). At most 256 pairs
+    of each kind, drawn once, are ours: the paper takes all images three times. 0 when all images get one class.
+    """
+    if not torch.isfinite(logits).all():
+        return 0.0
+    label = logits.argmax(1)
+    inter, intra = pairs(label, seed)
+    if not len(inter):
+        return 0.0
+    first, second = torch.cat([inter, intra]).T
+    agrees = []
+    device = next(network.module.parameters()).device
+    with inference.evaluating(network.module):
+        for a, b in zip(first.split(128), second.split(128), strict=True):
+            x = share * batches.normalised(pixels, network.preprocess, a)
+            x += (1 - share) * batches.normalised(pixels, network.preprocess, b)
+            agrees.append(network.module(x.to(device)).argmax(1).cpu() == label[a])
+    right = torch.cat(agrees).double()
+    found = [float(part.mean()) for part in (right[: len(inter)], right[len(inter) :]) if len(part)]
+    return math.fsum(found) / len(found)
+
+
+def pairs(label: Tensor, seed: int = 0, most: int = MIXED) -> tuple[Tensor, Tensor]:
+    """Index pairs (P, 2) of images with two predicted labels, and with one; label (N,). The same for the same seed."""
+    order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
+    ring = torch.stack([order, order.roll(1)], 1)
+    sorted_ = order[label[order].argsort(stable=True)]
+    chain = torch.stack([sorted_[:-1], sorted_[1:]], 1)
+    inter = ring[label[ring[:, 0]] != label[ring[:, 1]]]
+    intra = chain[label[chain[:, 0]] == label[chain[:, 1]]]
+    return tuple(_spread(found, most) for found in (inter, intra))  # type: ignore[return-value]
+
+
+def _spread(rows: Tensor, most: int) -> Tensor:
+    if len(rows) <= most:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, most).round().long()]
+
+
+def statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Running mean and variance of every batch-norm layer, on the CPU: "layer.mean" and "layer.var" -> (C,)."""
+    found: dict[str, Tensor] = {}
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is not None and part.running_var is not None:
+            found[f"{name}.mean"] = part.running_mean.detach().cpu().clone()
+            found[f"{name}.var"] = part.running_var.detach().cpu().clone()
+    return found
+
+
+def drift(origin: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
+    """How far batch-norm statistics moved: mean over layers of the median over channels; 0 without such layers.
+
+    |mean - mean_0| / sd_0 + |log(sd / sd_0)| for each channel; a million when one is not finite. Ours.
+    """
+    moved = []
+    for key in origin:
+        if not key.endswith(".mean"):
+            continue
+        name = key.removesuffix("mean")
+        sd0 = origin[f"{name}var"].double().clamp_min(1e-10).sqrt()
+        sd = now[f"{name}var"].double().clamp_min(1e-10).sqrt()
+        far = (now[key].double() - origin[key].double()).abs() / sd0 + (sd / sd0).log().abs()
+        if not torch.isfinite(far).all():
+            return 1e6
+        moved.append(float(far.median()))
+    return math.fsum(moved) / len(moved) if moved else 0.0
