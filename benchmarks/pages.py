@@ -1,0 +1,157 @@
+"""Writes docs/accuracy.md, with one plot a task, from results/accuracy.json: no number in it is typed by hand.
+
+python -m benchmarks.pages
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.accuracy import METHODS, Row, load
+from benchmarks.tasks import TASKS
+
+DOCS = Path(__file__).parent.parent / "docs"
+_WHAT = {
+    "digits": "MNIST (5,000, labelled) to UCI optical digits (1,797, unlabelled), a small network trained in the run",
+    "pacs": "PACS, photo (labelled) to art painting (2,048, unlabelled), EfficientNet-Lite0 at 128 px",
+    "pacs-partial": "the same, and the target holds four of the seven classes",
+    "cifar-jpeg": "CIFAR-10 as lossy JPEG (10,000, unlabelled), no source, ResNet-56 trained on lossless images",
+}
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The whole page; plots are drawn beside it by `plot`."""
+    lines = [
+        "# Accuracy",
+        "",
+        "Made by `python -m benchmarks.pages` from `benchmarks/results/accuracy.json`, which has each row's command.",
+        "Percent of the evaluation images, mean and standard deviation over the seeds that were run. *Chosen* is the",
+        "checkpoint that was picked without labels, *oracle* the best validated one, which needs labels to find and is",
+        "shown for comparison only. MACs are work; the speed-up was measured on ONNX Runtime, one CPU thread, batch 1,",
+        "dense and slim interleaved, with its 99% interval. MACs, parameters and channels are shares that were kept;",
+        "images are those shown to the slim network, source and target, after its first cut.",
+    ]
+    for task in TASKS:
+        adapted = [r for r in rows if r["task"] == task and r["stage"] == "adapt"]
+        pruned = [r for r in rows if r["task"] == task and r["stage"] == "prune"]
+        if adapted or pruned:
+            lines += ["", f"## {task}", "", f"{_WHAT[task][0].upper()}{_WHAT[task][1:]}."]
+        if adapted:
+            lines += ["", *_adapt_table(adapted)]
+        if pruned:
+            lines += ["", f"![accuracy against MACs]({plot_name(task)})", "", *_prune_table(pruned)]
+    return "\n".join(lines) + "\n"
+
+
+def plot_name(task: str) -> str:
+    """File of a task's plot."""
+    return f"accuracy-{task}.svg"
+
+
+def _adapt_table(rows: Iterable[Row]) -> list[str]:
+    lines = ["| objective | chosen | last | oracle | seeds | minutes |", "|---|---|---|---|---|---|"]
+    before = [r["before"] for r in rows if "before" in r]
+    if before:
+        lines.append(f"| (the cloud model as it is) | {_spread(before)} | | | | |")
+    for name, group in _by(rows, "name").items():
+        good = [r for r in group if "failed" not in r]
+        if not good:
+            lines.append(f"| {name} | failed: {group[0]['failed']} | | | | |")
+            continue
+        cells = [_spread([r[k] for r in good if k in r]) for k in ("chosen", "last", "oracle")]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(good)} | {_minutes(good)} |")
+    return lines
+
+
+def _prune_table(rows: Iterable[Row]) -> list[str]:
+    lines = [
+        "| budget | method | chosen | oracle | MACs | parameters | channels | speed-up | images | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for budget, of_budget in sorted(_by(rows, "budget").items(), reverse=True):
+        for name, group in _by(of_budget, "name").items():
+            good = [r for r in group if "failed" not in r]
+            if not good:
+                lines.append(f"| {budget} | {name} | failed: {group[0]['failed']} | | | | | | | |")
+                continue
+            shares = [
+                f"{statistics.mean(r[k] / r[f'dense_{k}'] for r in good):.3f}"
+                for k in ("macs", "params", "channels")
+            ]
+            accuracy = [_spread([r[k] for r in good if k in r]) for k in ("chosen", "oracle")]
+            images = f"{statistics.mean(r['images'] for r in good):,.0f}"
+            cells = [budget, name, *accuracy, *shares, _speedup(good[0]), images, _minutes(good)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _by(rows: Iterable[Row], field: str) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[str(row[field])].append(row)
+    return dict(groups)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    more = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{more}"
+
+
+def _speedup(row: Row) -> str:
+    found = row.get("speedup")
+    return f"{found['speedup']:.2f}x ({found['ci_low']:.2f} to {found['ci_high']:.2f})" if found else ""
+
+
+def _minutes(rows: Sequence[Row]) -> str:
+    known = [r["seconds"] for r in rows if r.get("seconds")]
+    return f"{statistics.mean(known) / 60:.0f}" if known else ""
+
+
+def plot(task: str, rows: Sequence[Row], file: Path) -> None:
+    """Accuracy over the MACs kept, a mark a row and a line a method; the unpruned adapted model is the dashed line."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = task  # the same file for the same rows
+    from matplotlib import pyplot as plt
+
+    good = [r for r in rows if "failed" not in r]
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    markers = "osv^D<>Pp*hX"
+    for place, (name, group) in enumerate(
+        sorted(_by(good, "name").items(), key=lambda item: _order(item[0]))
+    ):
+        points = sorted((r["macs"] / r["dense_macs"], r["chosen"]) for r in group)
+        axes.plot(*zip(*points, strict=True), marker=markers[place % len(markers)], label=name, linewidth=1)
+    dense = [r["before"] for r in good if r["name"] == "auto"]
+    if dense:
+        axes.axhline(statistics.mean(dense), linestyle="--", color="0.4", label="adapted, not pruned")
+    axes.set(xlabel="MACs kept", ylabel="accuracy, %", title=task)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, ncols=2)
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _order(name: str) -> tuple[int, str]:
+    first = name.partition("+")[0]
+    return (METHODS.index(first) if first in METHODS else len(METHODS), name)
+
+
+def main() -> int:
+    """Write the page and its plots."""
+    rows = load()
+    (DOCS / "accuracy.md").write_text(page(rows))
+    for task, group in _by((r for r in rows if r["stage"] == "prune"), "task").items():
+        plot(task, group, DOCS / plot_name(task))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
