@@ -114,7 +114,7 @@ def _minutes(rows: Sequence[Row]) -> str:
 
 
 def plot(task: str, rows: Sequence[Row], file: Path) -> None:
-    """Accuracy over the MACs kept, a mark a row and a line a method; the unpruned adapted model is the dashed line."""
+    """Accuracy over the MACs kept, a line a method through the means of its seeds, which are dots; the unpruned adapted model is the dashed line."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -127,8 +127,19 @@ def plot(task: str, rows: Sequence[Row], file: Path) -> None:
     for place, (name, group) in enumerate(
         sorted(_by(good, "name").items(), key=lambda item: _order(item[0]))
     ):
-        points = sorted((r["macs"] / r["dense_macs"], r["chosen"]) for r in group)
-        axes.plot(*zip(*points, strict=True), marker=markers[place % len(markers)], label=name, linewidth=1)
+        each = _by(group, "budget").values()
+        means = sorted(
+            (
+                statistics.mean(r["macs"] / r["dense_macs"] for r in rows),
+                statistics.mean(r["chosen"] for r in rows),
+            )
+            for rows in each
+        )
+        (line,) = axes.plot(
+            *zip(*means, strict=True), marker=markers[place % len(markers)], label=name, linewidth=1
+        )
+        seeds = [(r["macs"] / r["dense_macs"], r["chosen"]) for r in group]
+        axes.scatter(*zip(*seeds, strict=True), s=8, color=line.get_color(), alpha=0.4)
     dense = [r["before"] for r in good if r["name"] == "auto"]
     if dense:
         axes.axhline(statistics.mean(dense), linestyle="--", color="0.4", label="adapted, not pruned")
