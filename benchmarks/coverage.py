@@ -1,9 +1,14 @@
 """Which network families can be pruned, end to end: cut to half the MACs, train a step, reload, export, prove, time.
 
-    python -m benchmarks.coverage [--only GLOB] [--list] [--limit SECONDS]
+    python -m benchmarks.coverage [--only GLOB] [--list] [--limit SECONDS] [--keep 0.27] [--torch-pruning]
 
 Random weights, default size, one row a network under results/coverage.json, each in a process of its own. A row that is
 present is skipped; `--docs` writes docs/prunability.md from the rows.
+
+`--keep 0.27` is a second operating point, in results/coverage_0.27.json. `--torch-pruning` makes the same rows with
+Torch-Pruning alone (results/coverage_torch_pruning.json): BasePruner with its own defaults, group magnitude, widths of
+8, in steps until the MACs are down. It cannot reload a cut network without pickle, so that step is left out for it.
+`--docs` compares the two on the networks that both complete: speed-up over the reduction of MACs.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -21,9 +27,11 @@ from edgeprune.artifact import write_atomically
 from edgeprune.model import Network
 
 Facts = dict[str, Any]
-RESULTS = Path(__file__).with_name("results") / "coverage.json"
+FOLDER = Path(__file__).with_name("results")
+RESULTS = FOLDER / "coverage.json"
 DOCS = Path(__file__).parent.parent / "docs" / "prunability.md"
 KEPT = 0.5
+STEPS = 50  # of Torch-Pruning, to 95% of the channels
 TORCHVISION = """
 alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0
@@ -45,13 +53,14 @@ caformer_s18 gernet_s
 """.split()  # noqa: SIM905
 
 
-def row(spec: str, folder: Path) -> dict[str, Any]:
+def row(spec: str, folder: Path, kept: float = KEPT, *, theirs: bool = False) -> dict[str, Any]:
     """Everything for one network; a step that fails is named in `failed` with the first line of its error."""
-    facts: dict[str, Any] = {"network": spec, "kept": KEPT, "failed": None}
+    facts: dict[str, Any] = {"network": spec, "kept": kept, "failed": None}
     step = "open"
     try:
         network = _open(spec)
-        for work in (_dense, _cut, _train, _reload, _export):
+        works = (_dense, _cut_theirs, _train, _export) if theirs else (_dense, _cut, _train, _reload, _export)
+        for work in works:
             step = work.__name__.strip("_")
             facts |= work(network, folder, facts)
         step = "time"
@@ -94,7 +103,7 @@ def _cut(network: Network, folder: Path, facts: Facts) -> Facts:
     begin, example = time.monotonic(), network.example()
     couplings = graph.find(network.module, example)
     scores = Magnitude()(network.module, couplings)
-    limits = {"macs": KEPT * facts["dense_macs"]}
+    limits = {"macs": facts["kept"] * facts["dense_macs"]}
     plan = budget.plan(network.module, example, couplings, scores, limits)
     seconds = round(time.monotonic() - begin, 2)
     surgery.apply(network.module, plan, couplings)
@@ -109,6 +118,36 @@ def _cut(network: Network, folder: Path, facts: Facts) -> Facts:
         "macs": now,
         "params": params,
     }
+
+
+def _cut_theirs(network: Network, folder: Path, facts: Facts) -> Facts:
+    """Torch-Pruning as its readme shows it: a pruner in steps, the classifier ignored, until the MACs are reached."""
+    import torch
+    import torch_pruning
+
+    from edgeprune.prune import macs
+
+    begin, example, module = time.monotonic(), network.example(1), network.module
+    pruner = torch_pruning.pruner.BasePruner(
+        module,
+        example,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(),
+        pruning_ratio=0.95,
+        iterative_steps=STEPS,
+        round_to=8,
+        ignored_layers=[module.get_submodule(network.classifier)],
+    )
+    now = facts["dense_macs"]
+    for _ in range(STEPS):
+        pruner.step()
+        now, params = macs.measure(module, example)
+        if now <= facts["kept"] * facts["dense_macs"]:
+            break
+    else:
+        raise RuntimeError(f"{now / facts['dense_macs']:.3f} of the MACs are left when nothing more can go")
+    with torch.no_grad():
+        assert bool(torch.isfinite(module(example)).all()), "the output is not finite"
+    return {"plan_s": round(time.monotonic() - begin, 2), "macs": now, "params": params}
 
 
 def _train(network: Network, folder: Path, facts: Facts) -> Facts:
@@ -171,16 +210,36 @@ def _same_in_a_fresh_process(folder: Path, network: Any) -> None:
     )
 
 
-def _load() -> list[dict[str, Any]]:
-    return list(json.loads(RESULTS.read_text())["rows"]) if RESULTS.exists() else []
+def place(kept: float = KEPT, *, theirs: bool = False) -> Path:
+    """The file of one operating point and tool."""
+    return FOLDER / f"coverage{'_torch_pruning' if theirs else ''}{'' if kept == KEPT else f'_{kept:g}'}.json"
 
 
-def _save(rows: list[dict[str, Any]]) -> None:
+def _load(path: Path = RESULTS) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_text())["rows"]) if path.exists() else []
+
+
+def _save(rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
     from edgeprune.bench import machine
 
     host = machine.describe()
     facts = {"command": "python -m benchmarks.coverage", "packages": host["packages"], "cpu": host["cpu"]}
-    write_atomically(RESULTS, (json.dumps({**facts, "rows": rows}, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps({**facts, "rows": rows}, indent=1) + "\n").encode())
+
+
+def compared(kept: float) -> str | None:
+    """One line of the table that compares both tools on the networks both complete; None without such rows."""
+    sides = [
+        {r["network"]: r for r in _load(place(kept, theirs=t)) if not r["failed"]} for t in (False, True)
+    ]
+    both = sorted(sides[0].keys() & sides[1].keys())
+    if not both:
+        return None
+    shares = [[r["speedup"] * r["macs"] / r["dense_macs"] for r in (side[n] for n in both)] for side in sides]
+    ours, theirs = (statistics.median(s) for s in shares)
+    tried = [len(_load(place(kept, theirs=t))) for t in (False, True)]
+    counts = " | ".join(f"{len(side)} of {n}" for side, n in zip(sides, tried, strict=True))
+    return f"| {kept:g} | {counts} | {len(both)} | {ours:.3f} | {theirs:.3f} |"
 
 
 def write_docs(rows: list[dict[str, Any]]) -> None:
@@ -208,6 +267,19 @@ def write_docs(rows: list[dict[str, Any]]) -> None:
         lines.append(
             f"| {r['network']} | {share:.3f} | {fast} | {r['plan_s']} | {frozen} of {r['couplings']} |"
         )
+    told = [line for kept in (KEPT, 0.27) if (line := compared(kept)) is not None]
+    if told:
+        lines += [
+            "",
+            "## Against Torch-Pruning alone",
+            "",
+            __doc__.split("\n\n")[-1].strip().replace("\n", " "),
+            "",
+        ]
+        lines += [
+            "| MACs kept | ours complete | theirs | both | speed-up over MACs reduction, median | theirs |"
+        ]
+        lines += ["|---|---|---|---|---|---|", *told]
     DOCS.write_text("\n".join(lines) + "\n")
 
 
@@ -219,39 +291,44 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the rows and their state")
     parser.add_argument("--limit", type=float, default=400.0, help="seconds a row")
     parser.add_argument("--docs", action="store_true", help="write docs/prunability.md")
+    parser.add_argument("--keep", type=float, default=KEPT, help="share of the MACs to keep")
+    parser.add_argument("--torch-pruning", action="store_true", help="the same with Torch-Pruning alone")
     parser.add_argument("--row", nargs=2, metavar=("SPEC", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        print("ROW " + json.dumps(row(args.row[0], Path(args.row[1]))))
+        made = row(args.row[0], Path(args.row[1]), args.keep, theirs=args.torch_pruning)
+        print("ROW " + json.dumps(made))
         return 0
-    rows = _load()
+    path = place(args.keep, theirs=args.torch_pruning)
+    more = ["--keep", str(args.keep), *(["--torch-pruning"] if args.torch_pruning else [])]
+    rows = _load(path)
     done = {r["network"] for r in rows}
     specs = [f"torchvision:{n}" for n in TORCHVISION] + [f"timm:{n}" for n in TIMM]
     for spec in (s for s in specs if fnmatch.fnmatch(s, args.only)):
         if args.list:
             print(f"{'done' if spec in done else 'open'}  {spec}")
         elif spec not in done and not args.docs:
-            rows.append(_row_in_a_process(spec, args.limit))
-            _save(rows)
+            rows.append(_row_in_a_process(spec, args.limit, args.keep, more))
+            _save(rows, path)
             print(spec, rows[-1]["failed"] or "complete", flush=True)
     if args.docs:
-        write_docs(rows)
+        write_docs(_load())
     return 0
 
 
-def _row_in_a_process(spec: str, limit: float) -> dict[str, Any]:
+def _row_in_a_process(spec: str, limit: float, kept: float, words: list[str]) -> dict[str, Any]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        call = [sys.executable, "-m", "benchmarks.coverage", "--row", spec, folder]
+        call = [sys.executable, "-m", "benchmarks.coverage", *words, "--row", spec, folder]
         try:
             out = subprocess.run(call, capture_output=True, text=True, timeout=limit, check=False)
         except subprocess.TimeoutExpired:
-            return {"network": spec, "kept": KEPT, "failed": f"took longer than {limit:.0f} s"}
+            return {"network": spec, "kept": kept, "failed": f"took longer than {limit:.0f} s"}
     for line in out.stdout.splitlines():
         if line.startswith("ROW "):
             return dict(json.loads(line[4:]))
-    return {"network": spec, "kept": KEPT, "failed": f"the process ended with {out.returncode}"}
+    return {"network": spec, "kept": kept, "failed": f"the process ended with {out.returncode}"}
 
 
 if __name__ == "__main__":
