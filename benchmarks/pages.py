@@ -114,7 +114,10 @@ def _minutes(rows: Sequence[Row]) -> str:
 
 
 def plot(task: str, rows: Sequence[Row], file: Path) -> None:
-    """Accuracy over the MACs kept, a line a method through the means of its seeds, which are dots; the unpruned adapted model is the dashed line."""
+    """Accuracy over the MACs kept: a line a method through the means of its seeds, which are dots.
+
+    The dashed line is the adapted model before any cut.
+    """
     import matplotlib as mpl
 
     mpl.use("svg")
