@@ -26,7 +26,7 @@ class PruneThenAdapt:
     """Expects the source network: cut it as if there were no target, repair it on source, then adapt it.
 
     score: of the cut; --score is not asked, as most of its choices look at the target. source_share: of the images that
-    go into the repair, the rest into adapting by --objective (mcc when none is named). UsageError without source.
+    go into the repair, the rest into adapting by --objective (auto when none is named). UsageError without source.
     """
 
     score: Literal["magnitude", "taylor-labels", "bn-scale", "lamp", "fpgm", "random"] = "magnitude"
@@ -36,7 +36,8 @@ class PruneThenAdapt:
         """Cut once or as often as --steps says; adapt `job.network` in place after the last cut."""
         work.labelled_source(job, "prune-then-adapt")
         _cut_on_source(job, self.score, self.source_share)
-        work.learn(job, work.adapting(job), job.options.recover * (1 - self.source_share), "adapt")
+        passes = job.options.recover * (1 - self.source_share)
+        work.learn(job, work.adapting(job), passes, "adapt", choose=True)
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class TwoStage:
 class AdaptThenPrune:
     """Expects the adapted network: cut it, then fine-tune it, without a teacher.
 
-    score: of the cut, or "given" for --score. tune: with the adaptation objective (--objective; where none is named
-    mcc, or shot without source), or on "source" alone, which is what pruning tools do by themselves. UsageError when
-    the source is needed and missing.
+    score: of the cut, or "given" for --score. tune: with the adaptation objective (--objective, auto when none is
+    named), or on "source" alone, which is what pruning tools do by themselves. UsageError when the source is needed and
+    missing.
     """
 
     score: Literal["magnitude", "taylor", "taylor-labels", "bn-scale", "lamp", "fpgm", "random", "given"] = (
@@ -79,7 +80,7 @@ class AdaptThenPrune:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         if self.tune == "source" or self.score == "taylor-labels":
             work.labelled_source(job, "adapt-then-prune")
-        _in_turn(_by(job, self.score), parts.score, self._objective)
+        _in_turn(_by(job, self.score), parts.score, self._objective, choose=self.tune == "adapt")
 
     def _objective(self, job: Job) -> Objective:
         return source_alone(job) if self.tune == "source" else work.adapting(job)
@@ -109,7 +110,10 @@ def _by(job: Job, score: str) -> Job:
 
 
 def _cut_on_source(job: Job, score: str, share: float) -> None:
-    """The cuts, each followed by its part of `share` of all passes on source; `--between` as everywhere."""
+    """The cuts, each followed by its part of `share` of all passes on source; `--between` as everywhere.
+
+    Batch-norm keeps the source's statistics here: the target is not there yet.
+    """
     criterion = catalog.load(catalog.SCORES, score, "score")()
 
     def ranked(of: Job, found: Couplings) -> Mapping[str, Tensor]:
@@ -119,7 +123,8 @@ def _cut_on_source(job: Job, score: str, share: float) -> None:
         )
         return scores
 
-    _in_turn(work.as_if(job, recover=job.options.recover * share), ranked, source_alone, "source", end=False)
+    job = work.as_if(job, recover=job.options.recover * share, bn_recal=False)
+    _in_turn(job, ranked, source_alone, "source")
 
 
 def _in_turn(
@@ -128,11 +133,11 @@ def _in_turn(
     objective: Callable[[Job], Objective],
     stage: str = "recover",
     *,
-    end: bool = True,
+    choose: bool = False,
 ) -> None:
-    """Cut, train, and again; `end`: the method ends with it."""
+    """Cut, train, and again; `choose`: validators choose the weights that the last training leaves."""
     shares = work.shares(job)
     for number, (ceiling, passes) in enumerate(zip(parts.limits(job), shares, strict=True)):
         parts.cut(job, ceiling, number, criterion)
-        last = end and number == len(shares) - 1
-        work.learn(job, objective(job), passes, f"{stage}-{number}", last=last)
+        chosen = choose and number == len(shares) - 1
+        work.learn(job, objective(job), passes, f"{stage}-{number}", choose=chosen)

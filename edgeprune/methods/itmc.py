@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeprune import train
+from edgeprune import inference, train
 from edgeprune.errors import UsageError
 from edgeprune.methods import job as parts
 from edgeprune.methods import learning, work
@@ -70,26 +70,29 @@ class ITMC:
             parts.cut(job, ceiling, number, partial(self._rank, teacher=teacher))
             self._slice(job, teacher, each, f"slice-{number}")
         for number in range(cuts, slices):
-            self._slice(job, teacher, each, f"slice-{number}", last=number == slices - 1)
+            self._slice(job, teacher, each, f"slice-{number}")
 
     def _teacher(self, job: Job) -> nn.Module:
         """A network of its own: `job.dense` stays the reference that agreement is measured with."""
         return copy.deepcopy(job.dense).requires_grad_(True)
 
-    def _slice(self, job: Job, teacher: nn.Module, passes: float, stage: str, *, last: bool = False) -> None:
+    def _slice(self, job: Job, teacher: nn.Module, passes: float, stage: str) -> None:
         """The teacher goes on adapting, then the student learns from it; as many images for either."""
         if self.teacher == "trained" and self.distill:
-            adapting = self._adapting(job)
-            count = work.steps(job, adapting, passes)
-            if count:
-                adapting.needs = replace(adapting.needs, last=True)
-                settings = learning.settings(job.options, count, 1)
-                settings = replace(settings, lr=self.teacher_lr * job.options.lr)
-                network = replace(job.network, module=teacher)
-                train.fit(
-                    network, adapting, job.target, job.source, settings, run=job.run, stage=f"teacher-{stage}"
-                )
-        work.learn(job, self.objective(job), passes, stage, teacher=teacher, last=last)
+            self._teach(job, teacher, passes, f"teacher-{stage}")
+        work.learn(job, self.objective(job), passes, stage, teacher=teacher)
+
+    def _teach(self, job: Job, teacher: nn.Module, passes: float, stage: str) -> None:
+        adapting = self._adapting(job)
+        adapting.needs = replace(adapting.needs, last=True)
+        count = work.steps(job, adapting, passes)
+        if count < 1:
+            return
+        settings = replace(learning.settings(job.options, count, 1), lr=self.teacher_lr * job.options.lr)
+        network = replace(job.network, module=teacher)
+        train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage)
+        if job.options.bn_recal:
+            inference.reestimate_batchnorm(teacher, job.target, job.network.preprocess)
 
     def _adapting(self, job: Job) -> Objective:
         """What the teacher learns: CE on the source + MMD, or the objective of the options."""

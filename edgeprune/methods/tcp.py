@@ -58,7 +58,7 @@ class TCP:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "tcp")
         if self.base:
-            work.learn(job, self.objective(job, beta(1, 1)), self.base, "base", last=False)
+            work.learn(job, self.objective(job, beta(1, 1)), self.base, "base")
         job = work.several(job, self.cuts, "linear")
         if self.channels:
             job = work.as_if(job, iterations=self._iterations(job), schedule="linear")
@@ -68,8 +68,7 @@ class TCP:
         ):
             now = beta(number, last)
             parts.cut(job, ceiling, number - 1, partial(self.score, weight=now))
-            done = number == last
-            work.learn(job, self.objective(job, now), passes, f"recover-{number - 1}", last=done)
+            work.learn(job, self.objective(job, now), passes, f"recover-{number - 1}")
 
     def _iterations(self, job: Job) -> int:
         """How often K channels are removed, by the number that one cut to the whole budget would remove."""

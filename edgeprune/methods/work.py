@@ -68,20 +68,21 @@ def learn(
     stage: str,
     *,
     teacher: nn.Module | None = None,
-    last: bool = True,
+    choose: bool = False,
 ) -> None:
     """Train the student for `passes`, and add to the trace's last cut the images seen and the agreement reached.
 
-    last: the method ends with it, so validators choose among its checkpoints; of a part on the way the last weights are
-    kept. What learns from the source alone leaves the source's batch-norm statistics: the target's take their place.
+    choose: label-free validators choose among its checkpoints, and see a collapse; else the last weights are kept, as
+    sure predictions say little where the objective does not ask for them. Batch-norm is re-estimated on the target
+    afterwards: what learns for a few steps, or from the source alone, leaves running statistics of other weights.
     """
     count = steps(job, objective, passes)
     if count < 1:
         return
-    if not last:
+    if not choose:
         objective.needs = replace(objective.needs, last=True)
-    fit = parts.learn(job, objective, count, stage, teacher=teacher, validations=3 if last else 1)
-    if not objective.needs.views and job.options.bn_recal:
+    fit = parts.learn(job, objective, count, stage, teacher=teacher, validations=3 if choose else 1)
+    if job.options.bn_recal:
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
     if job.trace:
         entry = job.trace[-1]
