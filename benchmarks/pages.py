@@ -141,8 +141,8 @@ def plot(task: str, rows: Sequence[Row], file: Path) -> None:
         (line,) = axes.plot(
             *zip(*means, strict=True), marker=markers[place % len(markers)], label=name, linewidth=1
         )
-        seeds = [(r["macs"] / r["dense_macs"], r["chosen"]) for r in group]
-        axes.scatter(*zip(*seeds, strict=True), s=8, color=line.get_color(), alpha=0.4)
+        kept, accuracy = ([r["macs"] / r["dense_macs"] for r in group], [r["chosen"] for r in group])
+        axes.scatter(kept, accuracy, s=8, color=line.get_color(), alpha=0.4)
     dense = [r["before"] for r in good if r["name"] == "auto"]
     if dense:
         axes.axhline(statistics.mean(dense), linestyle="--", color="0.4", label="adapted, not pruned")
