@@ -110,6 +110,15 @@ class AdaptOptions(DataOptions, ModelOptions, RunOptions):
     hold_out: float = option(
         0.0, "Share of the source kept from training, for accuracy estimates; dev and source.", panel=_LEARN
     )
+    stats: Path | None = option(
+        None, "Statistics that the cloud exported, for an accuracy estimate.", panel=_DATA
+    )
+    export_stats: Path | None = option(
+        None, "Write the model's statistics on labelled --source images to this file, and stop.", panel=_DATA
+    )
+    drop_absent_classes: bool = option(
+        False, "Remove from the classifier the classes that the target lacks.", panel=_LEARN
+    )
 
 
 _BUDGET = "Budget (what is kept)"
@@ -237,19 +246,63 @@ class BenchOptions:
     """Measure artefacts on this device, interleaved."""
 
     artifacts: tuple[str, ...] = argument("ONNX files, run folders or checkpoints.", default=())
-    baseline: str | None = option(None, "Compare the others with this one.", panel="Measuring")
-    runtime: str = option("auto", "ort or torch; auto goes by the file.", panel="Measuring")
+    baseline: str | None = option(
+        None,
+        "Compare the others with this one, or with a JSON file that bench wrote before.",
+        panel="Measuring",
+    )
+    force_compare: bool = option(
+        False, "Compare across devices, batches, modes or threads all the same.", panel="Measuring"
+    )
     batch: str = option("1", "Batch sizes: '1' or '1,8'.", panel="Measuring")
-    threads: int = option(1, "CPU threads.", panel="Measuring")
+    threads: str = option("1", "CPU threads: '1' or '1,2,4'.", panel="Measuring")
+    mode: str = option(
+        "steady",
+        "steady (one call after another), paced (frames at --fps), cold (opened anew each time), throughput (--streams).",
+        panel="Measuring",
+    )
+    fps: float = option(30.0, "Frames a second, for --mode paced.", panel="Measuring")
+    streams: int = option(2, "Runners at once, a thread each, for --mode throughput.", panel="Measuring")
     seconds: float = option(3.0, "Measured time at least, for each artefact.", panel="Measuring")
     runs: int = option(200, "Measured runs at least, for each artefact.", panel="Measuring")
     warmup: float = option(1.0, "Warm-up at least, in seconds.", panel="Measuring")
-    images: Path | None = option(None, "Real images as input; random numbers by default.", panel="Measuring")
+    input: str = option("random", "Input: random or zeros; --images takes real ones.", panel="Measuring")
+    images: Path | None = option(None, "Real images as input.", panel="Measuring")
     evaluate: Path | None = option(None, "Labelled images: accuracy of each artefact.", panel="Measuring")
+    runtime: str = option("auto", "What runs it; auto goes by the file.", panel="Runtime")
+    provider: str = option(
+        "cpu", "Of ONNX Runtime: cpu, cuda, tensorrt or openvino; never a silent fallback.", panel="Runtime"
+    )
+    io_binding: bool = option(
+        False, "ONNX Runtime: outputs stay bound from call to call (on the device for CUDA).", panel="Runtime"
+    )
+    spin: bool = option(
+        False, "Threads spin while they wait: faster alone, slower on a shared machine.", panel="Runtime"
+    )
+    device: str = option("cpu", "Of torch: cpu, cuda or cuda:N.", panel="Runtime")
+    per_layer: bool = option(
+        False, "The operators' times too, where the runtime tells them.", panel="Looking closer"
+    )
+    diagnose: bool = option(
+        False, "Say what holds each artefact back against --baseline, layer by layer.", panel="Looking closer"
+    )
+    power: float | None = option(
+        None,
+        "Energy too, measured for this many seconds for each artefact; 10 is good.",
+        panel="Looking closer",
+    )
     layer_table: Path | None = option(
         None, "Measure the layers that export --layers wrote; JSON file for prune --table.", panel="Measuring"
     )
+    import_trtexec: Path | None = option(
+        None,
+        "Show what trtexec measured: its --exportTimes file, or what it printed.",
+        panel="Looking closer",
+    )
     output: Path | None = option(None, "JSON file to write.", flags=("--output", "-o"), panel=_RUN)
+    csv: Path | None = option(None, "CSV file to write.", panel=_RUN)
+    markdown: Path | None = option(None, "Markdown file to write.", panel=_RUN)
+    history: bool = option(True, "Append to bench.jsonl of each run folder that is measured.", panel=_RUN)
     force: bool = option(False, "Replace an output that exists.", panel=_RUN)
     seed: int = option(0, "Seed of the random input and the bootstrap.", panel=_RUN)
     trust: tuple[str, ...] = option(

@@ -6,16 +6,17 @@ Target labels are read for `--evaluate` alone. The checkpoint that is kept is ch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import checkpoint, images, inference, train
-from edgeprune.commands import start
+from edgeprune import absent, checkpoint, images, inference, train, validate
+from edgeprune.commands import estimating, start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
 from edgeprune.data.folder import Pixels
 from edgeprune.errors import UsageError
+from edgeprune.estimate import Statistics
 from edgeprune.methods import learning
 from edgeprune.model import Network
 from edgeprune.opening import open_network
@@ -29,7 +30,8 @@ from edgeprune.waist import Objective
 class AdaptResult:
     """What `adapt` did. Accuracies are shares in 0..1, and None unless `--evaluate` was given.
 
-    macs, params: of the network on one image. chosen_step: whose weights were kept; None in a dry run.
+    macs, params: of the network on one image. chosen_step: whose weights were kept; None in a dry run. estimate: of
+    accuracy without labels, see edgeprune.estimate. present_classes: which the target seems to hold, when partial.
     """
 
     run: Path | None
@@ -44,10 +46,17 @@ class AdaptResult:
     accuracy: float | None = None
     next: str | None = None
     warnings: tuple[str, ...] = ()
+    estimate: Mapping[str, Any] | None = None
+    present_classes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "run": str(self.run) if self.run else None, "warnings": list(self.warnings)}
+        return {
+            **asdict(self),
+            "run": str(self.run) if self.run else None,
+            "warnings": list(self.warnings),
+            "present_classes": list(self.present_classes),
+        }
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class _Images:
     target: Pixels
     source: Pixels | None
     labelled: Pixels | None
+    held: Pixels | None
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,11 @@ def adapt(options: AdaptOptions) -> AdaptResult:
 
     With `dry_run` everything is checked and nothing is written. Errors: any EdgePruneError.
     """
-    target = start.required(options.target, "--target", "the folder or zip of unlabelled images to adapt to")
+    estimating.check_words(options)
     start.check_numbers(options)
+    if options.export_stats is not None and options.source is not None:
+        return _export(options, options.export_stats, options.source)
+    target = start.required(options.target, "--target", "the folder or zip of unlabelled images to adapt to")
     name = options.objective
     kind = learning.kind_of(name, source=options.source is not None)
     knobs = parse(kind.Knobs, options.set, name)
@@ -81,6 +94,7 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     names = images.classes(images.find(options.source)) if options.source else ()
     network, fresh = open_network(options.model, options, names)
     how = _Learning(name, kind, knobs, _source_steps(options, network, fresh))
+    statistics = estimating.known(options, network)
     data = _open_images(options, target, network)
     if options.dry_run:
         return _result(options, how, network, data, None)
@@ -92,7 +106,20 @@ def adapt(options: AdaptOptions) -> AdaptResult:
         force=options.force,
         resume=options.resume,
     ) as run:
-        return _work(options, network, data, run, how)
+        return _work(options, network, data, run, how, statistics)
+
+
+def _export(options: AdaptOptions, file: Path, source: Path) -> AdaptResult:
+    """Statistics of the model as it is on labelled images; nothing is trained."""
+    network, fresh = open_network(options.model, options)
+    if fresh:
+        raise UsageError("--export-stats: the classifier is new and untrained; give a model with its classes")
+    labelled = folder.labelled(source, network.preprocess, network.classes, options.cache)
+    found = estimating.export(file, network, labelled)
+    cost, params = macs.measure(network.module, network.example())
+    facts = (None, "none", len(labelled), len(labelled.skipped), 0, cost, params)
+    following = start.words("edgeprune", "adapt", options.model, "--target", "DIR", "--stats", file)
+    return AdaptResult(*facts, accuracy=found.accuracy, next=following)
 
 
 def _source_steps(options: AdaptOptions, network: Network, fresh: bool) -> int:
@@ -112,29 +139,69 @@ def _open_images(options: AdaptOptions, target: Path, network: Network) -> _Imag
     pre, cache = network.preprocess, options.cache
     source = folder.labelled(options.source, pre, network.classes, cache) if options.source else None
     labelled = folder.labelled(options.evaluate, pre, network.classes, cache) if options.evaluate else None
-    return _Images(folder.unlabelled(target, pre, cache), source, labelled)
+    source, held = estimating.hold_out(options, source)
+    return _Images(folder.unlabelled(target, pre, cache), source, labelled, held)
 
 
-def _work(options: AdaptOptions, network: Network, data: _Images, run: Run, how: _Learning) -> AdaptResult:
+def _work(
+    options: AdaptOptions,
+    network: Network,
+    data: _Images,
+    run: Run,
+    how: _Learning,
+    statistics: Statistics | None,
+) -> AdaptResult:
     start.log_skipped(run, data.target, data.source, data.labelled)
+    probe = validate.evenly(data.target)
+    came = inference.predict(network, probe)[1] if statistics else None
     if how.source_steps:
         plain = learning.make(learning.kind_of("source", source=True), network)
         few = learning.settings(options, how.source_steps, validations=6)
         train.fit(network, plain, data.target, data.source, few, run=run, stage="source")
     before = inference.evaluate(network, data.labelled) if data.labelled else None
+    was = came if came is not None else inference.predict(network, probe)[1]
     objective = learning.make(how.kind, network, how.knobs)
     settings = learning.settings(options, options.steps, validations=6)
     fit = train.fit(
-        network, objective, data.target, data.source, settings, run=run, stage="adapt", watch=data.labelled
+        network,
+        objective,
+        data.target,
+        data.source,
+        settings,
+        run=run,
+        stage="adapt",
+        watch=data.labelled,
+        held=data.held,
     )
-    after = inference.evaluate(network, data.labelled) if data.labelled else None
+    logits = (was, inference.predict(network, probe)[1])
+    said = estimating.of(network, data.held, statistics, logits, options.seed)
+    there, labelled = _present(options, network, data, run, how)
+    after = inference.evaluate(network, labelled) if labelled else None
     result = _result(options, how, network, data, run.path, fit, (before, after))
+    result = replace(result, estimate=said, present_classes=there)
     network.history.append(
         start.history_entry("adapt", options, objective=how.name, metrics=result.to_json())
     )
     run.write("model.safetensors", checkpoint.dumps(network))
     run.finish(result.to_json())
     return result
+
+
+def _present(
+    options: AdaptOptions, network: Network, data: _Images, run: Run, how: _Learning
+) -> tuple[tuple[str, ...], Pixels | None]:
+    """Classes that a partial target seems to hold, and the labelled images as the network counts classes then."""
+    if not (options.drop_absent_classes or how.knobs.get("partial")):
+        return (), data.labelled
+    keep = absent.present(inference.predict(network, data.target)[1])
+    classes, rows = network.classes, keep.nonzero().flatten()
+    names = tuple(classes[i] for i in rows.tolist())
+    run.log(f"the target seems to hold {len(names)} of {len(classes)} classes: {', '.join(names)}")
+    if not options.drop_absent_classes or len(names) == len(classes):
+        return names, data.labelled
+    absent.drop(network, keep)
+    network.history.append({"command": "drop-absent-classes", "kept": list(names), "of": list(classes)})
+    return names, absent.relabelled(data.labelled, names, rows) if data.labelled else None
 
 
 def _result(

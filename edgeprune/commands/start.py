@@ -42,6 +42,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "floor": (0, 1),
     "ema": (0, 1),
     "crop": (0, 1),
+    "hold_out": (0, 0.9),
     "lr": (0, math.inf),
 }
 

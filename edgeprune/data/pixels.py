@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeprune.data import cache as caching
@@ -46,6 +48,41 @@ class Pixels:
         rows = torch.as_tensor(list(index), dtype=torch.int64)
         labels = None if self.labels is None else self.labels[rows]
         return Pixels(self.take(rows), labels, [self.names[i] for i in rows.tolist()], [], self.classes)
+
+
+class Chosen(Streamed):
+    """Rows `index` (M,) of other rows, read when they are asked for."""
+
+    def __init__(self, rows: Tensor | Streamed, index: Tensor) -> None:
+        self._rows, self._index = rows, index.numpy()
+        self.shape = (len(index), *rows.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        """Rows `index`, a slice or integers (B,): uint8 (B, H, W, 3)."""
+        return np.asarray(self._rows[self._index[index]])
+
+
+def split(pixels: Pixels, share: float, seed: int) -> tuple[Pixels, Pixels]:
+    """Labelled images in two, the second `share` of each class: nothing is copied, and the same for the same seed."""
+    assert pixels.labels is not None
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed % (1 << 63)))
+    second = torch.zeros(len(pixels), dtype=torch.bool)
+    for label in pixels.labels.unique():
+        members = order[pixels.labels[order] == label]
+        second[members[: round(share * len(members))]] = True
+    first = _part(pixels, ~second)
+    first.skipped = pixels.skipped
+    return first, _part(pixels, second)
+
+
+def _part(pixels: Pixels, chosen: Tensor) -> Pixels:
+    assert pixels.labels is not None
+    index = chosen.nonzero().flatten()
+    names = [pixels.names[i] for i in index.tolist()]
+    return Pixels(Chosen(pixels.images, index), pixels.labels[index], names, [], pixels.classes)
 
 
 def decode(refs: list[ImageRef], pre: Preprocess, cache: Path | None = None) -> tuple[Pixels, list[ImageRef]]:

@@ -1,0 +1,62 @@
+"""Which of a network's classes does an unlabelled target hold, and a classifier without the rows of the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from edgeprune import inference, model
+from edgeprune.data.pixels import Pixels
+from edgeprune.errors import ModelError
+from edgeprune.model import Network
+
+LEAST = 0.05  # of the commonest class's weight
+
+
+def present(logits: Tensor, least: float = LEAST) -> Tensor:
+    """Bool (K,): the classes whose weight is at least `least` of the largest one, for target logits (M, K).
+
+    The weights are PADA's, mean_j softmax(z_j / T)_c (Cao et al., ECCV 2018, arXiv 1808.04205, eq. 4). That a class is
+    absent only if it is so at T = 1 and at T = 0.1 is ours: the mean of hard and of soft answers both have to say so.
+    """
+    found = torch.zeros(logits.shape[1], dtype=torch.bool)
+    for temperature in (1.0, 0.1):
+        weight = (logits.double() / temperature).softmax(1).mean(0)
+        found |= weight >= least * weight.max()
+    return found
+
+
+def drop(network: Network, keep: Tensor) -> None:
+    """Remove from the classifier, in place, the rows of classes that `keep` (bool (K,)) leaves out, and their names.
+
+    ModelError, and nothing has changed, when the logits that stay would not be the same.
+    """
+    module, name = network.module, network.classifier
+    rows = keep.nonzero().flatten()
+    with inference.evaluating(module):
+        expected = module(network.example())[:, rows]
+        old = module.get_submodule(name)
+        model.replace_classifier(module, name, len(rows))
+        new = module.get_submodule(name)
+        for leaf, tensor in new.named_parameters():
+            tensor.copy_(old.get_parameter(leaf)[rows])
+        found = module(network.example())
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-5, atol=1e-5):
+            model.replace_classifier(module, name, len(keep))
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, old)
+            raise ModelError(
+                f"{network.spec}: more than the layer {name} makes the logits, so classes cannot be dropped; "
+                "leave --drop-absent-classes out"
+            )
+    network.classes = tuple(network.classes[i] for i in rows.tolist())
+
+
+def relabelled(pixels: Pixels, classes: tuple[str, ...], rows: Tensor) -> Pixels:
+    """The same images with labels that index the classes `rows` (L,) of the old; -1, never right, for a dropped one."""
+    assert pixels.labels is not None
+    new = torch.full((len(pixels.classes),), -1, dtype=torch.int64)
+    new[rows] = torch.arange(len(rows))
+    return replace(pixels, labels=new[pixels.labels], classes=classes)

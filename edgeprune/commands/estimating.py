@@ -1,0 +1,90 @@
+"""What adapting says of accuracy without target labels, and what the cloud exports for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from edgeprune import artifact, estimate, inference, select
+from edgeprune.data.pixels import Pixels, split
+from edgeprune.errors import DataError, OutputExists, UsageError
+from edgeprune.estimate import Statistics
+from edgeprune.model import Network
+from edgeprune.options import AdaptOptions
+
+HELD_OUT = 0.1
+FEWEST = 20  # labelled images that an estimate is made from
+
+
+def check_words(options: AdaptOptions) -> None:
+    """UsageError or OutputExists when the options on selection and statistics do not make sense together."""
+    name = select.chooser_of(options.select)
+    needy = f"--select {name}" if name in select.NEED_SOURCE else "--hold-out" if options.hold_out else ""
+    needy = needy or ("--export-stats" if options.export_stats else "")
+    if needy and options.source is None:
+        raise UsageError(f"{needy} needs labelled source images: give --source DIR")
+    if options.export_stats and options.target is not None:
+        raise UsageError(
+            "--export-stats describes a model as it is on labelled images: leave --target out, give --source DIR"
+        )
+    if options.export_stats and options.export_stats.exists() and not options.force:
+        raise OutputExists(f"{options.export_stats} exists; --force replaces it")
+
+
+def hold_out(options: AdaptOptions, source: Pixels | None) -> tuple[Pixels | None, Pixels | None]:
+    """Source images to train on, and those kept from training, class by class, for estimates and validators."""
+    share = options.hold_out or (HELD_OUT if options.select in select.NEED_SOURCE else 0.0)
+    if source is None or not share:
+        return source, None
+    return split(source, share, options.seed)
+
+
+def known(options: AdaptOptions, network: Network) -> Statistics | None:
+    """The statistics of --stats; DataError when they are of a model with other classes."""
+    if options.stats is None:
+        return None
+    found = estimate.read(options.stats)
+    if found.classes != network.classes:
+        raise DataError(
+            f"--stats {options.stats}: of a model with {len(found.classes)} classes ({', '.join(found.classes[:4])}"
+            f" ...), this one has {len(network.classes)} ({', '.join(network.classes[:4])} ...); "
+            "export them from the model that is adapted"
+        )
+    return found
+
+
+def of(
+    network: Network,
+    held: Pixels | None,
+    statistics: Statistics | None,
+    logits: tuple[Tensor, Tensor],
+    seed: int,
+) -> dict[str, Any]:
+    """The estimate for a result: from held-out source images, else from statistics of before, else agreement alone.
+
+    logits: (M, K) of target images before and after adapting.
+    """
+    before, after = (np.asarray(z.double().numpy()) for z in logits)
+    if held is not None and len(held) >= FEWEST:
+        return estimate.estimate(measure(network, held), after, seed).to_json()
+    if statistics is not None:
+        return estimate.adapted(statistics, before, after, seed).to_json()
+    return estimate.agreement(before, after).to_json()
+
+
+def measure(network: Network, labelled: Pixels) -> Statistics:
+    """Statistics of a network on labelled images."""
+    assert labelled.labels is not None
+    logits = inference.predict(network, labelled)[1].double().numpy()
+    return estimate.measure(logits, labelled.labels.numpy(), network.classes)
+
+
+def export(file: Path, network: Network, labelled: Pixels) -> Statistics:
+    """Write the statistics file of a network on labelled validation images."""
+    found = measure(network, labelled)
+    artifact.write_atomically(file, (json.dumps(found.to_json()) + "\n").encode())
+    return found
