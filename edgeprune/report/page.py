@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgeprune
-from edgeprune.report import facts, numbers
+from edgeprune.report import facts, numbers, pictures
 from edgeprune.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -66,17 +66,17 @@ def render(runs: Sequence[Path]) -> str:
     environment.filters.update(fact=numbers.text, label=numbers.label, flat=_flat)
     measured = [row for run in read for row in run.bench]
     states = [state for run in read for state in _states(run, read, measured)]
-    dots = [dot for run in read for dot in _dots(run, plots)]
+    machines = _machines(measured)
     return environment.get_template("page.html").render(
         title=", ".join(run.name for run in read),
         version=edgeprune.__version__,
         states=states,
         columns=_columns(states),
         labelled=any(state.accuracy for state in states),
-        tradeoff=plots.scatter(dots, "Accuracy (%) against MACs") if len(dots) > 1 else "",
-        runs=[{"facts": run, "curves": _curves(run, plots), "widths": _widths(run)} for run in read],
-        bench=[_bench_row(row) for row in measured],
-        machines=_machines(measured),
+        tradeoffs=_tradeoffs(read, measured, plots),
+        runs=[_run(run, plots) for run in read],
+        bench=[_bench_row(row, several=len(machines) > 1) for row in measured],
+        machines=machines,
     )
 
 
@@ -137,12 +137,40 @@ def _columns(states: Sequence[State]) -> list[tuple[str, str]]:
     return [(key, text) for key, text in named.items() if any(getattr(s, key) for s in states)]
 
 
-def _dots(run: Facts, plots: Any) -> list[Any]:
-    found = run.results
-    macs, accuracy = found.get("macs") or run.export.get("macs"), found.get("accuracy")
-    if not macs or accuracy is None:
-        return []
-    return [plots.Dot(float(macs), 100 * float(accuracy), run.name, run.command == "prune")]
+def _tradeoffs(runs: Sequence[Facts], measured: Sequence[Mapping[str, Any]], plots: Any) -> list[Plot]:
+    """Accuracy against MACs, and against latency on each machine: those on which two runs at least have both."""
+    costs: dict[str, dict[str, float]] = {"MACs": {}}
+    for run in runs:
+        if macs := run.results.get("macs") or run.export.get("macs"):
+            costs["MACs"][run.name] = float(macs)
+        for row in (r for r in measured if _is_of(r, run)):
+            p50 = _at(row, "latency_ms", "p50")
+            if p50 is not None:
+                costs.setdefault(f"latency (ms) on {_machine(row)}", {})[run.name] = float(p50)
+    made = []
+    for what, known in costs.items():
+        dots = [
+            plots.Dot(known[run.name], 100 * float(run.results["accuracy"]), run.name, run.command == "prune")
+            for run in runs
+            if run.name in known and run.results.get("accuracy") is not None
+        ]
+        if len(dots) > 1:
+            caption = f"Accuracy (%) against {what}"
+            made.append(Plot(caption, plots.scatter(dots, caption)))
+    return made
+
+
+def _run(run: Facts, plots: Any) -> dict[str, Any]:
+    """What the template shows of one run."""
+    cuts = [_flat(cut) for cut in run.results.get("cuts") or () if isinstance(cut, Mapping)]
+    keys = list(dict.fromkeys(key for cut in cuts for key in cut))
+    return {
+        "facts": run,
+        "curves": _curves(run, plots),
+        "widths": _widths(run),
+        "cuts": [{key: cut.get(key) for key in keys} for cut in cuts],
+        "worst": pictures.worst(run),
+    }
 
 
 def _curves(run: Facts, plots: Any) -> list[Plot]:
@@ -172,10 +200,12 @@ def _widths(run: Facts) -> dict[str, Any]:
     return {"cut": cut, "same": len(run.widths) - len(cut)}
 
 
-def _bench_row(row: Mapping[str, Any]) -> dict[str, str]:
+def _bench_row(row: Mapping[str, Any], *, several: bool) -> dict[str, str]:
+    """A line of the table of latencies; with `several` machines it says on which."""
     config, times = row.get("config") or {}, row.get("latency_ms") or {}
     return {
         "artefact": str(_at(row, "model", "name") or ""),
+        **({"device": _machine(row)} if several else {}),
         "runtime": " ".join(str(config.get(k, "")) for k in ("runtime", "precision")).strip(),
         "batch": str(config.get("batch", "")),
         "threads": str(config.get("threads", "")),
@@ -186,12 +216,13 @@ def _bench_row(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _machines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = []
-    for row in measured:
-        host = row.get("host") or {}
-        names = [_at(host, "cpu", "name"), _at(host, "gpu", "name"), host.get("board"), host.get("os")]
-        found.append(", ".join(str(n) for n in names if n))
-    return list(dict.fromkeys(n for n in found if n))
+    return list(dict.fromkeys(name for row in measured if (name := _machine(row))))
+
+
+def _machine(row: Mapping[str, Any]) -> str:
+    host = row.get("host") or {}
+    names = [_at(host, "cpu", "name"), _at(host, "gpu", "name"), host.get("board"), host.get("os")]
+    return ", ".join(str(n) for n in names if n)
 
 
 def _is_of(row: Mapping[str, Any], run: Facts) -> bool:

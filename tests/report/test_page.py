@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import re
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from edgeprune.errors import DataError
@@ -156,7 +159,49 @@ def test_it_stands_alone_and_is_well_formed(run: Path) -> None:
 
 def test_two_runs_with_accuracy_make_a_trade_off(run: Path, tmp_path: Path) -> None:
     assert "<circle" not in render([run])
-    assert render([run, run]).count("<circle") == 2
+    page = render([run, run])
+    assert page.count("<circle") == 4
+    assert "Accuracy (%) against MACs" in page
+    assert "Accuracy (%) against latency (ms) on Test CPU, Linux" in page
+
+
+def test_rows_of_several_devices_say_which(run: Path) -> None:
+    assert "Device" not in text_of(render([run]))
+    other = {**bench_row("prune-net-1/model.onnx", 5.0, 0.5), "host": {"board": "Test Board"}}
+    write(run / "board.json", [other])
+    said = text_of(render([run]))
+    assert "model.onnx Test Board ort" in said
+    assert "model.onnx Test CPU, Linux ort" in said
+
+
+def test_cuts_are_a_table(run: Path) -> None:
+    done = json.loads((run / "done.json").read_text())
+    done["results"]["cuts"] = [
+        {"cut": 0, "agreement_after_cut": 0.25},
+        {"cut": 1, "agreement_after_cut": 0.5, "agreement_after_recovery": 0.75},
+    ]
+    write(run / "done.json", done)
+    page = render([run])
+    parsed(page)
+    said = text_of(page)
+    assert "Cut Agreement after cut Agreement after recovery 0 0.25 - 1 0.5 0.75" in said
+
+
+def test_the_images_that_differ_most_are_shown(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.full((300, 200, 3), (200, 30, 30), np.uint8)).save(folder / "red.png")
+    sidecar = json.loads((run / "model.onnx.json").read_text())
+    worst = [{"image": name, "max_abs": 1e-5} for name in ("red.png", "gone.png")]
+    sidecar["meta"]["parity"]["worst"], sidecar["meta"]["parity_folder"] = worst, str(folder)
+    write(run / "model.onnx.json", sidecar)
+    page = render([run])
+    found = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="([^"]+)">', page)
+    assert [name for _, name in found] == ["red.png"]
+    picture = Image.open(io.BytesIO(base64.b64decode(found[0][0])))
+    assert picture.size == (64, 96)
+    assert np.abs(np.asarray(picture).mean((0, 1)) - (200, 30, 30)).max() < 5
+    assert "gone.png" in text_of(page)
 
 
 def test_the_state_before_is_left_out_when_its_own_run_is_shown(
