@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import EdgePruneError, MissingHere, ModelError, RunError, UsageError
+from edgeprune.export import targets
+from edgeprune.runtime.trt import Builder, BuilderConfig, Network, Parser, Tensor
 
 STRONG_FROM = 10
 
@@ -27,24 +29,35 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     rtx = request["module"] == "tensorrt_rtx"
     strong = rtx or _major(trt) >= STRONG_FROM
     logger = _logger(trt)
-    builder = trt.Builder(logger)
+    builder: Builder | None = trt.Builder(logger)
     if builder is None:
         raise MissingHere(f"{request['module']} {trt.__version__} cannot build here: {logger.last()}")
     network = builder.create_network(_flags(trt, strong))
-    parser = trt.OnnxParser(network, logger)
+    parser: Parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):
         raise ModelError(f"{Path(request['onnx']).name}: {_parser_error(parser)}")
-    config = builder.create_builder_config()
+    config: BuilderConfig = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(request["workspace"]) << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request["optimization_level"] is not None:
+        config.builder_optimization_level = int(request["optimization_level"])
     if not strong:
         _weak_flags(trt, config, request["precision"])
     _profile(builder, network, config, request["profile"])
+    cache = None
     if rtx:
         _capabilities(trt, config, request["capabilities"])
+    else:
+        targets.compatibility(trt, config, request)
+        targets.dla(trt, builder, config, request["dla"])
+        cache = targets.timing_cache(trt, config, request["timing_cache"], _gpu())
+    monitor = _monitor(trt)  # kept, because the library does not
+    if monitor is not None:
+        config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ModelError(f"{Path(request['onnx']).name}: {request['module']} built nothing: {logger.last()}")
+    targets.keep(config, cache)
     data = bytes(plan)
     try:
         Path(request["output"]).write_bytes(data)
@@ -86,7 +99,7 @@ def _flags(trt: Any, strong: bool) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _weak_flags(trt: Any, config: Any, precision: str) -> None:
+def _weak_flags(trt: Any, config: BuilderConfig, precision: str) -> None:
     """Before 10 the graph's types are not obeyed, so the precision is a flag; Q/DQ needs both."""
     if precision in ("fp16", "int8"):
         config.set_flag(trt.BuilderFlag.FP16)
@@ -94,7 +107,7 @@ def _weak_flags(trt: Any, config: Any, precision: str) -> None:
         config.set_flag(trt.BuilderFlag.INT8)
 
 
-def _profile(builder: Any, network: Any, config: Any, sizes: list[int]) -> None:
+def _profile(builder: Builder, network: Network, config: BuilderConfig, sizes: list[int]) -> None:
     """One profile when a batch is free; a free size other than the batch is refused by name."""
     made = None
     for i in range(network.num_inputs):
@@ -109,7 +122,7 @@ def _profile(builder: Any, network: Any, config: Any, sizes: list[int]) -> None:
         config.add_optimization_profile(made)
 
 
-def _capabilities(trt: Any, config: Any, wanted: list[str]) -> None:
+def _capabilities(trt: Any, config: BuilderConfig, wanted: list[str]) -> None:
     """Targets such as "8.6"; none leaves RTX's own choice, which is Ampere and later."""
     if not wanted:
         return
@@ -126,7 +139,7 @@ def _capabilities(trt: Any, config: Any, wanted: list[str]) -> None:
             raise ModelError(f"--compute-capability {word}: refused by tensorrt_rtx {trt.__version__}")
 
 
-def _parser_error(parser: Any) -> str:
+def _parser_error(parser: Parser) -> str:
     """The first thing the parser has against the graph, with operator and node where it names them."""
     if not parser.num_errors:
         return "cannot be parsed; export it again"
@@ -138,8 +151,8 @@ def _parser_error(parser: Any) -> str:
     return f"{where}{text}"
 
 
-def _tensor(tensor: Any) -> dict[str, Any]:
-    names = {"FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32", "INT64": "int64"}
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    names = {"FLOAT": "float32", "HALF": "float16"}
     kind = str(tensor.dtype).rsplit(".", maxsplit=1)[-1]
     shape = ["batch" if d == -1 else int(d) for d in tensor.shape]
     return {"name": tensor.name, "shape": shape, "dtype": names.get(kind, kind.lower())}
@@ -156,6 +169,41 @@ def _gpu() -> str:
         return ""
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
     return f"{name} ({properties.major}.{properties.minor})"
+
+
+def _monitor(trt: Any) -> Any:
+    """Tells the other process how far the build is; None before TensorRT 10, which has no such thing.
+
+    The outermost phase is the whole; the phase below it divides its current step.
+    """
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.open: dict[str, list[int]] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.open[phase_name] = [0, max(1, num_steps)]
+            self.tell(phase_name)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.open:
+                self.open[phase_name][0] = step + 1
+            self.tell(phase_name)
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.open.pop(phase_name, None)
+
+        def tell(self, phase: str) -> None:
+            share, width = 0.0, 1.0
+            for done, total in self.open.values():
+                share, width = share + width * min(done, total) / total, width / total
+            print(f"progress {min(100, int(100 * share))} {phase}", flush=True)  # noqa: T201
+
+    return Monitor()
 
 
 def _logger(trt: Any) -> Any:

@@ -7,11 +7,14 @@ in `<name>.engine.json`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +23,7 @@ from typing import Any
 
 import onnx
 
-from edgeprune import __version__, errors
+from edgeprune import __version__, errors, progress
 from edgeprune import artifact as artifacts
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.errors import DataError, MissingHere, ModelError, UsageError
@@ -29,17 +32,28 @@ from edgeprune.export import profile as profiles
 from edgeprune.runtime import metadata
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+COMPATIBLE = {"ampere+": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
 TIMEOUT_S = 7200
+PROGRESS = "progress "
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides an engine beside the graph. workspace: MiB. batch: used when the graph's batch is free."""
+    """What decides an engine beside the graph. workspace: MiB. batch: used when the graph's batch is free.
+
+    optimization_level: 0 to 5, None is the library's own. The rest is for `tensorrt` alone: timing_cache is a folder,
+    hardware_compatible "ampere+" or "same-capability", dla a core's number.
+    """
 
     to: str
     batch: str = "1"
     capabilities: tuple[str, ...] = field(default=())
     workspace: int = 2048
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: str | None = None
+    dla: int | None = None
 
     def __post_init__(self) -> None:
         if self.to not in MODULES:
@@ -50,15 +64,56 @@ class BuildOptions:
             )
         if self.workspace < 1:
             raise UsageError(f"--workspace {self.workspace}: expected MiB, 1 or more")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"--optimization-level {self.optimization_level}: expected 0 to 5")
+        if self.hardware_compatible not in (None, *COMPATIBLE):
+            raise UsageError(
+                f"--hardware-compatible {self.hardware_compatible}: expected {' or '.join(COMPATIBLE)}"
+            )
+        if self.dla is not None and self.dla < 0:
+            raise UsageError(f"--dla {self.dla}: expected the number of a core, 0 or more")
+        if self.to == "tensorrt-rtx" and (word := self._classic_only()):
+            raise UsageError(f"{word} is for --to tensorrt; tensorrt-rtx has none of it")
         profiles.parse(self.batch)
+
+    def _classic_only(self) -> str:
+        """The first option given that TensorRT-RTX does not have."""
+        given = {
+            "--timing-cache": self.timing_cache is not None,
+            "--version-compatible": self.version_compatible,
+            "--hardware-compatible": self.hardware_compatible is not None,
+            "--dla": self.dla is not None,
+        }
+        return next((word for word, there in given.items() if there), "")
 
     def command(self, source: Path) -> str:
         """The words that build this engine again, in the folder of the ONNX file."""
         words = ["edgeprune", "export", source.name, "--to", self.to, "--batch", self.batch]
         if self.capabilities:
             words += ["--compute-capability", ",".join(self.capabilities)]
-        words += ["--workspace", str(self.workspace), "--force"]
-        return shlex.join(words)
+        words += ["--workspace", str(self.workspace)]
+        if self.optimization_level is not None:
+            words += ["--optimization-level", str(self.optimization_level)]
+        words += ["--timing-cache", str(self.timing_cache)] if self.timing_cache else []
+        words += ["--version-compatible"] if self.version_compatible else []
+        words += ["--hardware-compatible", self.hardware_compatible] if self.hardware_compatible else []
+        words += ["--dla", str(self.dla)] if self.dla is not None else []
+        return shlex.join([*words, "--force"])
+
+    def request(self) -> dict[str, Any]:
+        """The same for the building process: JSON values."""
+        profile = profiles.parse(self.batch)
+        return {
+            "module": MODULES[self.to],
+            "profile": [profile.lowest, profile.best, profile.highest],
+            "capabilities": list(self.capabilities),
+            "workspace": self.workspace,
+            "optimization_level": self.optimization_level,
+            "timing_cache": str(self.timing_cache.resolve()) if self.timing_cache else None,
+            "version_compatible": self.version_compatible,
+            "hardware_compatible": COMPATIBLE[self.hardware_compatible] if self.hardware_compatible else None,
+            "dla": self.dla,
+        }
 
 
 def capabilities(text: str | None) -> tuple[str, ...]:
@@ -83,13 +138,10 @@ def build(source: Path, path: Path, options: BuildOptions) -> Artifact:
     with graph.scratch(path) as folder:
         made = folder / "made.engine"
         request = {
-            "module": MODULES[options.to],
+            **options.request(),
             "onnx": str(source.resolve()),
             "output": str(made),
             "precision": precision,
-            "profile": [profile.lowest, profile.best, profile.highest],
-            "capabilities": list(options.capabilities),
-            "workspace": options.workspace,
         }
         start = time.perf_counter()
         answer = _ask(request, options.to)
@@ -104,6 +156,10 @@ def build(source: Path, path: Path, options: BuildOptions) -> Artifact:
         "profile": str(profile) if free else None,
         "capabilities": list(options.capabilities),
         "workspace_mib": options.workspace,
+        "optimization_level": options.optimization_level,
+        "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "dla": options.dla,
         "onnx": {"file": source.name, "sha256": sha},
         "build_s": round(seconds, 2),
         "rebuild": options.command(source),
@@ -145,22 +201,52 @@ def _facts(source: Path) -> dict[str, Any]:
 
 
 def _ask(request: dict[str, Any], word: str) -> dict[str, Any]:
-    """Run the build in its own process and raise what it raised."""
+    """Run the build in its own process, show how far it is, and raise what it raised."""
     command: Sequence[str] = (sys.executable, "-m", "edgeprune.export.build_engine")
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    with tempfile.TemporaryFile("w+") as errors_told:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors_told, text=True
         )
-    except subprocess.TimeoutExpired as err:
-        raise ModelError(f"--to {word}: the build took more than {TIMEOUT_S // 3600} hours") from err
-    last = (done.stdout.strip().splitlines() or [""])[-1]
+        limit = threading.Timer(TIMEOUT_S, process.kill)
+        limit.start()
+        try:
+            last = _listen(process, json.dumps(request), f"build {word}")
+            code = process.wait()
+        finally:
+            late = not limit.is_alive()
+            limit.cancel()
+            process.kill()
+        errors_told.seek(0)
+        told = errors_told.read()
+    if late:
+        raise ModelError(f"--to {word}: the build took more than {TIMEOUT_S // 3600} hours")
     try:
         answer = json.loads(last)
     except ValueError:
-        why = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1][:200]
-        raise MissingHere(f"--to {word}: the builder ended with code {done.returncode}: {why}") from None
+        why = (told.strip().splitlines() or ["nothing on stderr"])[-1][:200]
+        raise MissingHere(f"--to {word}: the builder ended with code {code}: {why}") from None
     if "ok" in answer:
         made: dict[str, Any] = answer["ok"]
         return made
     kind = getattr(errors, str(answer["kind"]), ModelError)
     raise kind(str(answer["error"]))
+
+
+def _listen(process: subprocess.Popen[str], request: str, name: str) -> str:
+    """Hand the request over and return the last line of the answer; lines on the way are steps done of 100."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(request)
+        process.stdin.close()
+    last, done = "", 0
+    with progress.bar(name, total=100) as tick:
+        for line in process.stdout:
+            if line.startswith(PROGRESS):
+                share, _, phase = line.removeprefix(PROGRESS).strip().partition(" ")
+                tick(int(share) - done, phase=phase)
+                done = int(share)
+            elif line.strip():
+                last = line.strip()
+        tick(100 - done)
+    return last

@@ -56,6 +56,11 @@ def build_options(options: ExportOptions, word: str) -> engine.BuildOptions:
         options.batch,
         engine.capabilities(options.compute_capability) if rtx else (),
         options.workspace,
+        options.optimization_level,
+        options.timing_cache,
+        options.version_compatible,
+        options.hardware_compatible,
+        options.dla,
     )
 
 
