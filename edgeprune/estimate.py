@@ -217,7 +217,7 @@ def adapted(known: Statistics, before: Array, after: Array, seed: int = 0) -> Es
 
 
 def agreement(before: Array, after: Array) -> Estimate:
-    """What two networks' logits (M, K) on the same images say alone: accuracy moved at most by the share that differ."""
+    """What two networks' logits (M, K) on the same images say: accuracy moved at most by the share that differs."""
     share = float((before.argmax(1) == after.argmax(1)).mean())
     note = "nothing labelled is known: only how far accuracy can have moved since before"
     return Estimate(

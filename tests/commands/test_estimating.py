@@ -1,0 +1,218 @@
+"""adapt without labels still says how accurate it may be, and what classes the target holds."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edgeprune import absent, checkpoint, header, inference, records
+from edgeprune.commands import estimating
+from edgeprune.commands.adapt import adapt
+from edgeprune.commands.export import export
+from edgeprune.commands.predict import predict
+from edgeprune.data import folder
+from edgeprune.data.pixels import Pixels, split
+from edgeprune.errors import DataError, ModelError, OutputExists, UsageError
+from edgeprune.images import Preprocess
+from edgeprune.model import Network
+from edgeprune.options import AdaptOptions, ExportOptions, PredictOptions
+
+QUICK = AdaptOptions(
+    model="edgeprune.digits_net:digits_net",
+    weights="none",
+    classes="3",
+    size=16,
+    steps=30,
+    source_steps=60,
+    batch=12,
+    lr=3e-3,
+    device="cpu",
+    flip=False,
+    objective="mcc",
+    set=("partial=true",),
+)
+COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+
+
+def coloured(root: Path, names: tuple[str, ...], count: int, seed: int = 0) -> Path:
+    random = np.random.default_rng(seed)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.normal(COLOURS[name], 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run with everything: a source of three colours, a target of two."""
+    root = tmp_path_factory.mktemp("estimating")
+    source = coloured(root / "source", ("blue", "green", "red"), 80)
+    target = coloured(root / "target", ("blue", "red"), 40, seed=1)
+    adapt(
+        replace(
+            QUICK,
+            source=source,
+            target=target,
+            evaluate=target,
+            output=root / "run",
+            cache=root / "cache",
+            hold_out=0.1,
+            select="rank",
+            drop_absent_classes=True,
+        )
+    )
+    return root
+
+
+def test_held_out_source_gives_curves_and_an_estimate(place: Path) -> None:
+    facts = records.results(place / "run")
+    said = facts["estimate"]
+    assert (said["method"], said["images"]) == ("atc", 80)
+    assert said["accuracy_low"] <= facts["accuracy"] <= said["accuracy_high"]
+    scores = [
+        m["validators"] for m in records.metrics(place / "run") if "validators" in m and m["stage"] == "adapt"
+    ]
+    assert len(scores) == 7
+    expected = {
+        "information",
+        "entropy",
+        "nuclear",
+        "snd",
+        "ami",
+        "histogram",
+        "mixval",
+        "drift",
+        "source",
+        "dev",
+    }
+    assert all(set(s) == expected for s in scores)
+
+
+def test_absent_classes_leave_the_classifier_and_names_stay_right(place: Path, tmp_path: Path) -> None:
+    facts = records.results(place / "run")
+    assert facts["present_classes"] == ["blue", "red"]
+    assert facts["accuracy"] > 0.9
+    document = header.read(place / "run").document
+    assert document["classes"] == ["blue", "red"]
+    assert {
+        "command": "drop-absent-classes",
+        "kept": ["blue", "red"],
+        "of": ["blue", "green", "red"],
+    } in document["history"]
+    network = checkpoint.read(place / "run")
+    assert network.module.get_submodule(network.classifier).weight.shape == (2, 128)
+    labelled = folder.labelled(place / "target", network.preprocess, network.classes, place / "cache")
+    assert inference.evaluate(network, labelled) == pytest.approx(facts["accuracy"])
+    with pytest.raises(DataError, match="folder 'green' is no class of the model, which has 2"):
+        folder.labelled(place / "source", network.preprocess, network.classes, place / "cache")
+    export(ExportOptions(model=str(place / "run"), images=place / "target", cache=place / "cache"))
+    found = predict(PredictOptions(artifact=str(place / "run"), images=place / "target"))
+    right = [p.image.split("/")[0] == p.name for p in found.predictions]
+    assert sum(right) / len(right) == pytest.approx(facts["accuracy"])
+
+
+def test_statistics_from_the_cloud(place: Path, tmp_path: Path) -> None:
+    cloud = replace(
+        QUICK, weights=None, classes=None, size=None, model=str(place / "run"), objective="shot", set=()
+    )
+    both = coloured(tmp_path / "validation", ("blue", "red"), 30, seed=2)
+    file = tmp_path / "stats.json"
+    said = adapt(replace(cloud, source=both, export_stats=file, cache=tmp_path / "c", source_steps=None))
+    assert said.accuracy is not None
+    assert said.run is None
+    assert said.next is not None
+    assert said.next.endswith(f"--target DIR --stats {file}")
+    camera = replace(
+        cloud, target=place / "target", evaluate=place / "target", source_steps=None, steps=4, stats=file
+    )
+    found = adapt(replace(camera, output=tmp_path / "r", cache=tmp_path / "c"))
+    assert found.estimate is not None
+    assert found.accuracy is not None
+    assert found.estimate["method"] == "atc and agreement"
+    assert found.estimate["accuracy_low"] <= found.accuracy <= found.estimate["accuracy_high"]
+    alone = adapt(replace(camera, stats=None, output=tmp_path / "s", cache=tmp_path / "c"))
+    assert alone.estimate is not None
+    assert alone.estimate["method"] == "agreement"
+
+
+def test_helpful_errors(tmp_path: Path, make_images: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="--select dev needs labelled source images: give --source DIR"):
+        adapt(replace(QUICK, select="dev", target=tmp_path))
+    with pytest.raises(UsageError, match="--hold-out needs labelled source"):
+        adapt(replace(QUICK, hold_out=0.1, target=tmp_path))
+    with pytest.raises(UsageError, match=r"--hold-out 1\.5: expected 0 to 0.9"):
+        adapt(replace(QUICK, hold_out=1.5, target=tmp_path, source=tmp_path))
+    with pytest.raises(UsageError, match="leave --target out"):
+        adapt(replace(QUICK, export_stats=tmp_path / "x", target=tmp_path, source=tmp_path))
+    (tmp_path / "x").touch()
+    with pytest.raises(OutputExists, match="--force"):
+        adapt(replace(QUICK, export_stats=tmp_path / "x", source=tmp_path))
+    images = make_images(tmp_path / "i", count=2)
+    with pytest.raises(UsageError, match="the classifier is new and untrained"):
+        adapt(replace(QUICK, export_stats=tmp_path / "y", source=images))
+
+
+def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
+    z = np.eye(3)[np.arange(30) % 3]
+    import json
+
+    from edgeprune import estimate
+
+    (tmp_path / "s.json").write_text(
+        json.dumps(estimate.measure(z, np.arange(30) % 3, ("a", "b", "c")).to_json())
+    )
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    network = Network(module, "x", Preprocess((2, 2)), ("d", "e"), "1")
+    with pytest.raises(DataError, match=r"of a model with 3 classes \(a, b, c .* this one has 2"):
+        estimating.known(replace(QUICK, stats=tmp_path / "s.json"), network)
+
+
+def test_split_takes_a_share_of_each_class_and_copies_nothing() -> None:
+    labels = torch.tensor([0] * 20 + [1] * 40)
+    pixels = Pixels(
+        torch.arange(60 * 12, dtype=torch.int64).reshape(60, 2, 2, 3).to(torch.uint8),
+        labels,
+        [str(i) for i in range(60)],
+    )
+    first, second = split(pixels, 0.25, seed=3)
+    assert second.labels is not None
+    assert second.labels.bincount().tolist() == [5, 10]
+    assert sorted(first.names + second.names, key=int) == pixels.names
+    row = torch.tensor([2, 0])
+    assert torch.equal(second.take(row), pixels.images[[int(second.names[2]), int(second.names[0])]])  # type: ignore[index]
+    assert split(pixels, 0.25, seed=3)[1].names == second.names
+
+
+def test_present_classes_by_hand() -> None:
+    z = torch.tensor([[9.0, 0, -9, 0], [0.0, 9, -9, 0], [9.0, 0, -9, 8.5]])
+    assert absent.present(z).tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]  # the last is torn, so soft answers speak for it
+
+
+def test_a_classifier_that_is_not_all_is_left_alone() -> None:
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(12, 3), torch.nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.a(x.flatten(1)) + torch.nn.functional.pad(
+                self.b(x.flatten(1)), (0, self.a.out_features - 3)
+            )
+
+    network = Network(Two(), "two", Preprocess((2, 2)), ("a", "b", "c"), "a")
+    before = network.module(network.example())
+    with pytest.raises(ModelError, match="more than the layer a makes the logits"):
+        absent.drop(network, torch.tensor([True, False, True]))
+    assert torch.equal(network.module(network.example()), before)
+    assert network.classes == ("a", "b", "c")
