@@ -200,3 +200,22 @@ def test_what_it_learns(planted: Callable[..., Job]) -> None:
     assert type(named).__name__ == "DANN"
     given = TCP(variant="given").score(planted(score="random"), parts.couplings(job), 0.5)
     assert float(given["first"].max()) <= 1
+
+
+def test_attention_used_as_a_function_is_scored() -> None:
+    """What no gate reaches is read from the weights that make it: of each domain its own part, as with gates."""
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    net = VisionTransformer(16, 8, 2, 4, 32, 64, num_classes=3).eval()
+    nn.init.normal_(net.heads.head.weight)
+    batch = (torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]), torch.randn(4, 3, 16, 16))
+    couplings = graph.find(net, batch[0], verify=False)
+    scores = {
+        v: Transfer([batch], Losses(v, 1.0), "heads.head", "sum" if v != "code" else "min")(net, couplings)
+        for v in ("paper", "source", "code")
+    }
+    assert all(
+        float(s.max()) > 0 and bool(s.isfinite().all()) for one in scores.values() for s in one.values()
+    )
+    assert all(not torch.equal(scores["paper"][c.root], scores["source"][c.root]) for c in couplings)
