@@ -69,7 +69,7 @@ class SWMMDPruning:
         stages = [self.warm, *work.shares(job)]
         counts = [work.steps(job, loss, passes) for passes in stages]
         seen = Watched(job, loss, self.power, (0, sum(counts)))
-        work.learn(job, seen, stages[0], "warm", last=False)
+        work.learn(job, seen, stages[0], "warm")
         limits = parts.limits(job)
         for number, (ceiling, passes) in enumerate(zip(limits, stages[1:], strict=True)):
             watched = seen
@@ -79,7 +79,7 @@ class SWMMDPruning:
 
             parts.cut(job, ceiling, number, ranked)
             seen = Watched(job, loss, self.power, (sum(counts[: number + 1]), sum(counts)))
-            work.learn(job, seen, passes, f"recover-{number}", last=number == len(limits) - 1)
+            work.learn(job, seen, passes, f"recover-{number}", choose=number == len(limits) - 1)
 
     def _rank(self, job: Job, found: Couplings, watched: Watched) -> Mapping[str, Tensor]:
         """(C,) of each coupling; by --score where it is asked for, or nothing was trained yet to be read."""
