@@ -14,7 +14,7 @@ from typing import Any
 from edgeprune import artifact, count, header
 from edgeprune.commands import files
 from edgeprune.errors import DataError, UsageError
-from edgeprune.options import InspectOptions, ModelOptions
+from edgeprune.options import InspectOptions
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,10 @@ def inspect(options: InspectOptions) -> InspectResult:
     if not options.file:
         raise UsageError("nothing to inspect: give a run folder, a checkpoint or an ONNX file")
     if options.prunable:
-        return _prunable(options)
+        from edgeprune.commands import prunable
+
+        facts, couplings = prunable.rows(options)
+        return InspectResult(options.file, "network", facts, couplings=couplings)
     if options.sensitivity:
         from edgeprune.commands import sensitivity
 
@@ -131,27 +134,3 @@ def _onnx(path: Path) -> InspectResult:
         LayerFacts(layer.name, layer.weight_shape or (), None, layer.macs) for layer in counted.layers
     )
     return InspectResult(path, "onnx", facts, layers)
-
-
-def _prunable(options: InspectOptions) -> InspectResult:
-    from edgeprune.opening import open_network
-    from edgeprune.prune import graph
-
-    # Random weights will do: what is coupled with what does not depend on them.
-    word = options.file
-    model_options = ModelOptions(weights=None if Path(word).exists() else "none", trust=options.trust)
-    network, _ = open_network(word, model_options)
-    couplings = graph.find(network.module, network.example())
-    rows = tuple(
-        {
-            "layer": c.root,
-            "width": c.width,
-            "layers": len(c.members),
-            "prunable": c.frozen is None,
-            "why": c.frozen,
-        }
-        for c in couplings.all
-    )
-    frozen = sum(c.frozen is not None for c in couplings.all)
-    facts = {"model": network.spec, "couplings_found": len(couplings.all), "frozen": frozen}
-    return InspectResult(word, "network", facts, couplings=rows)

@@ -183,10 +183,16 @@ def liven(module: nn.Module, example: Any) -> None:
                 noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
                 tensor.copy_(noise + 0.5 if tensor.dim() < 2 else (noise - 0.5) * 0.2)
         before = [(m.momentum, m.training) for m in norms]
-        for norm in norms:
-            norm.momentum, norm.training = 1.0, True
+        hooks = [norm.register_forward_pre_hook(_fit) for norm in norms]
         try:
             module(*inputs_of(example))
         finally:
+            for hook in hooks:
+                hook.remove()
             for norm, (momentum, training) in zip(norms, before, strict=True):
                 norm.momentum, norm.training = momentum, training
+
+
+def _fit(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Let a batch norm take the statistics of what enters it; of one value a channel there are none."""
+    norm.momentum, norm.training = 1.0, args[0].numel() > args[0].shape[1]

@@ -1,0 +1,67 @@
+"""`edgeprune inspect --prunable`: every coupling of a network, tried, and why the rest must stay. Needs torch.
+
+Beside classifiers it takes torchvision's detectors and segmentation networks, whose outputs are lists and dicts; they
+are pruned through the Python API, with example inputs: `graph.find`, `budget.plan`, `surgery.apply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgeprune.opening import open_network
+from edgeprune.options import InspectOptions, ModelOptions
+from edgeprune.prune import graph
+
+SIZE = 320  # of images for networks that say nothing of it; what is coupled does not depend on it
+
+
+def rows(options: InspectOptions) -> tuple[dict[str, Any], tuple[Mapping[str, Any], ...]]:
+    """Facts of the network, and one row a coupling: layer, width, number of layers, prunable, why not."""
+    spec, module, example = _open(options)
+    couplings = graph.find(module, example)
+    found = tuple(
+        {
+            "layer": c.root,
+            "width": c.width,
+            "layers": len(c.members),
+            "prunable": c.frozen is None,
+            "why": c.frozen,
+        }
+        for c in couplings.all
+    )
+    frozen = sum(c.frozen is not None for c in couplings.all)
+    return {"model": spec, "couplings_found": len(couplings.all), "frozen": frozen}, found
+
+
+def _open(options: InspectOptions) -> tuple[str, nn.Module, Any]:
+    """Random weights will do: what is coupled with what does not depend on them."""
+    word = options.file
+    if (dense := _detector_or_segmenter(word, options.size or SIZE)) is not None:
+        return word, *dense
+    words = ModelOptions(
+        weights=None if Path(word).exists() else "none", trust=options.trust, size=options.size
+    )
+    network, _ = open_network(word, words)
+    return network.spec, network.module, network.example()
+
+
+def _detector_or_segmenter(word: str, size: int) -> tuple[nn.Module, Any] | None:
+    """A network of torchvision that is no classifier, and what its forward takes; None for any other word."""
+    scheme, _, name = word.partition(":")
+    if scheme != "torchvision":
+        return None
+    from torchvision import models
+
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    bare = {"weights": None, "weights_backbone": None}
+    if name in models.list_models(module=models.segmentation):
+        return models.get_model(name, **bare).eval(), images
+    if name not in models.list_models(module=models.detection):
+        return None
+    sized = {} if name.startswith("ssd") else {"min_size": size, "max_size": size}
+    return models.get_model(name, **bare, **sized).eval(), (list(images),)
