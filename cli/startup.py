@@ -30,7 +30,10 @@ _MALLOPT = {
 
 def prepare(command: str, options: Any) -> None:
     """Set threads, wait policy and allocator for `command`."""
-    asked = int(getattr(options, "threads", 0) or 0)
+    # bench takes several, "1,2"; what is no number is refused later, with a sentence
+    asked = max(
+        (int(t) for t in str(getattr(options, "threads", 0) or 0).split(",") if t.isdecimal()), default=0
+    )
     if asked > 0:
         os.environ["OMP_NUM_THREADS"] = str(asked)
     else:

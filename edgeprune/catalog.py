@@ -208,6 +208,9 @@ SCORES: Mapping[str, Entry] = {
 RUNTIMES: Mapping[str, Entry] = {
     "ort": Entry("edgeprune.runtime.ort:open", "ONNX Runtime", extra="cpu"),
     "torch": Entry("edgeprune.runtime.torch:open", "PyTorch eager", extra="compress"),
+    "torch-compile": Entry(
+        "edgeprune.runtime.torch:open_compiled", "PyTorch compiled (torch.compile)", extra="compress"
+    ),
 }
 
 

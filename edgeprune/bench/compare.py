@@ -7,7 +7,7 @@ or a ratio within 2% of it, is no change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -72,6 +72,33 @@ def compare(
     low, high = (float(q) for q in np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2]))
     word, why = _word(speedup, low, high, threshold, baseline.rounds)
     return Verdict(vs, word, speedup, low, high, confidence, why)
+
+
+def compare_saved(
+    baseline_ms: Sequence[float],
+    candidate_ms: Sequence[float],
+    *,
+    vs: str,
+    confidence: float = 0.99,
+    threshold: float = 1.05,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Verdict:
+    """Compare with an earlier measurement by the medians of its rounds, drawn again independently.
+
+    Nothing pairs the two, so the machine's mood between them is in the ratio: below 5% nothing is said. The 5% is ours.
+    """
+    if not baseline_ms or not candidate_ms:
+        raise DataError(f"{vs}: the saved result holds no rounds; measure it again, or beside the other")
+    sides = []
+    for values, offset in ((baseline_ms, 0), (candidate_ms, 1)):
+        draws = draw_rounds(len(values), resamples, seed + offset)
+        sides.append(bootstrap_medians(np.asarray(values, np.float64), np.arange(len(values)), draws))
+    ratios = sides[0] / sides[1]
+    low, high = (float(q) for q in np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    speedup = float(np.median(baseline_ms) / np.median(candidate_ms))
+    word, why = _word(speedup, low, high, threshold, min(len(baseline_ms), len(candidate_ms)))
+    return Verdict(vs, word, speedup, low, high, confidence, f"{why}; not measured together")
 
 
 def _word(speedup: float, low: float, high: float, threshold: float, rounds: int) -> tuple[Word, str]:

@@ -58,7 +58,22 @@ def state(root: Path = Path("/")) -> dict[str, Any]:
         "temp_c": max(zones) if zones else None,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "gpu": nvml.state() or jetson.gpu_clock(root),
+        "throttled": throttled(root),
     }
+
+
+# Counters that only rise: of each core on x86 (kernel: Documentation/admin-guide/thermal), and of over-current and
+# under-voltage on a Jetson (Jetson Linux Developer Guide, "OC event count").
+_THROTTLES = (
+    "sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count",
+    "sys/class/hwmon/hwmon*/oc*_event_cnt",
+)
+
+
+def throttled(root: Path = Path("/")) -> int | None:
+    """How often the hardware slowed itself down since it started; None where nothing counts it."""
+    counts = [n for pattern in _THROTTLES for n in _numbers(root, pattern)]
+    return int(sum(counts)) if counts else None
 
 
 class Watch:
@@ -99,6 +114,9 @@ class Watch:
             found.append(f"the GPU was slowed down: {', '.join(slow)}")
         if any("min" in g and g["min"] != g["max"] for g in gpus):
             found.append("the GPU clock is not pinned; `sudo jetson_clocks` pins it")
+        counts = [s["throttled"] for s in self.states if s.get("throttled") is not None]
+        if counts and counts[-1] > counts[0]:
+            found.append(f"the hardware throttled itself {counts[-1] - counts[0]} times (heat or current)")
         cores = usable_cores()
         load = self.states[0]["load"]
         if load is not None and load > cores:

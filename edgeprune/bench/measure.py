@@ -13,7 +13,8 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ class Samples:
     """Times of one runner. latency_s: (n,) seconds; round: (n,) the round of each, increasing from 0.
 
     settled: whether two warm-up windows agreed within 2%. warmup_s, warmup_runs: what the warm-up took.
+    parts_s: what a latency is made of, each (n,). rate: (rounds,) calls a second of all streams together, where
+    several ran. facts: what a mode adds, as JSON values.
     """
 
     latency_s: NDArray[np.float64]
@@ -39,11 +42,25 @@ class Samples:
     settled: bool = True
     warmup_s: float = 0.0
     warmup_runs: int = 0
+    parts_s: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    rate: NDArray[np.float64] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
         """How many rounds there were."""
         return int(self.round[-1]) + 1 if len(self.round) else 0
+
+    def per_round(self) -> NDArray[np.float64]:
+        """Median seconds of each round, (rounds,)."""
+        edges = np.searchsorted(self.round, np.arange(1, self.rounds))
+        return np.asarray([np.median(part) for part in np.split(self.latency_s, edges)])
+
+    def for_comparing(self) -> Samples:
+        """What a verdict is drawn from: the latencies, or seconds a call at full load where several streams ran."""
+        if self.rate is None:
+            return self
+        return Samples(1 / self.rate, np.arange(len(self.rate)))
 
 
 def measure(
@@ -70,8 +87,8 @@ def measure(
         raise UsageError(
             f"no input for {', '.join(missing)}; feeds holds {', '.join(sorted(feeds)) or 'nothing'}"
         )
-    with _quiet():
-        warm = {name: _warm_up(runner, feeds[name], warmup_s) for name, runner in runners.items()}
+    with quiet():
+        warm = {name: warm_up(runner, feeds[name], warmup_s) for name, runner in runners.items()}
         sizes = {name: _block_size(w.typical_s, min_s, min_runs) for name, w in warm.items()}
         blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in runners}
         spent = dict.fromkeys(runners, 0.0)
@@ -89,14 +106,16 @@ def measure(
 
 
 @dataclass(frozen=True)
-class _Warm:
+class Warm:
+    """What a warm-up found: the typical call, whether two windows agreed, what it took."""
+
     typical_s: float
     settled: bool
     seconds: float
     runs: int
 
 
-def _warm_up(runner: Runner, feeds: Feeds, least_s: float) -> _Warm:
+def warm_up(runner: Runner, feeds: Feeds, least_s: float) -> Warm:
     """Run for at least `least_s` and until two windows, each a quarter of it, are within 2%."""
     start, runs, previous, most_s = time.perf_counter(), 0, 0.0, MOST_WARMUP * max(least_s, 0.1)
     while True:
@@ -110,7 +129,7 @@ def _warm_up(runner: Runner, feeds: Feeds, least_s: float) -> _Warm:
         median, seconds = float(np.median(window)), time.perf_counter() - start
         settled = abs(median - previous) <= WINDOW_AGREEMENT * median
         if (settled and seconds >= least_s) or seconds >= most_s:
-            return _Warm(median, settled, seconds, runs)
+            return Warm(median, settled, seconds, runs)
         previous = median
 
 
@@ -132,13 +151,13 @@ def _block_size(typical_s: float, min_s: float, min_runs: int) -> int:
     return max(2, size if min_s > 0 else min(size, -(-min_runs // 2)))
 
 
-def _samples(blocks: list[NDArray[np.float64]], warm: _Warm) -> Samples:
+def _samples(blocks: list[NDArray[np.float64]], warm: Warm) -> Samples:
     numbers = np.repeat(np.arange(len(blocks), dtype=np.int64), [len(b) for b in blocks])
     return Samples(np.concatenate(blocks), numbers, warm.settled, warm.seconds, warm.runs)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the garbage collector out of the timed part."""
     was = gc.isenabled()
     gc.collect()

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.bench import jetson, nvml
+from edgeprune.bench import jetson, nvml, rapl
 
 
 class Sensor(Protocol):
@@ -40,13 +40,17 @@ class Sensor(Protocol):
         ...
 
 
-def find(root: Path = Path("/")) -> tuple[Sensor | None, str]:
-    """The best sensor here, or None and why there is none."""
+def find(root: Path = Path("/"), device: str = "cuda") -> tuple[Sensor | None, str]:
+    """The sensor that sees the device at work, or None and why there is none.
+
+    A Jetson's rails carry CPU and GPU alike. Elsewhere the card's own meter (NVML) is for work on "cuda", and the
+    processor's counters (RAPL) for work on "cpu": neither stands in for the other.
+    """
     board, why_not_jetson = jetson.sensor(root)
     if board is not None:
         return board, ""
-    card, why_not_nvml = nvml.sensor()
-    return (card, "") if card is not None else (None, f"{why_not_jetson}; {why_not_nvml}")
+    found: tuple[Sensor | None, str] = nvml.sensor() if device.startswith("cuda") else rapl.sensor(root)
+    return (found[0], "") if found[0] is not None else (None, f"{why_not_jetson}; {found[1]}")
 
 
 @dataclass(frozen=True)

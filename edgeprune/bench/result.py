@@ -16,8 +16,10 @@ from edgeprune.bench.statistics import Latency
 from edgeprune.errors import DataError, UsageError
 
 SCHEMA = "edgeprune.bench/1"
-MUST_AGREE = ("batch", "mode", "threads", "transfers", "spin_wait", "provider", "streams", "device")
+MUST_AGREE = ("batch", "mode", "fps", "threads", "transfers", "streams", "device")
 """Settings without which two latencies are different quantities."""
+IF_BOTH = ("spin_wait", "provider", "io_binding", "cuda_graph")
+"""Settings that must agree where both runtimes have them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A row. config: runtime, precision, batch, mode, threads, input, seed, the runner's settings."""
+    """A row. config: runtime, precision, batch, mode, threads, input, seed, the runner's settings.
+
+    parts_ms: what the latency is made of, by name (load, first; enqueue, h2d, d2h). rounds_ms: the median of each
+    round, in the order measured (at full load, milliseconds a call). layers: the operators as they ran. diagnosis: what
+    holds it back against its baseline.
+    """
 
     model: Measured
     config: Mapping[str, Any]
@@ -53,6 +60,9 @@ class BenchResult:
     warnings: tuple[str, ...] = ()
     verdict: Verdict | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    parts_ms: Mapping[str, Latency] | None = None
+    rounds_ms: tuple[float, ...] = ()
+    diagnosis: tuple[Mapping[str, Any], ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with the schema's name first."""
@@ -80,7 +90,11 @@ class BenchResult:
                 Verdict.from_json(fields["verdict"]) if fields.get("verdict") is not None else None
             )
             fields["warnings"] = tuple(fields.get("warnings", ()))
-            fields["layers"] = tuple(fields["layers"]) if fields.get("layers") is not None else None
+            for key in ("layers", "diagnosis"):
+                fields[key] = tuple(fields[key]) if fields.get(key) is not None else None
+            fields["rounds_ms"] = tuple(fields.get("rounds_ms", ()))
+            if fields.get("parts_ms") is not None:
+                fields["parts_ms"] = {k: Latency.from_json(v) for k, v in fields["parts_ms"].items()}
             return BenchResult(**fields)
         except (KeyError, TypeError, AttributeError, ValueError) as err:
             raise DataError(f"not a result of edgeprune bench: {err}") from err
@@ -88,11 +102,7 @@ class BenchResult:
 
 def differences(one: BenchResult, other: BenchResult) -> list[str]:
     """What makes two results different quantities, each as "batch 1 against 8"."""
-    found = []
-    for key in MUST_AGREE:
-        left, right = one.config.get(key), other.config.get(key)
-        if left != right:
-            found.append(f"{key} {left} against {right}")
+    found = config_differences(one.config, other.config)
     for key in ("cpu", "gpu", "board"):
         left, right = _name(one.host.get(key)), _name(other.host.get(key))
         if left != right:
@@ -100,12 +110,28 @@ def differences(one: BenchResult, other: BenchResult) -> list[str]:
     return found
 
 
+def config_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The part of `differences` that two measurements on one machine can have."""
+    both = [key for key in IF_BOTH if one.get(key) is not None and other.get(key) is not None]
+    return [
+        f"{key} {one.get(key)} against {other.get(key)}"
+        for key in (*MUST_AGREE, *both)
+        if one.get(key) != other.get(key)
+    ]
+
+
 def require_comparable(one: BenchResult, other: BenchResult, *, force: bool = False) -> None:
     """UsageError when two results must not be compared, unless forced."""
-    if not force and (found := differences(one, other)):
+    if not force:
+        require_alike(one.model.name, other.model.name, differences(one, other))
+
+
+def require_alike(one: str, other: str, found: list[str]) -> None:
+    """UsageError that lists what `differences` found between two named things; nothing found is nothing said."""
+    if found:
         raise UsageError(
-            f"{one.model.name} and {other.model.name} are not comparable: {'; '.join(found)}; "
-            "measure them alike, or give --force"
+            f"{one} and {other} are not comparable: {'; '.join(found)}; "
+            "measure them alike, or give --force-compare"
         )
 
 

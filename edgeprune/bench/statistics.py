@@ -20,19 +20,19 @@ FLOATING_COV = 0.025  # trtexec's threshold: above it, the clocks or the machine
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds, except cov = std / mean and n."""
+    """Milliseconds, except cov = std / mean and n. None: too few samples, or not told by the tool that measured."""
 
-    n: int
+    n: int | None
     p50: float
-    p90: float
-    p95: float
+    p90: float | None
+    p95: float | None
     p99: float | None
     p999: float | None
     min: float
     max: float
     mean: float
-    std: float
-    cov: float
+    std: float | None
+    cov: float | None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

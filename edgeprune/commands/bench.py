@@ -6,170 +6,169 @@ Torch-free: a checkpoint is opened with torch only when the user asks for that r
 from __future__ import annotations
 
 import contextlib
-import json
-import time
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgeprune import __version__, artifact, count, images
+from edgeprune import __version__, images
 from edgeprune.artifact import Artifact
-from edgeprune.bench import inputs, machine
+from edgeprune.bench import machine, modes, trtexec
 from edgeprune.bench.compare import compare
 from edgeprune.bench.measure import Samples, measure
-from edgeprune.bench.result import BenchResult, Measured
-from edgeprune.bench.statistics import FLOATING_COV, summary
-from edgeprune.commands import files
-from edgeprune.errors import DataError, OutputExists, UsageError
+from edgeprune.bench.result import BenchResult, config_differences, require_alike
+from edgeprune.commands import bench_files, bench_rows, files
+from edgeprune.commands.bench_open import Opened, Setting, open_all, open_one
+from edgeprune.errors import DataError, UsageError
 from edgeprune.export.parity import logits
 from edgeprune.options import BenchOptions
-from edgeprune.runtime.runner import Feeds, Runner
+from edgeprune.runtime.runner import Runner
+
+MODES = ("steady", "paced", "cold", "throughput")
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """One result a row (artefact and batch), in the order given."""
+    """One result a row (artefact, batch and threads), in the order given."""
 
     results: tuple[BenchResult, ...]
     output: Path | None
     layers: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The rows as versioned JSON documents."""
         return {
             "results": [r.to_json() for r in self.results],
             "output": str(self.output) if self.output else None,
+            "warnings": list(self.warnings),
             **({"layers": dict(self.layers)} if self.layers else {}),
         }
 
 
 def bench(options: BenchOptions) -> BenchReport:
-    """Measure every artefact at every batch size; with a baseline, say faster, slower or no change."""
+    """Measure every artefact at every batch and number of threads; with a baseline, say faster, slower or no change."""
+    if options.layer_table:
+        from edgeprune.commands import layers
+
+        _require_artifacts(options)
+        return BenchReport((), None, layers.bench_layers(options, options.layer_table).to_json())
+    bench_files.refuse_existing(options)
+    imported = [trtexec.read(options.import_trtexec, __version__)] if options.import_trtexec else []
+    if imported and not options.artifacts:
+        bench_files.write(options, imported)
+        return BenchReport(tuple(imported), options.output)
+    _check(options)
+    before = bench_rows.saved(Path(options.baseline)) if _is_saved(options.baseline) else []
+    beside = options.baseline if options.baseline and not before else None
+    words = list(dict.fromkeys([*([beside] if beside else []), *options.artifacts]))
+    found: dict[bench_rows.Key, BenchResult] = {}
+    measured: dict[str, Path] = {}
+    for setting in _sweep(options):
+        for opened, row in _at(options, words, beside, setting):
+            measured[opened.word] = opened.found.path
+            found[opened.word, setting] = bench_rows.against(options, before, row) if before else row
+    if options.diagnose and beside:
+        found = bench_rows.with_diagnosis(found, measured, beside)
+    rows = list(found.values())
+    said = [bench_files.remember(measured[w], r) for (w, _), r in found.items()] if options.history else []
+    bench_files.write(options, [*rows, *imported])
+    return BenchReport((*rows, *imported), options.output, warnings=tuple(filter(None, said)))
+
+
+def _require_artifacts(options: BenchOptions) -> None:
     if not options.artifacts:
         raise UsageError(
             "nothing to measure: give ONNX files or run folders, such as: edgeprune bench runs/slim"
         )
-    if options.layer_table:
-        from edgeprune.commands import layers
-
-        return BenchReport((), None, layers.bench_layers(options, options.layer_table).to_json())
-    if options.output and options.output.exists() and not options.force:
-        raise OutputExists(f"{options.output} exists; --force replaces it")
-    words = list(dict.fromkeys([*([options.baseline] if options.baseline else []), *options.artifacts]))
-    rows: list[BenchResult] = []
-    for batch in _batches(options.batch):
-        rows.extend(_at_batch(options, words, batch))
-    if options.output:
-        text = json.dumps([r.to_json() for r in rows], indent=2)
-        artifact.write_atomically(options.output, text.encode())
-    return BenchReport(tuple(rows), options.output)
 
 
-def _batches(text: str) -> list[int]:
+def _check(options: BenchOptions) -> None:
+    _require_artifacts(options)
+    if options.mode not in MODES:
+        raise UsageError(f"--mode {options.mode}: expected one of {', '.join(MODES)}")
+    if options.mode == "throughput" and options.streams < 1:
+        raise UsageError(f"--streams {options.streams}: expected 1 or more")
+    if options.mode == "paced" and not 0 < options.fps < math.inf:
+        raise UsageError(f"--fps {options.fps}: expected a number of frames a second above 0")
+    if options.power is not None and options.power <= 0:
+        raise UsageError(f"--power {options.power}: expected seconds of load above 0, such as 10")
+    if options.diagnose and (options.baseline is None or _is_saved(options.baseline)):
+        raise UsageError(
+            "--diagnose compares layers: give the dense network as --baseline, as an ONNX file or a run"
+        )
+
+
+def _is_saved(word: str | None) -> bool:
+    return word is not None and Path(word).suffix == ".json"
+
+
+def _sweep(options: BenchOptions) -> Iterator[Setting]:
+    for batch in _sizes("--batch", options.batch, 1, "1 or 1,8"):
+        for threads in _sizes("--threads", options.threads, 0, "1 or 1,2; 0 is all cores"):
+            yield Setting(batch, threads)
+
+
+def _sizes(flag: str, text: str, least: int, example: str) -> list[int]:
     try:
-        sizes = [int(part) for part in text.split(",")]
+        sizes = [int(part) for part in str(text).split(",")]
     except ValueError:
         sizes = []
-    if not sizes or min(sizes) < 1:
-        raise UsageError(f"--batch {text!r}: expected sizes such as 1 or 1,8")
-    return sizes
+    if not sizes or min(sizes) < least:
+        raise UsageError(f"{flag} {text!r}: expected sizes such as {example}")
+    return list(dict.fromkeys(sizes))
 
 
-def _at_batch(options: BenchOptions, words: list[str], batch: int) -> list[BenchResult]:
+def _at(
+    options: BenchOptions, words: list[str], beside: str | None, setting: Setting
+) -> list[tuple[Opened, BenchResult]]:
+    """Measure all artefacts at one setting, interleaved."""
     with contextlib.ExitStack() as stack:
-        opened: dict[str, tuple[Artifact, Runner]] = {}
-        for word in words:
-            found, runner = files.open_runner(word, options.runtime, options.threads, options.trust)
-            opened[word] = (found, stack.enter_context(runner))
-        feeds = {word: _feeds(options, found, runner, batch) for word, (found, runner) in opened.items()}
+        opened = open_all(options, words, setting, stack)
+        if beside and not options.force_compare:
+            for one in opened.values():
+                alike = config_differences(opened[beside].config, one.config)
+                require_alike(opened[beside].name, one.name, alike)
         watch = machine.Watch()
-        samples = measure(
-            {word: runner for word, (_, runner) in opened.items()},
-            feeds,
-            warmup_s=options.warmup,
-            min_s=options.seconds,
-            min_runs=options.runs,
-            seed=options.seed,
-            observe=watch,
-        )
-        quality = {word: _quality(options, *opened[word]) for word in words}
-    host, clocks, warnings = machine.describe(), watch.to_json(), tuple(watch.warnings())
-    rows = []
-    for word in words:
-        row = _row(options, opened[word], samples[word], batch)
-        row = replace(
-            row, host=host, clocks=clocks, quality=quality[word], warnings=(*row.warnings, *warnings)
-        )
-        if options.baseline and word != options.baseline:
-            row = replace(
-                row,
-                verdict=compare(
-                    samples[options.baseline], samples[word], vs=options.baseline, seed=options.seed
-                ),
-            )
-        rows.append(row)
-    return rows
+        samples = _samples(options, opened, setting, watch)
+        shared = {"host": machine.describe(), "clocks": watch.to_json()}
+        quality = {
+            w: accuracy(o.found, o.runner, options.evaluate) for w, o in opened.items() if options.evaluate
+        }
+        rows = {w: bench_rows.row(options, o, samples[w], shared) for w, o in opened.items()}
+    made = []
+    for word, row in rows.items():
+        verdict = None
+        if beside and word != beside:
+            sides = samples[beside].for_comparing(), samples[word].for_comparing()
+            verdict = compare(*sides, vs=beside, seed=options.seed)
+        said = (*row.warnings, *watch.warnings())
+        made.append((opened[word], replace(row, quality=quality.get(word), warnings=said, verdict=verdict)))
+    return made
 
 
-def _feeds(options: BenchOptions, found: Artifact, runner: Runner, batch: int) -> Feeds:
-    made = inputs.synthetic(runner.inputs, batch=batch, seed=options.seed)
-    if options.images is None:
-        return made
-    refs = images.find(options.images)
-    pixels, _ = next(iter(images.batches(refs, files.preprocess(found), batch)))
-    name = runner.inputs[0].name
-    repeated = np.resize(pixels, made[name].shape) if len(pixels) < batch else pixels[:batch]
-    return {**made, name: np.ascontiguousarray(repeated.astype(made[name].dtype))}
-
-
-def _row(options: BenchOptions, opened: tuple[Artifact, Runner], samples: Samples, batch: int) -> BenchResult:
-    found, runner = opened
-    latency = summary(samples.latency_s)
-    counted = count.count(found.path) if found.kind == "onnx" else None
-    warnings = []
-    if not samples.settled:
-        warnings.append("the warm-up did not settle within 2%: the machine is busy or its clocks move")
-    if latency.cov > FLOATING_COV:
-        warnings.append(f"times vary by {100 * latency.cov:.0f}% (CoV): trust the interval, not single runs")
-    config = {
-        **runner.settings,
-        "runtime": runner.name,
-        "precision": str(found.meta.get("precision", "fp32")),
-        "batch": batch,
-        "mode": "steady",
-        "transfers": True,
-        "streams": 1,
-        "device": str(runner.settings.get("device", "cpu")),
-        "input": str(options.images) if options.images else "random",
+def _samples(
+    options: BenchOptions, opened: Mapping[str, Opened], setting: Setting, watch: machine.Watch
+) -> dict[str, Samples]:
+    feeds = {word: one.feeds for word, one in opened.items()}
+    timing: dict[str, Any] = {
+        "warmup_s": options.warmup,
+        "min_s": options.seconds,
+        "min_runs": options.runs,
         "seed": options.seed,
+        "observe": watch,
     }
-    return BenchResult(
-        model=Measured(
-            name=files.short_name(found.path),
-            sha256=found.sha256,
-            parents=found.parents,
-            bytes=found.path.stat().st_size,
-            macs=counted.macs if counted else None,
-            params=counted.params if counted else None,
-        ),
-        config=config,
-        host={},
-        latency_ms=latency,
-        throughput_ips=1e3 * batch / latency.p50,
-        tool_version=__version__,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        memory={"process_peak_bytes": machine.peak_memory()},
-        power=None,
-        warnings=tuple(warnings),
-        reasons={"power": "not measured", "gpu_ms": "no GPU in this run", "layers": "not asked for"},
-    )
-
-
-def _quality(options: BenchOptions, found: Artifact, runner: Runner) -> Mapping[str, Any] | None:
-    return accuracy(found, runner, options.evaluate) if options.evaluate else None
+    runners = {word: one.runner for word, one in opened.items()}
+    if options.mode == "paced":
+        return modes.paced(runners, feeds, fps=options.fps, plan=modes.Plan(**timing))
+    if options.mode == "throughput":
+        many = {word: one.runners for word, one in opened.items()}
+        return modes.throughput(many, feeds, plan=modes.Plan(**timing))
+    if options.mode == "cold":
+        openers = {w: lambda w=w: open_one(options, w, setting)[1] for w in opened}  # type: ignore[misc]
+        return modes.cold(openers, feeds, plan=modes.Plan(**timing))
+    return measure(runners, feeds, **timing)
 
 
 def accuracy(found: Artifact, runner: Runner, folder: Path) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,12 +68,14 @@ def doctor(options: DoctorOptions) -> DoctorResult:
         packages=packages,
         runtimes=tuple(_tried(name, *_RUNTIMES[name]) for name in _RUNTIMES),
         sensors=(
-            _tried("power", "", _power),
+            _tried("power", "", lambda: _power("cuda")),
+            _tried("power of the processor", "", lambda: _power("cpu")),
             _tried("gpu", "", _gpu),
             _tried("temperature", "", _temperature),
+            _tried("clocks", "", _clocks),
         ),
         cache=_cache(options),
-        complaints=tuple(complaints(packages)),
+        complaints=(*complaints(packages), *overwritten(), *idle_card()),
     )
 
 
@@ -102,6 +106,51 @@ def complaints(packages: tuple[Package, ...], python: tuple[int, int] = sys.vers
     return found
 
 
+ONNX_RUNTIMES = frozenset(
+    {
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "onnxruntime-openvino",
+        "onnxruntime-directml",
+        "onnxruntime-trt-rtx",
+        "onnxruntime-qnn",
+        "ort-nightly",
+        "ort-nightly-gpu",
+    }
+)
+"""Distributions that all install the same folder `onnxruntime`: the last one installed wins, silently."""
+
+
+def overwritten(there: Iterable[str] | None = None) -> list[str]:
+    """A complaint when several of ONNX_RUNTIMES are installed, beyond the pair that `complaints` knows."""
+    if there is None:
+        there = (str(d.metadata["Name"] or "") for d in importlib.metadata.distributions())
+    owners = sorted({name.lower().replace("_", "-") for name in there} & ONNX_RUNTIMES)
+    if len(owners) < 2 or owners == ["onnxruntime", "onnxruntime-gpu"]:
+        return []
+    return [
+        f"{', '.join(owners)} are all installed and overwrite each other's files: "
+        f"pip uninstall -y {' '.join(owners)}, then install one of them"
+    ]
+
+
+def idle_card() -> list[str]:
+    """A complaint when an NVIDIA card is here that ONNX Runtime cannot use."""
+    from edgeprune.bench import nvml
+
+    card, _ = nvml.describe()
+    try:
+        import onnxruntime
+    except Exception:  # missing or broken: the runtime's own line says so
+        return []
+    if card is None or "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return []
+    return [
+        f"{card['name']} is here and this ONNX Runtime runs on the CPU alone: "
+        "pip uninstall -y onnxruntime && pip install 'edgeprune[gpu]' (x86-64), or build a TensorRT engine"
+    ]
+
+
 # The extras of pyproject.toml; a test holds the two equal.
 _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "": ("numpy", "pillow", "onnx", "typer", "rich", "safetensors", "filelock", "platformdirs", "tomli-w"),
@@ -120,6 +169,7 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "rtx": ("tensorrt-rtx",),
     "pycuda": ("pycuda",),
+    "video": ("av",),
     "report": ("matplotlib", "jinja2"),
     "demo": ("scikit-learn", "mlxtend"),
 }
@@ -166,20 +216,42 @@ def _torch() -> tuple[bool, str]:
     return right, f"{torch.__version__}; threads: {torch.get_num_threads()}; CUDA device: {cuda}"
 
 
+def _torch_compile() -> tuple[bool, str]:
+    torch: Any = importlib.import_module("torch")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None and not torch.cuda.is_available():
+        return False, "no C++ compiler, which torch.compile needs on a CPU: apt install g++"
+    return (
+        True,
+        f"{torch.__version__}; compiler: {compiler or 'none (CUDA only)'}; not compiled here: it takes long",
+    )
+
+
 # How each runtime of the catalogue is tried; a test holds the names equal.
 _RUNTIMES: Mapping[str, tuple[str, Callable[[], tuple[bool, str]]]] = {
     "ort": (catalog.RUNTIMES["ort"].extra, _onnxruntime),
     "torch": (catalog.RUNTIMES["torch"].extra, _torch),
+    "torch-compile": (catalog.RUNTIMES["torch-compile"].extra, _torch_compile),
 }
 
 
-def _power() -> tuple[bool, str]:
+def _power(device: str) -> tuple[bool, str]:
     from edgeprune.bench import power
 
-    sensor, why = power.find()
+    sensor, why = power.find(device=device)
     if sensor is None:
         return False, why
-    return True, f"{type(sensor).__name__}: {sensor.watts():.1f} W now"
+    return True, f"{sensor.source}: {sensor.watts():.1f} W now ({sensor.rule})"
+
+
+def _clocks() -> tuple[bool, str]:
+    from edgeprune.bench import machine
+
+    now = machine.state()
+    told = {k: now[k] for k in ("cpu_mhz", "cpu_max_mhz", "throttled") if now[k] is not None}
+    if not told:
+        return False, "neither clocks nor throttling can be read here (a virtual machine?)"
+    return True, ", ".join(f"{k} {v:.0f}" for k, v in told.items())
 
 
 def _gpu() -> tuple[bool, str]:

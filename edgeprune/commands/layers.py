@@ -95,7 +95,7 @@ def bench_layers(options: BenchOptions, path: Path) -> TableResult:
         raise UsageError(f"--runtime {options.runtime}: layers are measured with ort so far")
     if path.exists() and not options.force:
         raise OutputExists(f"{path} exists; --force replaces it")
-    table = layers.tabulate(Path(options.artifacts[0]), options.threads)
+    table = layers.tabulate(Path(options.artifacts[0]), _threads(options.threads))
     save(table, path)
     rows = tuple(
         {
@@ -109,6 +109,12 @@ def bench_layers(options: BenchOptions, path: Path) -> TableResult:
     more = f"edgeprune prune RUN --target DIR --latency 0.7x --table {path}"
     whole = table.network.get("p50_ms")
     return TableResult(path, table.device, table.runtime, len(rows), whole, rows, more)
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal():
+        raise UsageError(f"--threads {text}: a layer table is of one number of threads")
+    return int(text)
 
 
 def save(table: LayerTable, path: Path) -> None:

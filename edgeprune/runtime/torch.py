@@ -1,11 +1,13 @@
 """A PyTorch network behind the Runner protocol, to measure beside deployed ones and as parity reference.
 
 The one runtime that imports torch, and only when it is opened. It takes a callable: reading checkpoints is
-above it.
+above it. Eager, or compiled by torch.compile, whose compilation happens in the warm-up.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ class TorchRunner:
         import torch
 
         self.inputs, self.outputs, self.settings = inputs, outputs, dict(settings)
+        if settings.get("compiled"):
+            self.name = "torch-compile"
         self._function: Callable[..., Any] | None = function
         self._device = torch.device(str(settings["device"]))
         self._from_numpy, self._inference_mode = torch.from_numpy, torch.inference_mode
@@ -75,10 +79,12 @@ def open(
     *,
     threads: int = 1,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> TorchRunner:
     """Wrap `function`: it takes a tensor for each of `inputs`, returns one (or a sequence) for `outputs`.
 
     A module is moved to `device` and set to eval. threads: of the whole process until `close`; 0 leaves them.
+    compiled: through torch.compile, static shapes; MissingHere when there is no compiler that it can call.
     """
     if threads < 0:
         raise UsageError(f"--threads {threads}: expected 0 (all cores) or a positive number")
@@ -92,8 +98,32 @@ def open(
         )
     if isinstance(function, torch.nn.Module):
         function = function.eval().to(device)
-    settings = {"device": device, "threads": threads, "torch": torch.__version__}
+    if compiled:
+        function = _compiled(torch, function, device)
+    settings = {"device": device, "threads": threads, "compiled": compiled, "torch": torch.__version__}
     return TorchRunner(function, tuple(inputs), tuple(outputs), settings)
+
+
+def _compiled(torch: Any, function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    if device == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise MissingHere(
+            "torch.compile needs a C++ compiler for the CPU and finds none (g++, clang++, $CXX): "
+            "apt install g++, or take --runtime torch"
+        )
+    made: Callable[..., Any] = torch.compile(function, dynamic=False)
+    return made
+
+
+def open_compiled(
+    function: Callable[..., Any],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+) -> TorchRunner:
+    """`open` with torch.compile."""
+    return open(function, inputs, outputs, threads=threads, device=device, compiled=True)
 
 
 def _as_sequence(made: Any) -> Sequence[torch.Tensor]:

@@ -59,6 +59,6 @@ def test_unlike_results_are_not_compared_unless_forced() -> None:
     other = result(config={**one.config, "batch": 8}, host={"cpu": {"name": "Orin"}, "gpu": None})
     assert differences(one, one) == []
     assert differences(one, other) == ["batch 1 against 8", "cpu EPYC against Orin"]
-    with pytest.raises(UsageError, match=r"not comparable: batch 1 against 8; .*or give --force"):
+    with pytest.raises(UsageError, match=r"not comparable: batch 1 against 8; .*or give --force-compare"):
         require_comparable(one, other)
     require_comparable(one, other, force=True)

@@ -35,7 +35,7 @@ def test_all_cores_by_default(environment: dict[str, str]) -> None:
 
 
 def test_bench_measures_what_a_plain_program_would_see(environment: dict[str, str]) -> None:
-    startup.prepare("bench", BenchOptions(threads=2))
+    startup.prepare("bench", BenchOptions(threads="1,2"))
     assert {v: environment[v] for v in VARIABLES if v in environment} == {"OMP_NUM_THREADS": "2"}
 
 
