@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from edgeprune import video
 from edgeprune.errors import DataError
 
 # Named, so that a file cannot choose a decoder that starts another program (EPS) or follows other files.
@@ -35,6 +36,8 @@ def open_rgb(root: Path, name: str, at_least: tuple[int, int] | None = None) -> 
     or 1/8, with no side below the larger of the two.
     """
     try:
+        if root.is_dir() and (video.moment(name) or video.looks_like_video(name)):
+            return video.frame(root, name) if video.moment(name) else _whole_video(root, name)
         with Image.open(_source(root, name), formats=_formats()) as image:
             if at_least is not None:
                 image.draft(None, (max(at_least), max(at_least)))  # a rotation may swap the sides
@@ -43,7 +46,16 @@ def open_rgb(root: Path, name: str, at_least: tuple[int, int] | None = None) -> 
     except Exception as err:  # a hostile or broken file can raise anything inside a decoder
         broken = isinstance(err, UnidentifiedImageError)
         cause = "not an image" if broken else str(err) or type(err).__name__
-        raise UnreadableImage(f"{root}/{name}: {cause}") from err
+        cause = cause.removeprefix(f"{root / (video.moment(name) or (name,))[0]}: ")
+        raise UnreadableImage(f"{root / name}: {cause}") from err
+
+
+def _whole_video(root: Path, name: str) -> Image.Image:
+    """The cause for which a video has no frames among the names."""
+    if not video.available():
+        raise video.missing(root / name)
+    video.frames(root, name)
+    raise UnreadableImage("a whole video is no image")
 
 
 @functools.cache

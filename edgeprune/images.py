@@ -6,6 +6,7 @@ one bad file end the work on the good ones.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import zipfile
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeprune import decoding
+from edgeprune import decoding, listing, video
 from edgeprune.decoding import UnreadableImage
 from edgeprune.errors import DataError, nearest
 
@@ -128,34 +129,55 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where an image is: `name` is its posix path within `root`, a folder or a zip; `label` its class."""
+    """Where an image is: `name` is its posix path within `root`, a folder or a zip (or whole); `label` its class."""
 
     root: Path
     name: str
     label: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.root}/{self.name}"
+        return str(self.root / self.name)
 
 
 def find(root: Path) -> list[ImageRef]:
-    """List every file under a folder or in a zip, sorted by name; junk of macOS and Windows is left out.
+    """List every file under a folder, in a zip or named in a .txt list, sorted by name, and the frames of videos.
 
     A folder or zip that holds one folder only is entered first, as often as it is so; the class is the first
-    folder level after that. Files are not opened here: what turns out to be no image is skipped by those who
-    read. DataError when there is no image file by its ending, or when `root` is neither a folder nor a zip.
+    folder level after that. Junk of macOS and Windows is left out, unless a list names it. Images are not opened
+    here: what turns out to be none is skipped by those who read. DataError when there is no image file by its ending;
+    MissingHere when there are videos alone and nothing here reads them.
     """
-    names = sorted(n for n in _names(root) if not _is_junk(n))
-    if not any(looks_like_image(n) for n in names):
+    base, names = _base_and_names(root)
+    filmed = [n for n in names if video.looks_like_video(n)] if base.is_dir() else []
+    seen = [n for n in names if looks_like_image(n)]
+    if filmed and not seen and not video.available():
+        raise video.missing(base / filmed[0])
+    if not seen and not filmed:
         held = f"{len(names)} other files" if names else "nothing"
         raise DataError(
             f"{root}: no images there ({held}); expected JPEG, PNG, WebP or BMP files, nested in any way"
         )
-    folders = [PurePosixPath(n).parts[:-1] for n in names if looks_like_image(n)]
+    folders = [PurePosixPath(n).parts[:-1] for n in (*seen, *filmed)]
     depth = 0
     while all(len(f) > depth for f in folders) and len({f[depth] for f in folders}) == 1:
         depth += 1
-    return [ImageRef(root, n, _label(n, depth)) for n in names]
+    return [ImageRef(base, part, _label(n, depth)) for n in names for part in _parts(base, n)]
+
+
+def _base_and_names(root: Path) -> tuple[Path, list[str]]:
+    if root.is_file() and root.suffix.lower() == ".txt":
+        return listing.read(root)
+    if root.is_file() and video.looks_like_video(root.name):
+        return root.parent, [root.name]
+    return root, sorted(n for n in _names(root) if not _is_junk(n))
+
+
+def _parts(base: Path, name: str) -> list[str]:
+    """The file itself, or the frames of a video that can be opened."""
+    if video.looks_like_video(name) and base.is_dir() and video.available():
+        with contextlib.suppress(DataError):  # skipped, with its cause, when it is read
+            return video.frames(base, name)
+    return [name]
 
 
 def _label(name: str, depth: int) -> str | None:
@@ -167,13 +189,15 @@ def _names(root: Path) -> Iterator[str]:
     if root.is_dir():
         yield from _walk(root)
     elif not root.exists():
-        raise DataError(f"{root}: no such folder or zip; expected images")
+        raise DataError(f"{root}: no such folder or zip, list or video; expected images")
     else:
         try:
             with zipfile.ZipFile(root) as archive:
                 yield from (i.filename for i in archive.infolist() if not i.is_dir())
         except (zipfile.BadZipFile, OSError) as err:
-            raise DataError(f"{root}: neither a folder nor a whole zip ({err}); expected images") from err
+            raise DataError(
+                f"{root}: neither a folder nor a whole zip, a .txt list or a video ({err})"
+            ) from err
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -195,8 +219,8 @@ def _is_junk(name: str) -> bool:
 
 
 def looks_like_image(name: str) -> bool:
-    """Say whether the ending of a name is that of an image."""
-    return PurePosixPath(name).suffix.lower() in _ENDINGS
+    """Say whether the ending of a name is that of an image, or the name that of a video's frame."""
+    return PurePosixPath(name).suffix.lower() in _ENDINGS or video.moment(name) is not None
 
 
 def classes(refs: Iterable[ImageRef]) -> tuple[str, ...]:
@@ -269,6 +293,8 @@ def load_all(
         except UnreadableImage as err:
             return err
 
+    if any(video.moment(r.name) for r in refs):
+        threads = 1  # each would decode the whole video for its share of the frames
     yield from zip(refs, ahead(one, refs, threads or min(16, (os.cpu_count() or 1) + 1)), strict=True)
 
 

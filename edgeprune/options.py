@@ -71,7 +71,7 @@ class ModelOptions:
 class DataOptions:
     """Options that say which images."""
 
-    target: Path | None = option(None, "Unlabelled target images: a folder or a zip.", panel=_DATA)
+    target: Path | None = option(None, "Unlabelled target images: a folder, a zip, a .txt list or a video.", panel=_DATA)
     source: Path | None = option(None, "Labelled source images: a folder or a zip; optional.", panel=_DATA)
     evaluate: Path | None = option(None, "Labelled images, used only to print accuracy.", panel=_DATA)
 

@@ -80,11 +80,11 @@ def test_helpful_errors_of_find(tmp_path: Path) -> None:
         images.find(tmp_path / "none")
     with pytest.raises(DataError, match=r"no images there \(nothing\); expected JPEG, PNG"):
         images.find(tmp_path)
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.md").write_text("x")
     with pytest.raises(DataError, match=r"no images there \(1 other files\)"):
         images.find(tmp_path)
     with pytest.raises(DataError, match="neither a folder nor a whole zip"):
-        images.find(tmp_path / "notes.txt")
+        images.find(tmp_path / "notes.md")
     whole = zipped(saved(tmp_path / "z" / "1.jpg").parent, tmp_path / "z.zip")
     whole.write_bytes(whole.read_bytes()[:-30])
     with pytest.raises(DataError, match="neither a folder nor a whole zip"):

@@ -24,6 +24,7 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from edgeprune import video
 from edgeprune.artifact import write_atomically
 from edgeprune.errors import DataError
 from edgeprune.images import ImageRef, Preprocess, UnreadableImage, ahead, load, load_all, none_readable
@@ -126,10 +127,11 @@ def _stamps(refs: Sequence[ImageRef]) -> Iterator[str]:
     archives: dict[Path, dict[str, zipfile.ZipInfo]] = {}
     for ref in refs:
         if ref.root.is_dir():
-            path = (ref.root / ref.name).resolve()
+            file, moment = video.moment(ref.name) or (ref.name, "")
+            path = (ref.root / file).resolve()
             try:
                 stat = path.stat()
-                yield f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+                yield f"{path}\0{moment}{stat.st_size}\0{stat.st_mtime_ns}\n"
             except OSError:  # a dangling link: skipped when it is read
                 yield f"{path}\0-\n"
         else:
