@@ -208,6 +208,8 @@ SCORES: Mapping[str, Entry] = {
 RUNTIMES: Mapping[str, Entry] = {
     "ort": Entry("edgeprune.runtime.ort:open", "ONNX Runtime", extra="cpu"),
     "torch": Entry("edgeprune.runtime.torch:open", "PyTorch eager", extra="compress"),
+    "tensorrt": Entry("edgeprune.runtime.tensorrt:open", "TensorRT engines, 8.6 to 11", extra="tensorrt"),
+    "tensorrt-rtx": Entry("edgeprune.runtime.tensorrt:open", "TensorRT-RTX engines", extra="rtx"),
     "torch-compile": Entry(
         "edgeprune.runtime.torch:open_compiled", "PyTorch compiled (torch.compile)", extra="compress"
     ),

@@ -18,7 +18,7 @@ from typing import Any
 
 from edgeprune.errors import EdgePruneError, MissingHere, ModelError, RunError, UsageError
 from edgeprune.export import targets
-from edgeprune.runtime.trt import Builder, BuilderConfig, Network, Parser, Tensor
+from edgeprune.runtime.trt import DTYPES, Builder, BuilderConfig, Network, Parser, Tensor
 
 STRONG_FROM = 10
 
@@ -152,10 +152,9 @@ def _parser_error(parser: Parser) -> str:
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:
-    names = {"FLOAT": "float32", "HALF": "float16"}
     kind = str(tensor.dtype).rsplit(".", maxsplit=1)[-1]
     shape = ["batch" if d == -1 else int(d) for d in tensor.shape]
-    return {"name": tensor.name, "shape": shape, "dtype": names.get(kind, kind.lower())}
+    return {"name": tensor.name, "shape": shape, "dtype": DTYPES.get(kind, kind.lower())}
 
 
 def _gpu() -> str:

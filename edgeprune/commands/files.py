@@ -12,6 +12,8 @@ from edgeprune.images import Preprocess
 from edgeprune.runtime import metadata
 from edgeprune.runtime.runner import Runner
 
+ENGINES = ("tensorrt", "tensorrt-rtx")
+
 
 def find(word: str, runtime: str = "auto") -> Artifact:
     """The artefact a word stands for: in a run folder the ONNX file, or the checkpoint when torch is asked for."""
@@ -21,20 +23,36 @@ def find(word: str, runtime: str = "auto") -> Artifact:
     exported = path / "model.onnx"
     if runtime in ("auto", "ort") and exported.is_file():
         return artifact.read(exported)
-    if runtime == "torch":
+    if runtime.startswith("torch"):
         return artifact.read(header.locate(path))
+    if runtime in ENGINES:
+        return artifact.read(_engine_in(path))
     raise DataError(f"{path}: holds no model.onnx; make it with: edgeprune export {path}")
+
+
+def _engine_in(folder: Path) -> Path:
+    """The one engine of a run folder; DataError when there is none, UsageError when there are several."""
+    held = sorted(p for p in folder.iterdir() if artifact.KINDS.get(p.suffix) == "engine")
+    if not held:
+        raise DataError(f"{folder}: holds no engine; build one: edgeprune export {folder} --to tensorrt")
+    if len(held) > 1:
+        raise UsageError(f"{folder}: holds {', '.join(p.name for p in held)}; name one")
+    return held[0]
 
 
 def open_runner(word: str, runtime: str, threads: int, trust: Iterable[str]) -> tuple[Artifact, Runner]:
     """The artefact and its open runner; UsageError when the runtime does not take such a file."""
     found = find(word, runtime)
     if runtime == "auto":
-        runtime = "torch" if found.kind == "checkpoint" else "ort"
+        runtime = {"checkpoint": "torch", "engine": "engine"}.get(found.kind, "ort")
     if runtime == "ort" and found.kind == "onnx":
         from edgeprune.runtime import ort
 
         return found, ort.open(found, threads=threads)
+    if found.kind == "engine" and runtime in ("engine", *ENGINES):
+        from edgeprune.runtime import tensorrt
+
+        return found, tensorrt.open(found, runtime="auto" if runtime == "engine" else runtime)
     if runtime == "torch" and found.kind == "checkpoint":
         return found, _open_torch(found, threads, trust)
     raise UsageError(f"--runtime {runtime} does not run {found.path} (a file of kind {found.kind})")

@@ -148,6 +148,9 @@ class Runtime(Protocol):
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None: ...  # noqa: D102
 
 
+DTYPES: Mapping[str, str] = {"FLOAT": "float32", "HALF": "float16"}
+"""DataType -> numpy name; the others are each other's in small letters (INT8, INT32, INT64, UINT8, BOOL)."""
+
 CLASSES: Mapping[str, type] = {
     "ITensor": Tensor,
     "INetworkDefinition": Network,
