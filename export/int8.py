@@ -61,6 +61,8 @@ class Quantiser:
         prepared = onnx.load(self._source)
         ranges.name_nodes(prepared)
         onnx.save_model(prepared, self._source)
+        self.reference = prepared
+        """The float graph whose layers the quantised ones keep the names of."""
         weights = {t.name for t in prepared.graph.initializer}
         nodes = [n for n in prepared.graph.node if n.op_type in OPERATORS]
         self.layers = tuple(n.name for n in nodes if n.op_type == "Add" or set(n.input[1:2]) & weights)

@@ -81,13 +81,29 @@ def compare(
     A candidate of another fixed batch is run in pieces of that size, the last one padded. DataError when
     there is no image or the outputs are not of one shape.
     """
-    pairs = [(logits(reference, batch), logits(candidate, batch)) for batch in images if len(batch)]
-    if not pairs:
+    given = [batch for batch in images if len(batch)]
+    return against(outputs(reference, given), candidate, given, tolerance, reference.name)
+
+
+def outputs(runner: Runner, images: Iterable[Array]) -> NDArray[np.float64]:
+    """(N, K) of every image; DataError when there is none."""
+    made = [logits(runner, batch) for batch in images if len(batch)]
+    if not made:
         raise DataError("parity needs images and received none; give --images DIR")
-    expected = np.concatenate([a for a, _ in pairs])
-    received = np.concatenate([b for _, b in pairs])
+    return np.concatenate(made)
+
+
+def against(
+    expected: NDArray[np.float64],
+    candidate: Runner,
+    images: Iterable[Array],
+    tolerance: Tolerance = FP32,
+    reference: str = "the reference",
+) -> Parity:
+    """As `compare`, with the reference's outputs (N, K) known already."""
+    received = outputs(candidate, images)
     if expected.shape != received.shape:
-        raise DataError(f"{candidate.name} gives {received.shape}, {reference.name} gives {expected.shape}")
+        raise DataError(f"{candidate.name} gives {received.shape}, {reference} gives {expected.shape}")
     return _compare(expected, received, tolerance.tie)
 
 

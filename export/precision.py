@@ -2,7 +2,7 @@
 
 No torch: an exported file can be lowered on the device. The reference is always the float32 file, run by ONNX
 Runtime. For int8 the calibration is the one with the fewest changed answers, then the smallest error; when too
-many answers change, layers are left in float, the most sensitive first, as few as pass.
+many answers change, layers are left in float, the most sensitive first, as few as pass; biases are corrected after.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from edgeprune import __version__
 from edgeprune import artifact as artifacts
 from edgeprune.artifact import Artifact
 from edgeprune.errors import DataError, ModelError, UsageError
+from edgeprune.export import bias, graph, sensitive
 from edgeprune.export import fp16 as half
-from edgeprune.export import graph
 from edgeprune.export import int8 as quantised
 from edgeprune.export import parity as parities
 from edgeprune.export.parity import Array, Parity, Tolerance
@@ -32,7 +33,7 @@ INT8 = Tolerance("int8", relative=None, flips=0.01)
 TOLERANCES = {"fp16": FP16, "int8": INT8}
 PRECISIONS = ("fp32", *TOLERANCES)
 RANDOM_IMAGES = 8
-SENSITIVITY_IMAGES = 32
+AIM = 0.5  # share of --max-flip that the search for layers to leave in float aims at
 IN_THE_FILE = ("precision", "parents", "lowered", "tool_version")
 
 
@@ -55,16 +56,16 @@ class _Proof:
     folder: Path
     images: Sequence[Array]
     threads: int
+    expected: NDArray[np.float64] | None = None
 
-    def __call__(self, model: onnx.ModelProto, gate: Tolerance, most: int | None = None) -> Parity:
+    def __call__(self, model: onnx.ModelProto, gate: Tolerance) -> Parity:
         file = self.folder / "candidate.onnx"
         graph.save(model, file, file.name)
-        images = self.images if most is None else [np.concatenate(list(self.images))[:most]]
-        with (
-            ort.open(self.source, threads=self.threads) as reference,
-            ort.open(file, threads=self.threads) as candidate,
-        ):
-            return parities.compare(reference, candidate, images, gate)
+        if self.expected is None:
+            with ort.open(self.source, threads=self.threads) as reference:
+                self.expected = parities.outputs(reference, self.images)
+        with ort.open(file, threads=self.threads) as candidate:
+            return parities.against(self.expected, candidate, self.images, gate)
 
 
 def lower(
@@ -135,33 +136,45 @@ def _int8(
 ) -> tuple[onnx.ModelProto, dict[str, Any], Parity]:
     chosen = quantised.calibration_images(proof.images)
     make = quantised.Quantiser(given, chosen, proof.folder)
-    tried = {word: proof(make(word), gate) for word in quantised.calibrations(calibration)}
+    made = {word: make(word) for word in quantised.calibrations(calibration)}
+    tried = {word: proof(model, gate) for word, model in made.items()}
     best = min(tried, key=lambda word: _key(tried[word]))
-    found, left = tried[best], []
-    if parities.faults(found, gate):
-        order = _sensitivity(make, best, proof, gate)
-        count, found = _fewest(lambda k: proof(make(best, order[:k]), gate), len(order), gate)
-        left = order[:count]
-    model = make(best, left)
+
+    def corrected(left: Sequence[str]) -> tuple[onnx.ModelProto, int]:
+        """Back in float first, then corrected, so that each bias fits the graph that is kept."""
+        model = sensitive.leave(made[best], make.reference, left)
+        return model, bias.correct(model, make.reference, chosen)
+
+    model, moved = corrected([])
+    after, found = proof(model, gate), tried[best]
+    if _key(after) < _key(found):
+        found = after
+    else:
+        model, moved = made[best], 0
     facts = {
         "calibration": best,
         "calibration_images": len(chosen),
+        "corrected": dict(parities.summary(after)),
+    }
+    left: list[str] = []
+    errors: dict[str, float] = {}
+    # What is chosen on these images has to hold on others too, so the search aims at half of what may change.
+    aim = replace(gate, flips=gate.flips * AIM)
+    if parities.faults(found, aim) and gate.flips < 1:
+        errors = sensitive.errors(made[best], make.reference, make.layers, proof.images)
+        order = sorted(errors, key=lambda layer: errors[layer], reverse=True)
+        count, found = _fewest(lambda k: proof(corrected(order[:k])[0], gate), len(order), aim)
+        left = order[:count]
+        model, moved = corrected(left)
+    facts |= {
         "tried": {word: dict(parities.summary(p)) for word, p in tried.items()},
+        "biases_corrected": moved,
         "left_in_float": left,
+        "sensitivity": {layer: errors[layer] for layer in left},
         **quantised.census(model),
     }
+    half.check(model)
     return model, facts, found
-
-
-def _sensitivity(make: quantised.Quantiser, calibration: str, proof: _Proof, gate: Tolerance) -> list[str]:
-    """Layers, the one that alone does most harm when quantised first."""
-
-    def harm(layer: str) -> tuple[int, int, float]:
-        others = [name for name in make.layers if name != layer]
-        return _key(proof(make(calibration, others), gate, SENSITIVITY_IMAGES))
-
-    harms = {layer: harm(layer) for layer in make.layers}
-    return sorted(harms, key=lambda layer: harms[layer], reverse=True)
 
 
 def _fewest(run: Callable[[int], Parity], most: int, gate: Tolerance) -> tuple[int, Parity]:

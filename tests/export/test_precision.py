@@ -169,22 +169,28 @@ def test_layers_are_left_in_float_as_few_as_pass(monkeypatch: pytest.MonkeyPatch
 def test_sensitive_layers_stay_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Harm is set by the test: only a graph that leaves `second` passes."""
     source = network(tmp_path / "model.onnx")
-    real = parities.compare
+    real = parities.against
 
-    def compare(reference: Any, candidate: Any, given: Any, gate: Any) -> Any:
+    def against(expected: Any, candidate: Any, given: Any, gate: Any) -> Any:
         graph = onnx.load(candidate_file(tmp_path)).graph
         maker = {o: n for n in graph.node for o in n.output}
         second = next(n for n in graph.node if n.name == "second")
         hurt = maker.get(second.input[1]) is not None
-        found = real(reference, candidate, given, gate)
+        found = real(expected, candidate, given, gate)
         return replace(found, flips=found.n if hurt else 0)
 
-    monkeypatch.setattr(parities, "compare", compare)
+    monkeypatch.setattr(parities, "against", against)
     made = precision.lower(
         source, tmp_path / "model.int8.onnx", "int8", images=[images()], calibration="minmax"
     )
-    assert made.meta["lowered"]["left_in_float"] == ["second"]
-    assert made.meta["lowered"]["quantised_layers"] == 3
+    facts = made.meta["lowered"]
+    assert facts["left_in_float"][-1] == "second", (
+        "the most sensitive first, and none after the one that passes"
+    )
+    harms = list(facts["sensitivity"].values())
+    assert harms == sorted(harms, reverse=True)
+    assert list(facts["sensitivity"]) == facts["left_in_float"]
+    assert facts["quantised_layers"] == 4 - len(facts["left_in_float"])
 
 
 def candidate_file(folder: Path) -> Path:
