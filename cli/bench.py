@@ -18,7 +18,7 @@ EXAMPLES = (
     "edgeprune bench --import-trtexec times.json",
 )
 
-# What a narrow terminal does without, first things first.
+# What a narrow terminal does without, first things first; before these, what is the same in every row.
 _SPARE = ("params", "bytes", "memory bytes", "runtime", "p99 ms", "macs", "images/s", "threads", "batch")
 _LAYERS = 12
 
@@ -29,9 +29,15 @@ def show(facts: page.Facts, console: Console) -> None:
         page.result(facts["layers"], console)
         return
     rows = facts.get("results", ())
-    page.table([_row(row) for row in rows], console, spare=_SPARE)
+    shown = [_row(row) for row in rows]
+    settings = [key for key in ("batch", "threads") if len({row[key] for row in shown}) > 1]
+    page.table(shown, console, spare=[key for key in _SPARE if key not in settings])
+    diagnosed = any(row.get("diagnosis") for row in rows)
     for row in rows:
-        _closer(row, console)
+        if diagnosed:
+            _causes(row, console)
+        else:
+            _operators(row, console)
     said = dict.fromkeys(w for row in rows for w in row.get("warnings", ()))
     for warning in (*said, *facts.get("warnings", ())):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
@@ -39,29 +45,37 @@ def show(facts: page.Facts, console: Console) -> None:
         page.pairs({"output": facts["output"]}, console)
 
 
-def _closer(row: page.Facts, console: Console) -> None:
-    """A row's slowest operators, and what holds it back."""
+def _title(row: page.Facts) -> str:
     config = row["config"]
-    title = f"{row['model']['name']}, batch {config.get('batch')}, threads {config.get('threads')}"
+    return f"{row['model']['name']}, batch {config.get('batch')}, threads {config.get('threads')}"
+
+
+def _operators(row: page.Facts, console: Console) -> None:
+    """A row's slowest operators."""
     layers = row.get("layers") or ()
-    if layers and not row.get("diagnosis"):
-        slowest = sorted(layers, key=lambda layer: -layer["ms_median"])[:_LAYERS]
-        rows = [
-            {
-                "operator": layer["name"],
-                "type": layer["type"],
-                "median ms": f"{layer['ms_median']:.4f}",
-                "share": f"{layer['pct']:.0f}%",
-                "channels": f"{layer['channels_in'] or '?'} -> {layer['channels_out'] or '?'}",
-            }
-            for layer in slowest
-        ]
-        more = f", the slowest {_LAYERS} of {len(layers)} operators" if len(layers) > _LAYERS else ""
-        page.table(rows, console, title=title + more, spare=("channels", "type"))
+    if not layers:
+        return
+    slowest = sorted(layers, key=lambda layer: -layer["ms_median"])[:_LAYERS]
+    rows = [
+        {
+            "operator": layer["name"],
+            "type": layer["type"],
+            "median ms": f"{layer['ms_median']:.4f}",
+            "share": f"{layer['pct']:.0f}%",
+            "channels": f"{layer['channels_in'] or '?'} -> {layer['channels_out'] or '?'}",
+        }
+        for layer in slowest
+    ]
+    more = f": the slowest {_LAYERS} of {len(layers)}" if len(layers) > _LAYERS else ""
+    page.table(rows, console, title=_title(row) + more, spare=("channels", "type"))
+
+
+def _causes(row: page.Facts, console: Console) -> None:
+    """What holds a row back, a sentence a cause."""
     if row.get("diagnosis"):
-        console.print(f"\n{title}: what holds it back", style="bold", markup=False, highlight=False)
-        for finding in row["diagnosis"]:
-            console.print(f"- {finding['text']}", markup=False, highlight=False)
+        console.print(f"\n{_title(row)}: what holds it back", style="bold", markup=False, highlight=False)
+    for finding in row.get("diagnosis") or ():
+        console.print(f"- {finding['text']}", markup=False, highlight=False)
 
 
 def _row(row: page.Facts) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def bench(options: BenchOptions) -> BenchReport:
 def _require_artifacts(options: BenchOptions) -> None:
     if not options.artifacts:
         raise UsageError(
-            "nothing to measure: give ONNX files or run folders, such as: edgeprune bench runs/slim"
+            "nothing to measure: ARTIFACT... is missing; give ONNX files or run folders, such as: "
+            "edgeprune bench runs/slim"
         )
 
 

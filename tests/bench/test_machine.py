@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeprune.bench import jetson, machine, nvml, power
+from edgeprune.bench import jetson, machine, memory, nvml, power, rapl
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -33,7 +33,10 @@ def hwmon(address: str, rails: dict[int, tuple[str, int, int]], name: str = "ina
     return files
 
 
-# Rail names: INA3221 tables of the NVIDIA Jetson Linux Developer Guide; file layout: L4T's ina3221 driver.
+# File layout: kernel.org, Documentation/hwmon/ina3221.rst (in[123]_label, in[123]_input in mV, curr[123]_input in mA,
+# in7 the sum of the shunt voltages), found under /sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmonN by the guide below.
+# Rails of Orin Nano and Orin NX: docs.nvidia.com/jetson/archives/r36.3/DeveloperGuide/SD/PlatformPowerAndPerformance/
+# JetsonOrinNanoSeriesJetsonOrinNxSeriesAndJetsonAgxOrinSeries.html, "Jetson Orin Nano/NX INA3221": VDD_IN is the whole.
 ORIN_NANO = hwmon(
     "1-0040",
     {
@@ -43,9 +46,16 @@ ORIN_NANO = hwmon(
         7: ("sum of shunt voltages", 9, 9),
     },
 )
+ORIN_NX = hwmon(
+    "1-0040",
+    {1: ("VDD_IN", 19000, 700), 2: ("VDD_CPU_GPU_CV", 19000, 250), 3: ("VDD_SOC", 19000, 150)},
+)
+# The same page, "Jetson AGX Orin": two chips and no rail for the whole.
 AGX_ORIN = hwmon(
     "1-0040", {1: ("VDD_GPU_SOC", 20000, 100), 2: ("VDD_CPU_CV", 20000, 50), 3: ("VIN_SYS_5V0", 5000, 400)}
 ) | hwmon("1-0041", {1: ("NC", 1, 1), 2: ("VDDQ_VDD2_1V8AO", 5000, 100), 3: ("NC", 1, 1)})
+# JetPack 4, iio in place of hwmon: docs.nvidia.com/jetson/archives/l4t-archived/l4t-3275, "Power Management for Jetson
+# Nano and Jetson TX1 Devices", rail_name_N and in_powerN_input (mW) under ina3221x.
 NANO = {
     "sys/bus/i2c/devices/6-0040/name": "ina3221x\n",
     "sys/bus/i2c/devices/6-0040/iio:device0/rail_name_0": "POM_5V_IN\n",
@@ -53,6 +63,8 @@ NANO = {
     "sys/bus/i2c/devices/6-0040/iio:device0/rail_name_1": "POM_5V_GPU\n",
     "sys/bus/i2c/devices/6-0040/iio:device0/in_power1_input": "500\n",
 }
+# Jetson Linux Developer Guide r38, "Jetson Thor Product Family": an INA238 measures VIN, the whole (NVIDIA at
+# forums.developer.nvidia.com/t/366461); kernel.org, Documentation/hwmon/ina238.rst: power1_input in microwatts.
 THOR = hwmon("2-0040", {1: ("VDD_GPU", 20000, 500), 2: ("VDD_CPU_SOC_MSS", 20000, 300)}) | {
     "sys/bus/i2c/devices/2-0044/name": "ina238\n",
     "sys/bus/i2c/devices/2-0044/hwmon/hwmon5/power1_input": "30000000\n",
@@ -63,11 +75,12 @@ THOR = hwmon("2-0040", {1: ("VDD_GPU", 20000, 500), 2: ("VDD_CPU_SOC_MSS", 20000
     ("tree", "total", "rule", "count"),
     [
         (ORIN_NANO, 5.0, "rail VDD_IN", 3),
+        (ORIN_NX, 13.3, "rail VDD_IN", 3),
         (AGX_ORIN, 5.5, "sum of VDD_GPU_SOC, VDD_CPU_CV, VIN_SYS_5V0, VDDQ_VDD2_1V8AO (the module", 4),
         (NANO, 2.5, "rail POM_5V_IN", 2),
         (THOR, 30.0, "rail VIN", 3),
     ],
-    ids=["orin-nano", "agx-orin", "nano", "thor"],
+    ids=["orin-nano", "orin-nx", "agx-orin", "nano", "thor"],
 )
 def test_power_of_boards(tmp_path: Path, tree: dict[str, str], total: float, rule: str, count: int) -> None:
     sensor, why = jetson.sensor(write(tmp_path, tree))
@@ -83,11 +96,81 @@ def test_power_of_boards(tmp_path: Path, tree: dict[str, str], total: float, rul
 def test_no_sensor_is_a_reason_and_not_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvml, "_card", lambda: (None, None, "NVML: Driver Not Loaded"))
     assert power.find(tmp_path) == (None, "no INA3221 power monitor (not a Jetson); NVML: Driver Not Loaded")
+    why = "no INA3221 power monitor (not a Jetson); no RAPL counters (a virtual machine, or no Intel or AMD processor)"
+    assert power.find(tmp_path, "cpu") == (None, why)
     broken = dict(ORIN_NANO)
     broken["sys/bus/i2c/devices/1-0040/hwmon/hwmon3/curr1_input"] = ""
     sensor, why = jetson.sensor(write(tmp_path, broken))
     assert sensor is None
     assert why.startswith("INA3221 is here but cannot be read")
+
+
+def zone(number: str, name: str, uj: int) -> dict[str, str]:
+    """kernel.org, Documentation/power/powercap/powercap.rst: name, energy_uj, max_energy_range_uj of a zone."""
+    at = f"sys/class/powercap/intel-rapl:{number}"
+    return {f"{at}/name": f"{name}\n", f"{at}/energy_uj": f"{uj}\n", f"{at}/max_energy_range_uj": "1000000\n"}
+
+
+def test_rapl_adds_packages_and_leaves_their_parts_out(tmp_path: Path) -> None:
+    tree = zone("0", "package-0", 100) | zone("1", "package-1", 200) | zone("0:0", "core", 50)
+    sensor, why = power.find(write(tmp_path, tree), "cpu")
+    assert isinstance(sensor, rapl.Rapl), why
+    assert sensor.rule == "sum of package-0, package-1 (processor, not the machine)"
+    assert sensor.energy_j() == 0.0
+    write(tmp_path, zone("0", "package-0", 600_100) | zone("1", "package-1", 900_200))
+    assert sensor.energy_j() == pytest.approx(1.5)
+    write(tmp_path, zone("0", "package-0", 100))  # the counter of package-0 turned over
+    assert sensor.energy_j() == pytest.approx(1.5 + 0.4)
+    assert set(sensor.rails()) == {"package-0", "package-1"}
+
+
+def test_rapl_takes_the_platform_where_it_is_measured(tmp_path: Path) -> None:
+    sensor, _ = rapl.sensor(write(tmp_path, zone("0", "package-0", 100) | zone("1", "psys", 200)))
+    assert sensor is not None
+    assert sensor.rule == "zone psys (the platform)"
+    write(tmp_path, zone("0", "package-0", 500_000) | zone("1", "psys", 700_200))
+    assert sensor.energy_j() == pytest.approx(0.7)
+
+
+def test_rapl_for_root_alone_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, zone("0", "package-0", 100))
+    real = Path.read_text
+
+    def refuse(path: Path, *args: Any, **more: Any) -> str:
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    sensor, why = rapl.sensor(tmp_path)
+    assert sensor is None
+    assert "readable by root alone: sudo chmod a+r" in why
+
+
+def test_a_card_is_not_measured_for_work_on_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "_card", lambda: (Library(50_000), 0, ""))
+    assert getattr(power.find(tmp_path, "cuda")[0], "source", None) == "NVML"
+    assert power.find(tmp_path, "cpu")[0] is None
+    write(tmp_path, zone("0", "package-0", 100))
+    assert getattr(power.find(tmp_path, "cpu")[0], "source", None) == "RAPL"
+
+
+def test_throttling_is_counted_where_the_hardware_counts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert machine.throttled(tmp_path) is None
+    # x86: /sys/devices/system/cpu/cpuN/thermal_throttle; Jetson: ocN_event_cnt, "OC Event Count" of the guide above.
+    core = "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
+    board = "sys/class/hwmon/hwmon1/oc1_event_cnt"
+    write(tmp_path, {core: "3\n", board: "4\n"})
+    monkeypatch.setattr(nvml, "_card", lambda: (None, None, "none"))
+    watch = machine.Watch(every_s=0, root=tmp_path)
+    write(tmp_path, {board: "6\n"})
+    watch()
+    assert [s["throttled"] for s in watch.states] == [7, 9]
+    assert any("throttled itself 2 times" in w for w in watch.warnings())
 
 
 def test_facts_of_a_jetson(tmp_path: Path) -> None:
@@ -241,3 +324,16 @@ def test_nvml_values_are_probed(monkeypatch: pytest.MonkeyPatch) -> None:
         "temp_c": None,
         "slowdowns": ["HwThermalSlowdown", "HwSlowdown"],
     }
+
+
+def test_peak_memory_of_one_piece_of_work(tmp_path: Path) -> None:
+    made, peak, why = memory.peak_of(lambda: len(bytearray(64 << 20)))
+    assert made == 64 << 20
+    if peak is not None:
+        assert 60 << 20 < peak < 90 << 20
+        _, small, _ = memory.peak_of(lambda: len(bytearray(1 << 20)))
+        assert small is not None
+        assert small < 16 << 20, "the earlier peak is not told again"
+    assert memory.peak_of(lambda: 7, tmp_path)[:2] == (7, None)
+    assert "cannot be reset here" in memory.peak_of(lambda: 7, tmp_path)[2]
+    assert bool(why) == (peak is None)
