@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from edgeprune import inference, optimise, select, snapshot, validate, weights
+from edgeprune import inference, optimise, processes, select, snapshot, validate, weights
 from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted, UsageError
@@ -136,10 +134,7 @@ class _Loop:
         self.validator = validate.Validator(network, pixels[0])
         self.partial = bool(getattr(objective.knobs, "partial", False))
         self.whole, self.state = False, _State()
-        accelerator, _, index = settings.device.partition(":")
-        devices: Any = [int(index)] if index else 1
-        precision: Any = settings.precision
-        self.fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        self.fabric = processes.fabric(settings.device, settings.precision)
         self.device = self.fabric.device
         module = network.module.to(self.device)
         self.convolutional = any(isinstance(m, nn.Conv2d) for m in module.modules())
@@ -158,9 +153,9 @@ class _Loop:
 
     def _batches(self, pixels: Pixels, views: tuple[str, ...], seed: int) -> Batches:
         s = self.settings
-        batch, pre = min(s.batch, len(pixels)), self.network.preprocess
+        batch, pre = processes.divided(min(s.batch, len(pixels))), self.network.preprocess
         crop = s.crop or ((0.7, 1.0) if max(pre.size) > 64 else (1.0, 1.0))
-        return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop)
+        return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop, style=self.target)
 
     def close(self) -> None:
         for batches in (self.target_batches, self.source_batches):
@@ -181,6 +176,7 @@ class _Loop:
             if self.objective.needs.statistics:
                 inference.reestimate_batchnorm(self.network.module, self.target, self.network.preprocess)
             self._validate()
+        processes.alike(self.network.module, self.objective)
         total = self.settings.steps if self.objective.needs.train else 0
         every = max(1, total // max(1, self.settings.validations))
         self.whole = True
@@ -225,6 +221,7 @@ class _Loop:
             self.fabric.backward(loss)
             for name, value in terms.items():
                 shown[name] = shown.get(name, 0.0) + float(value.detach()) / parts
+        processes.mean_gradients(self.network.module, self.objective)
         self.objective.before_update(step)
         self.optimizer.step()
         self._average()
@@ -249,13 +246,14 @@ class _Loop:
         taught: dict[str, Tensor] = {}
         with inference.Taps(self.network.module, self.network.classifier, layers) as taps:
             for place, (name, images) in enumerate(raw.views.items()):
-                x = images.to(self.device)
+                x = processes.part(images).to(self.device)
                 x = x.contiguous(memory_format=torch.channels_last) if self.convolutional else x
                 with inference.tracking(self.network.module, track and place == 0):
                     logits = self.network.module(x)
                 assert taps.features is not None
-                views[name] = (taps.features, logits)
-                kept = dict(taps.layers) if place == 0 else kept
+                views[name] = (processes.gathered(taps.features), processes.gathered(logits))
+                if place == 0:
+                    kept = {key: processes.gathered(value) for key, value in taps.layers.items()}
                 if place == 0 and is_target and self.teacher is not None:
                     teacher, taught = self._teach(self.teacher, x)
         features, logits = next(iter(views.values()))
@@ -265,7 +263,8 @@ class _Loop:
     def _teach(self, teacher: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         layers = self.objective.needs.layers
         with torch.no_grad(), inference.Taps(teacher, self.network.classifier, layers) as taps:
-            return teacher(x), dict(taps.layers)
+            logits = processes.gathered(teacher(x))
+            return logits, {key: processes.gathered(value) for key, value in taps.layers.items()}
 
     def _average(self) -> None:
         if not self.settings.ema:

@@ -20,7 +20,8 @@ class Auto(Objective):
     The H-terms are SHOT's information maximisation, mean_i H(p_i) - H(mean p) (Liang et al., ICML 2020, arXiv
     2002.08546, eq. 4), the pseudo-labels its class centroids (eq. 6 and 7), refreshed before each pass. That only those
     images teach whose nearest centroid and whose own prediction agree, and that they teach a strong view of the image
-    (FixMatch, Sohn et al., NeurIPS 2020, arXiv 2001.07685) in place of the view they were labelled on, is ours.
+    (FixMatch, Sohn et al., NeurIPS 2020, arXiv 2001.07685) in place of the view they were labelled on, is ours. Source
+    images get the look of the target by their spectrum's amplitudes (edgeprune.data.views.restyled).
     `partial`: the target has fewer classes: no diversity term, rare classes get no centroid.
     """
 
@@ -35,7 +36,7 @@ class Auto(Objective):
 
     needs = Needs(
         welcome_source=True,
-        source_view="strong",
+        source_view="restyled",
         views=("train", "strong"),
         refresh=True,
         freeze_classifier=True,
