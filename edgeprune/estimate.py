@@ -108,7 +108,7 @@ def temperature(logits: Array, labels: Array) -> float:
         inverse = (low * high) ** 0.5
         slope = float(((softmax(z * inverse) * z).sum(1) - own).mean())
         low, high = (low, inverse) if slope > 0 else (inverse, high)
-    return 1 / (low * high) ** 0.5
+    return float(1 / (low * high) ** 0.5)
 
 
 def softmax(z: Array) -> Array:

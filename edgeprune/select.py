@@ -173,6 +173,6 @@ def _lost_source(now: Mapping[str, float], first: Mapping[str, float]) -> bool:
 
 
 def _beats(now: Mapping[str, float], best: Mapping[str, float], chooser: str, partial: bool) -> bool:
-    voters = (VOTERS_PARTIAL if partial else VOTERS) if chooser == RANK else (chooser,)
-    voters = tuple(v for v in voters if v in now and v in best)
+    asked = (VOTERS_PARTIAL if partial else VOTERS) if chooser == RANK else (chooser,)
+    voters = tuple(v for v in asked if v in now and v in best)
     return sum((now[v] > best[v]) - (now[v] < best[v]) for v in voters) >= 0

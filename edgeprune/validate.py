@@ -51,7 +51,8 @@ class Validator:
         scores["drift"] = drift(self.origin, statistics(module))
         if self.source is not None:
             held, answers = inference.predict(self.network, self.source)
-            wrong = (answers.argmax(1) != self.source.labels).double()
+            assert self.source.labels is not None
+            wrong = answers.argmax(1).ne(self.source.labels).double()
             scores["source"] = 1 - float(wrong.mean())
             finite = bool(torch.isfinite(held).all() and torch.isfinite(features).all())
             scores["dev"] = -select.deep_embedded_risk(held, wrong, features) if finite else -1e6

@@ -70,7 +70,7 @@ def split(pixels: Pixels, share: float, seed: int) -> tuple[Pixels, Pixels]:
     assert pixels.labels is not None
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed % (1 << 63)))
     second = torch.zeros(len(pixels), dtype=torch.bool)
-    for label in pixels.labels.unique():
+    for label in sorted(set(pixels.labels.tolist())):
         members = order[pixels.labels[order] == label]
         second[members[: round(share * len(members))]] = True
     first = _part(pixels, ~second)
