@@ -232,12 +232,12 @@ class Duel(Losses):
         rho, rate = self.rho(step), self.how.rate
         slope = self._slope(0, self.hard, step)
         if self.how.admm:  # where L is linear this goes the share `rate` of the way to the least
-            self.hard -= rate * (slope / rho + self.hard - self.chosen.float() + self.dual)
+            self.hard.sub_(rate * (slope / rho + self.hard - self.chosen.float() + self.dual))
         else:
-            self.hard -= rate * slope
+            self.hard.sub_(rate * slope)
         self.hard.clamp_(min=0.0)
         if self.how.soft:
-            self.tilt -= rate * self._slope(1, self.tilt, step)
+            self.tilt.sub_(rate * self._slope(1, self.tilt, step))
         following = Step(step.number + 1, step.total)
         if self.how.admm and following.number % self.how.every == 0:
             self.chosen = project(self.layout, self.hard + self.dual, self.keep)

@@ -16,6 +16,7 @@ from edgeprune import train
 from edgeprune.commands.prune import prune
 from edgeprune.errors import UsageError
 from edgeprune.methods import job as jobs
+from edgeprune.methods import learning
 from edgeprune.methods.job import Job
 from edgeprune.methods.swmmd import SWMMDPruning, Watched, removals
 from edgeprune.objectives.swmmd import SWMMD
@@ -113,7 +114,12 @@ def test_training_reads_it_off_without_a_pass_of_its_own(monkeypatch: pytest.Mon
     job.network.module.register_forward_hook(lambda m, *_: forwards.append(m.training))
     steps: list[int] = []
     step = train._Loop._step
-    monkeypatch.setattr(train._Loop, "_step", lambda self, at: (steps.append(at.number), step(self, at))[1])
+
+    def counted(self: Any, at: Step) -> Any:
+        steps.append(at.number)
+        return step(self, at)
+
+    monkeypatch.setattr(train._Loop, "_step", counted)
     SWMMDPruning(remove=1.0, warm=4.0)(job)
     assert steps
     assert sum(forwards) == 2 * len(steps)  # one of the source and one of the target
@@ -207,8 +213,8 @@ def test_a_kill_anywhere_changes_nothing(
             once(f"{self.stage} step 1")
         return step(self, at)
 
-    settings = jobs.learning.settings
-    monkeypatch.setattr(jobs.learning, "settings", lambda *given: replace(settings(*given), save_every=1))
+    settings = learning.settings
+    monkeypatch.setattr(learning, "settings", lambda *given: replace(settings(*given), save_every=1))
     monkeypatch.setattr(jobs, "cut", killed_cut)
     monkeypatch.setattr(train, "fit", killed_fit)
     monkeypatch.setattr(train._Loop, "_step", killed_step)
