@@ -183,8 +183,10 @@ class ExportOptions(RunOptions):
     to: tuple[str, ...] = option(
         ("onnx",), "What to make: onnx, tensorrt or tensorrt-rtx; repeatable.", panel="Export"
     )
-    precision: str = option(
-        "fp32", "fp32, fp16 or int8; the last two are made from fp32 and proved.", panel="Export"
+    precision: tuple[str, ...] = option(
+        ("fp32",),
+        "fp32, fp16 or int8; the last two are made from fp32 and proved; repeatable.",
+        panel="Export",
     )
     batch: str = option("1", "Batch: 1, or 1:8:32 for a dynamic one (min:best:max).", panel="Export")
     calibration: str = option(
@@ -229,7 +231,7 @@ class ExportOptions(RunOptions):
     )
     images: Path | None = option(
         None,
-        "Images to prove parity on, at most 256 of them; the run's target images by default.",
+        "Images that int8 is calibrated and parity proved on; the run's target images by default.",
         panel="Parity",
     )
     evaluate: Path | None = option(None, "Labelled images, used only to print accuracy.", panel="Parity")
@@ -245,7 +247,9 @@ class ExportOptions(RunOptions):
 class BenchOptions:
     """Measure artefacts on this device, interleaved."""
 
-    artifacts: tuple[str, ...] = argument("ONNX files, run folders or checkpoints.", default=())
+    artifacts: tuple[str, ...] = argument(
+        "ONNX files, run folders or checkpoints.", default=(), required=False
+    )
     baseline: str | None = option(
         None,
         "Compare the others with this one, or with a JSON file that bench wrote before.",

@@ -62,15 +62,15 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
 
 
 def _warnings(options: BenchOptions, opened: Opened, samples: Samples, cov: float) -> list[str]:
-    found = []
+    found, name = [], opened.name
     if not samples.settled:
-        found.append("the warm-up did not settle within 2%: the machine is busy or its clocks move")
+        found.append(f"{name}: the warm-up did not settle within 2%: the machine is busy or its clocks move")
     if cov > FLOATING_COV and options.mode == "steady":
-        found.append(f"times vary by {100 * cov:.0f}% (CoV): trust the interval, not single runs")
+        found.append(f"{name}: times vary by {100 * cov:.0f}% (CoV): trust the interval, not single runs")
     missed = samples.facts.get("missed_frames", 0)
     if missed:
         found.append(
-            f"{opened.name} missed {missed} frames of {missed + len(samples.latency_s)} at {options.fps:g} fps"
+            f"{name} missed {missed} frames of {missed + len(samples.latency_s)} at {options.fps:g} fps"
         )
     return found
 
