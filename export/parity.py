@@ -10,8 +10,8 @@ there.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,17 @@ class Parity:
     nan: int
     reference_nan: int
     worst: tuple[Sample, ...]
+    samples: tuple[Sample, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return {**asdict(self), "worst": [asdict(s) for s in self.worst]}
+        """The fields as plain JSON values, without the samples: those are many, see `rows`."""
+        kept = asdict(replace(self, samples=()))
+        del kept["samples"]
+        return {**kept, "worst": [asdict(s) for s in self.worst]}
+
+    def rows(self, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One row an image, in the order given, by name where `names` has one for each image."""
+        return [named(asdict(s), names) for s in self.samples]
 
 
 def compare(
@@ -153,6 +160,7 @@ def _compare(expected: NDArray[np.float64], received: NDArray[np.float64], tie: 
         nan=nothing.nan,
         reference_nan=nothing.reference_nan,
         worst=tuple(sample(int(i)) for i in np.argsort(-errors, kind="stable")[:WORST]),
+        samples=tuple(sample(i) for i in range(len(where))),
     )
 
 
@@ -188,6 +196,11 @@ def gate(parity: Parity, tolerance: Tolerance, what: str) -> Parity:
         image = f"; worst is image {parity.worst[0].index}" if parity.worst else ""
         raise ParityFailed(f"{what}: {'; '.join(found)} ({tolerance.name}, {parity.n} images{image})")
     return parity
+
+
+def named(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A sample's row with the name of its image, when there are names."""
+    return {"image": names[row["index"]], **row} if row["index"] < len(names) else dict(row)
 
 
 def summary(parity: Parity) -> Mapping[str, Any]:

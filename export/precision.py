@@ -57,6 +57,7 @@ class _Proof:
     images: Sequence[Array]
     threads: int
     expected: NDArray[np.float64] | None = None
+    names: Sequence[str] = ()
 
     def __call__(self, model: onnx.ModelProto, gate: Tolerance) -> Parity:
         file = self.folder / "candidate.onnx"
@@ -77,11 +78,13 @@ def lower(
     max_flip: float | None = None,
     calibration: str = "auto",
     threads: int = 0,
+    names: Sequence[str] = (),
 ) -> Artifact:
     """Write `path` and its sidecar from the float32 file `source`; parents is the sha256 of `source`.
 
     images: batches (n, 3, H, W) float32, already preprocessed; random ones for fp16 when there are none,
-    recorded; int8 needs real ones. ParityFailed keeps the file as `<name>.failed.onnx` beside its report.
+    recorded; int8 needs real ones. names: of the images, one each, for the ten worst. Each image's numbers are in
+    `<path>.parity.json`. ParityFailed keeps the file as `<name>.failed.onnx` beside the same.
     """
     if precision not in TOLERANCES:
         raise UsageError(f"--precision {precision}: expected {', '.join(PRECISIONS)}")
@@ -100,6 +103,7 @@ def lower(
         else:
             model, facts, found = _int8(given, proof, gate, calibration)
         facts["parity_images"] = "given" if images else "random"
+        proof.names = names
         return _finish(given, model, proof, path, gate, found, {"precision": precision, "lowered": facts})
 
 
@@ -210,6 +214,7 @@ def _finish(
     before |= artifacts.read(proof.source).meta
     facts = {**before, **facts, "parents": list(parents), "tool_version": __version__}
     facts["parity"] = found.to_json()
+    facts["parity"]["worst"] = [parities.named(row, proof.names) for row in facts["parity"]["worst"]]
     props = {p.key: p.value for p in given.metadata_props}
     props |= metadata.to_props({key: facts[key] for key in IN_THE_FILE})
     del model.metadata_props[:]
@@ -220,12 +225,14 @@ def _finish(
     if parities.faults(found, gate):
         failed = path.with_name(f"{path.stem}.failed.onnx")
         graph.move(file, failed)
-        report = json.dumps(found.to_json(), indent=2).encode()
+        report = json.dumps({**facts["parity"], "samples": found.rows(proof.names)}, indent=2).encode()
         artifacts.write_atomically(failed.with_name(failed.name + ".parity.json"), report)
         parities.gate(found, gate, f"{path.name} is not equal to {proof.source.name}")
     with ort.open(file) as opened:
         inputs, outputs = opened.inputs, opened.outputs
     graph.move(file, path)
+    rows = json.dumps({**facts["parity"], "samples": found.rows(proof.names)}).encode()
+    artifacts.write_atomically(path.with_name(path.name + ".parity.json"), rows)
     made = Artifact(path, "onnx", artifacts.sha256(path), inputs, outputs, parents, "", facts)
     made.write_sidecar()
     return made

@@ -13,13 +13,14 @@ from typing import Any
 from edgeprune import artifact, count, header, images
 from edgeprune.artifact import Artifact
 from edgeprune.commands import files, finish
+from edgeprune.commands import lowered as report
 from edgeprune.errors import EdgePruneError, OutputExists, UsageError
 from edgeprune.export import engine, int8, precision, profile
 from edgeprune.export.parity import Array
 from edgeprune.options import ExportOptions
 
 TARGETS = ("onnx", *engine.MODULES)
-PARITY_IMAGES = 256
+PARITY_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Deployed:
     images: int
     macs: int | None
     params: int | None
+    recommended: dict[str, Any] | None = None
 
 
 def wanted(options: ExportOptions) -> bool:
     """Whether more is asked than float32 ONNX from a checkpoint."""
     return (
-        options.precision != "fp32"
+        set(options.precision) != {"fp32"}
         or set(options.to) != {"onnx"}
         or bool(finish.ends_of(options))
         or Path(options.model).suffix.lower() == ".onnx"
@@ -47,8 +49,9 @@ def check_words(options: ExportOptions) -> None:
     for word in options.to:
         if word not in TARGETS:
             raise UsageError(f"--to {word}: expected {', '.join(TARGETS)}")
-    if options.precision not in precision.PRECISIONS:
-        raise UsageError(f"--precision {options.precision}: expected {', '.join(precision.PRECISIONS)}")
+    for word in options.precision:
+        if word not in precision.PRECISIONS:
+            raise UsageError(f"--precision {word}: expected {', '.join(precision.PRECISIONS)}")
     if options.max_flip is not None and not 0 <= options.max_flip <= 1:
         raise UsageError(f"--max-flip {options.max_flip}: expected a share of the images, 0 to 1")
     int8.calibrations(options.calibration)
@@ -66,7 +69,7 @@ def check_words(options: ExportOptions) -> None:
 
 def wanted_nothing(options: ExportOptions) -> bool:
     """Whether an ONNX file would only be copied."""
-    return options.precision == "fp32" and set(options.to) == {"onnx"} and not finish.ends_of(options)
+    return set(options.precision) == {"fp32"} and set(options.to) == {"onnx"} and not finish.ends_of(options)
 
 
 def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) -> Deployed:
@@ -78,32 +81,47 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
     folder = options.output or source.parent
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder}: a file is there; expected a folder")
+    words = [w for w in precision.PRECISIONS if w in options.precision]
+    paths = {w: finish.free(options, folder / f"{_stem(source)}.{w}.onnx") for w in words if w != "fp32"}
+    proof, names = proof_of(options, source) if paths else ([], [])
+    count = sum(map(len, proof))
+    if options.dry_run:
+        return Deployed((), count, None, None)
     made: list[Artifact] = []
-    proof: list[Array] = []
-    if options.precision != "fp32":
-        stem = source.name.removesuffix(source.suffix)
-        path = finish.free(options, folder / f"{stem}.{options.precision}.onnx")
-        proof = _images(options, source)
-        if options.dry_run:
-            return Deployed((), sum(map(len, proof)), None, None)
-        made.append(
-            precision.lower(
-                source,
-                path,
-                options.precision,
-                images=proof or None,
-                max_flip=options.max_flip,
-                calibration=options.calibration,
-                threads=options.threads,
-            )
-        )
-    lowered = made[-1].path if made else source
-    if finish.ends_of(options):
-        made.append(finish.attach(options, lowered, folder, options.images or _target(options)))
-        lowered = made[-1].path
-    made += finish.engines(options, lowered, folder)
-    counted = _count(source)
-    return Deployed(tuple(made), sum(map(len, proof)), *counted)
+    for word in words:
+        lowered = source
+        if word != "fp32":
+            made.append(_lower(options, source, paths[word], word, proof, names))
+            lowered = made[-1].path
+        if finish.ends_of(options):
+            made.append(finish.attach(options, lowered, folder, options.images or target_of(options)))
+            lowered = made[-1].path
+        made += finish.engines(options, lowered, folder)
+    advice = None
+    if paths:
+        report.write(folder / "report.json", source, list(paths.values()), names)
+        if "int8" in paths:
+            advice = report.recommend(source, paths["int8"], threads=options.threads or 1)
+    return Deployed(tuple(made), count, *_count(source), advice)
+
+
+def _stem(source: Path) -> str:
+    return source.name.removesuffix(source.suffix)
+
+
+def _lower(
+    options: ExportOptions, source: Path, path: Path, word: str, proof: list[Array], names: list[str]
+) -> Artifact:
+    return precision.lower(
+        source,
+        path,
+        word,
+        images=proof or None,
+        max_flip=options.max_flip,
+        calibration=options.calibration,
+        threads=options.threads,
+        names=names,
+    )
 
 
 def _float32(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) -> Path:
@@ -122,7 +140,7 @@ def _float32(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]
         )
     plain = replace(
         options,
-        precision="fp32",
+        precision=("fp32",),
         to=("onnx",),
         max_flip=None,
         compute_capability=None,
@@ -135,19 +153,24 @@ def _float32(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]
     return path
 
 
-def _images(options: ExportOptions, source: Path) -> list[Array]:
-    """Up to 256 of the images given, or of the run's target images, as the network takes them."""
-    folder = options.images or _target(options)
+def proof_of(options: ExportOptions, source: Path) -> tuple[list[Array], list[str]]:
+    """Images given, or of the run's target, as the network takes them, and their names; spread over the folder."""
+    folder = options.images or target_of(options)
     if folder is None:
-        return []
+        return [], []
     pre = files.preprocess(artifact.read(source))
     refs = images.find(folder)
     total = min(PARITY_IMAGES, len(refs))
     chosen = [refs[i * len(refs) // total] for i in range(total)]
-    return [batch for batch, _ in images.batches(chosen, pre, 32)]
+    batches, names = [], list[str]()
+    for batch, kept in images.batches(chosen, pre, 32):
+        batches.append(batch)
+        names += [ref.name for ref in kept]
+    return batches, names
 
 
-def _target(options: ExportOptions) -> Path | None:
+def target_of(options: ExportOptions) -> Path | None:
+    """The target images of the checkpoint's last run, if they are still there."""
     if Path(options.model).suffix.lower() == ".onnx":
         return None
     history = header.read(header.locate(Path(options.model))).document.get("history", [])

@@ -35,7 +35,9 @@ class ExportResult:
     precision: str = "fp32"
     lowered: dict[str, Any] | None = None
     engines: tuple[dict[str, Any], ...] = ()
+    recommended: dict[str, Any] | None = None
     layers: dict[str, Any] | None = None
+    bundle: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -53,6 +55,8 @@ def export(options: ExportOptions) -> ExportResult:
 
         wrote = layers.export_layers(options)
         return ExportResult(None, None, None, None, None, None, 0, None, wrote.next, layers=wrote.to_json())
+    if options.bundle:
+        return _bundled(options, options.bundle)
     deploy.check_words(options)
     if deploy.wanted(options):
         return _deployed(options, deploy.deploy(options, export))
@@ -82,6 +86,28 @@ def export(options: ExportOptions) -> ExportResult:
         parents=(artifact.sha256(source),),
     )
     return _result(options, made, count)
+
+
+def _bundled(options: ExportOptions, folder: Path) -> ExportResult:
+    """The result of --bundle: one row a file."""
+    from edgeprune.commands import bundle
+
+    done = bundle.bundle(options, folder, export)
+    first = done.made[0]
+    rows = [{"file": a.path.name, "bytes": (folder / a.path.name).stat().st_size} for a in done.made]
+    found = {k: v for k, v in first.meta.get("parity", {}).items() if k != "worst"}
+    return ExportResult(
+        folder,
+        first.meta.get("macs"),
+        first.meta.get("params"),
+        None,
+        first.meta.get("exporter"),
+        found or None,
+        int(found.get("n", 0)),
+        None,
+        start.words("python", folder / "classify.py", folder / first.path.name, "IMAGE"),
+        bundle={"files": rows, "skipped": done.skipped},
+    )
 
 
 def _result(options: ExportOptions, made: Artifact, count: int) -> ExportResult:
@@ -126,9 +152,10 @@ def _deployed(options: ExportOptions, done: deploy.Deployed) -> ExportResult:
         done.images,
         right,
         start.words("edgeprune", "bench", onnx_files[-1].path) if onnx_files else None,
-        str(meta.get("precision", options.precision)),
+        str(meta.get("precision", "fp32")),
         lowered or None,
         tuple(engines),
+        recommended=done.recommended,
     )
 
 
