@@ -158,7 +158,7 @@ def test_the_options_reach_the_command(implement: Install) -> None:
     )
     (options,) = seen
     assert (options.artifacts, options.batch, options.force) == (("a.onnx", "b.onnx"), "1,8", True)
-    assert (options.trust, options.threads, options.output) == (("m:f", "m:g"), 1, None)
+    assert (options.trust, options.threads, options.output) == (("m:f", "m:g"), "1", None)
 
 
 @pytest.mark.parametrize(
