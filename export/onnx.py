@@ -41,7 +41,17 @@ if TYPE_CHECKING:
 EXPORTERS = ("dynamo", "torchscript")
 OPSETS = range(17, 24)
 INPUT, OUTPUT = "images", "logits"
-IN_THE_FILE = ("classes", "preprocess", "spec", "precision", "exporter", "parents", "lineage", "tool_version")
+IN_THE_FILE = (
+    "classes",
+    "preprocess",
+    "spec",
+    "precision",
+    "exporter",
+    "checkpoint",
+    "parents",
+    "lineage",
+    "tool_version",
+)
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,7 @@ def _facts(network: Network, request: _Request, exporter: str, counted: Count) -
         "macs": counted.macs,
         "params": counted.params,
         "uncounted": list(counted.uncounted),
+        "checkpoint": request.parents[0] if request.parents else None,
         "parents": list(request.parents),
         "lineage": [str(step["command"]) for step in network.history if "command" in step],
         "tool_version": __version__,

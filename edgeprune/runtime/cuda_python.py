@@ -45,7 +45,8 @@ class CudaPython:
     def pinned(self, size: int) -> Array:
         """See Cuda."""
         address = int(_call(rt.cudaHostAlloc, size, rt.cudaHostAllocDefault))
-        return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+        held: Array = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        return held
 
     def unpin(self, host: Array) -> None:
         """See Cuda."""

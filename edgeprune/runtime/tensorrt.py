@@ -56,7 +56,8 @@ class TensorRTRunner:
         self.name = opened.runtime
         self.inputs, self.outputs = opened.inputs, opened.outputs
         self._opened, self._cuda, self._context = opened, cuda, opened.context
-        self._graphs, self._graph, self._ran = graphs and cuda.captures and not opened.rtx, None, False
+        self._graphs, self._ran = graphs and cuda.captures and not opened.rtx, False
+        self._graph: Any = None
         self._closed = False
         self.settings: dict[str, Any] = {
             "device": str(cuda.device),
