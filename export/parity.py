@@ -111,7 +111,7 @@ def against(
     received = outputs(candidate, images)
     if expected.shape != received.shape:
         raise DataError(f"{candidate.name} gives {received.shape}, {reference} gives {expected.shape}")
-    return _compare(expected, received, tolerance.tie)
+    return judge(expected, received, tolerance.tie)
 
 
 def logits(runner: Runner, batch: Array) -> NDArray[np.float64]:
@@ -128,7 +128,8 @@ def logits(runner: Runner, batch: Array) -> NDArray[np.float64]:
     return np.concatenate(made).reshape(len(batch), -1).astype(np.float64)
 
 
-def _compare(expected: NDArray[np.float64], received: NDArray[np.float64], tie: float) -> Parity:
+def judge(expected: NDArray[np.float64], received: NDArray[np.float64], tie: float = FP32.tie) -> Parity:
+    """The numbers of two arrays of outputs (N, K) for the same images."""
     bad_reference, bad = (~np.isfinite(x).all(axis=1) for x in (expected, received))
     where = np.flatnonzero(~(bad | bad_reference))
     good, other = expected[where], received[where]
