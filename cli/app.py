@@ -88,7 +88,8 @@ class Program:
         with stdout_to_stderr():
             result = _implementation(request.command)(request.options)
             facts: dict[str, Any] = result.to_json()
-        self._print(request, facts)
+        if not int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0):  # of several processes one speaks
+            self._print(request, facts)
         return 0
 
     def _parse(self) -> Request | int:

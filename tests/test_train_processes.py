@@ -1,5 +1,6 @@
 """Two processes do what one does with the whole batch: gradients, weights after twenty steps, and a whole run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -85,8 +86,8 @@ def gradients(kind: str) -> dict[str, Tensor]:
         loop.close()
 
 
-def together(tmp_path: Path, code: str) -> None:
-    """Run `code` in two processes that torchrun starts; `t` is this file, `out` a folder."""
+def together(tmp_path: Path, code: str) -> str:
+    """What `code` prints in two processes that torchrun starts; `t` is this file, `out` a folder."""
     script = tmp_path / "script.py"
     script.write_text(
         "import importlib.util\nfrom pathlib import Path\n"
@@ -111,6 +112,7 @@ def together(tmp_path: Path, code: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 _BOTH = """
@@ -167,3 +169,50 @@ def test_one_process_gathers_nothing_and_shares_evenly(monkeypatch: pytest.Monke
     assert processes.divided(7) == 4
     with pytest.raises(UsageError, match="a batch of 3 images in 4 processes"):
         processes.divided(3)
+
+
+_COMMAND = """
+import sys
+from edgeprune.cli.app import main
+sys.argv = ["edgeprune", "adapt", *{words!r}]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_the_command_in_two_processes_writes_one_run(tmp_path: Path) -> None:
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for i in range(24):
+        place = tmp_path / "images" / ("ab"[i % 2])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    words = [
+        "edgeprune.digits_net:digits_net",
+        "--weights",
+        "none",
+        "--classes",
+        "2",
+        "--size",
+        "16",
+        "--device",
+        "cpu",
+    ]
+    words += [
+        "--source",
+        str(tmp_path / "images"),
+        "--target",
+        str(tmp_path / "images"),
+        "--batch",
+        "8",
+        "--json",
+    ]
+    words += ["--objective", "mcc", "--steps", "4", "--source-steps", "2", "-o", str(tmp_path / "run")]
+    words += ["--cache", str(tmp_path / "cache")]
+    printed = together(tmp_path, _COMMAND.format(words=words))
+    assert json.loads(printed)["chosen_step"] in range(5)  # printed once
+    assert (tmp_path / "run" / "done.json").is_file()
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [m["step"] for m in metrics if "validators" in m and m["stage"] == "adapt"]
+    assert steps == [0, 1, 2, 3, 4]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import absent, checkpoint, images, inference, train, validate
+from edgeprune import absent, checkpoint, follower, images, inference, train, validate
 from edgeprune.commands import estimating, start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
@@ -98,8 +98,9 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     data = _open_images(options, target, network)
     if options.dry_run:
         return _result(options, how, network, data, None)
-    with Run.create(
+    with follower.create(
         options.output,
+        device=options.device,
         command="adapt",
         model=options.model,
         config=start.config(options),
