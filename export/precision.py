@@ -21,7 +21,7 @@ from edgeprune import __version__
 from edgeprune import artifact as artifacts
 from edgeprune.artifact import Artifact
 from edgeprune.errors import DataError, ModelError, UsageError
-from edgeprune.export import bias, graph, sensitive
+from edgeprune.export import bias, graph, reading, sensitive
 from edgeprune.export import fp16 as half
 from edgeprune.export import int8 as quantised
 from edgeprune.export import parity as parities
@@ -93,7 +93,7 @@ def lower(
     quantised.calibrations(calibration)
     if precision == "int8" and not any(len(b) for b in images or ()):
         raise DataError("--precision int8 is calibrated on images and received none; give --images DIR")
-    given = read(source)
+    given = reading.read(source)
     gate = tolerance(precision, max_flip)
     with graph.scratch(path) as folder:
         proof = _Proof(source, folder, list(images) if images else _random(source), threads)
@@ -105,21 +105,6 @@ def lower(
         facts["parity_images"] = "given" if images else "random"
         proof.names = names
         return _finish(given, model, proof, path, gate, found, {"precision": precision, "lowered": facts})
-
-
-def read(path: Path) -> onnx.ModelProto:
-    """The float32 graph at `path`; one line when it is truncated, not ONNX, or lowered already."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected an ONNX file")
-    try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
-    except Exception as err:
-        why = (str(err).strip().splitlines() or [type(err).__name__])[0][:160]
-        raise DataError(f"{path}: not a whole ONNX file ({why}); export it again") from err
-    if any(n.op_type == "QuantizeLinear" for n in model.graph.node):
-        raise ModelError(f"{path}: is quantised already; give the float32 file")
-    return model
 
 
 def _random(source: Path) -> list[Array]:

@@ -158,8 +158,8 @@ def proof_of(options: ExportOptions, source: Path) -> tuple[list[Array], list[st
     folder = options.images or target_of(options)
     if folder is None:
         return [], []
-    pre = files.preprocess(artifact.read(source))
     refs = images.find(folder)
+    pre = files.preprocess(artifact.read(source))
     total = min(PARITY_IMAGES, len(refs))
     chosen = [refs[i * len(refs) // total] for i in range(total)]
     batches, names = [], list[str]()

@@ -1,0 +1,97 @@
+"""An ONNX file from anywhere -> a float32 graph that may be lowered, or one line on what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from edgeprune.errors import DataError, MissingHere, ModelError, ParityFailed
+
+OLDEST = 13  # QuantizeLinear has a scale a channel from here on
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_DOMAINS = ("", "ai.onnx")
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The float32 graph at `path`.
+
+    DataError when it is truncated or no ONNX; ModelError when it is of too old an opset or quantised already;
+    MissingHere when an operator or opset is not known here; ParityFailed when a weight is not a number.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected an ONNX file")
+    try:
+        model = onnx.load(path)
+    except Exception as err:
+        raise _broken(path, err) from err
+    if not model.graph.node:
+        raise DataError(f"{path}: not a whole ONNX file (it has no nodes); export it again")
+    _opset(path, model)
+    _operators(path, model)
+    try:
+        onnx.checker.check_model(model)
+    except Exception as err:
+        raise _broken(path, err) from err
+    if any(n.op_type == "QuantizeLinear" for n in model.graph.node):
+        raise ModelError(f"{path}: is quantised already; give the float32 file")
+    _numbers(path, model)
+    return model
+
+
+def _broken(path: Path, err: Exception) -> DataError:
+    why = (str(err).strip().splitlines() or [type(err).__name__])[0][:160]
+    return DataError(f"{path}: not a whole ONNX file ({why}); export it again")
+
+
+def _opset(path: Path, model: onnx.ModelProto) -> None:
+    found = next((o.version for o in model.opset_import if o.domain in _DOMAINS), 0)
+    newest = onnx.defs.onnx_opset_version()
+    if found < OLDEST:
+        raise ModelError(f"{path}: opset {found}; expected {OLDEST} or newer: export it with --opset 20")
+    if found > newest:
+        raise MissingHere(
+            f"{path}: opset {found}; onnx {onnx.__version__} here knows up to {newest}: export it with --opset 20"
+        )
+
+
+def _operators(path: Path, model: onnx.ModelProto) -> None:
+    """Name the first operator that nobody here knows, and the layer of the network that it came from."""
+    own = {(f.domain, f.name) for f in model.functions}
+    for node in model.graph.node:
+        domain = "" if node.domain in _DOMAINS else node.domain
+        if domain == "com.microsoft" or (domain, node.op_type) in own or onnx.defs.has(node.op_type, domain):
+            continue
+        word = f"{domain}.{node.op_type}" if domain else node.op_type
+        raise MissingHere(
+            f"{path}: operator {word} of {layer(node)} is not known here; "
+            "replace that layer in the network, or leave it out of the export"
+        )
+
+
+def layer(node: onnx.NodeProto) -> str:
+    """The network's name of what became this node, else the node's own."""
+    scopes = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
+    inside = [part.strip(" '\"") for part in scopes.strip("[]").split(",") if part.strip(" '\"")]
+    names = inside[:-1] or inside  # the last is the operation itself
+    return f"layer {names[-1]}" if names else f"node {node.name or node.output[0]}"
+
+
+def _numbers(path: Path, model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in (
+            onnx.TensorProto.FLOAT,
+            onnx.TensorProto.FLOAT16,
+            onnx.TensorProto.DOUBLE,
+        ):
+            continue
+        bad = int((~np.isfinite(numpy_helper.to_array(tensor))).sum())
+        # An infinite scalar is a bound (Clip, a mask); a weight has more than one number.
+        if bad and (np.prod(tensor.dims) > 1 or np.isnan(numpy_helper.to_array(tensor)).any()):
+            size = int(np.prod(tensor.dims))
+            raise ParityFailed(
+                f"{path}: weight {tensor.name} holds NaN or infinity in {bad} of {size} numbers, so nothing can be "
+                "proved equal to it; take an earlier checkpoint"
+            )
