@@ -142,6 +142,27 @@ def test_a_plan_can_be_given(options: PruneOptions, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_what_int8_computes_and_every_rank(options: PruneOptions) -> None:
+    plain = replace(options, dry_run=True)
+    found = prune(replace(plain, precision="int8"))
+    assert found.widths
+    assert all(new % 32 == 0 for old, new in found.widths.values())
+    assert found.padded_macs is not None
+    assert found.padded_macs >= found.macs
+    finer = prune(replace(plain, precision="int8", multiple=16))
+    assert any(new % 32 for _, new in finer.widths.values())
+    for rank in ("threshold", "local", "isomorphic"):
+        assert prune(replace(plain, rank=rank)).macs <= 0.5 * found.dense_macs
+
+
+def test_layers_are_kept_by_side(options: PruneOptions) -> None:
+    plain = prune(replace(options, dry_run=True)).widths
+    layer = next(name for name in plain if name.startswith("features.2"))
+    kept = prune(replace(options, dry_run=True, keep_out=(layer,))).widths
+    assert layer not in kept
+    assert kept
+
+
 def test_a_model_that_was_no_run(options: PruneOptions) -> None:
     """A published or own network goes without adaptation; its checkpoint has no parent."""
     found = prune(replace(options, model=DIGITS, weights="none", size=16, recover=0.0))

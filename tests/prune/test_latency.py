@@ -131,6 +131,24 @@ def test_layers_that_take_longer_than_the_network_are_scaled(case: Case) -> None
     assert Predictor.of(costs, table, costs).at(costs.full) == pytest.approx(layers)
 
 
+def test_the_rest_goes_with_outputs_and_weights(case: Case) -> None:
+    costs = case[2]
+    table = table_of(costs, fixed=0.0)
+    layers = float(Predictor(costs, table).at(costs.full))
+    moved = {  # 8 x 8 maps: outputs, then weights
+        "stem": 32 * 64 + 32 * 3 * 9,
+        "depth": 32 * 64 + 32 * 9,
+        "point": 64 * 64 + 64 * 32,
+        "grouped": 64 * 64 + 64 * 16 * 9,
+        "head": 5 + 5 * 64,
+    }
+    predictor = Predictor.of(costs, table, costs, 2 * layers)
+    assert predictor.rate == pytest.approx(layers / sum(moved.values()))
+    for term in costs.terms:
+        alone = predictor.term(term, {}) - Predictor(costs, table).term(term, {})
+        assert alone == pytest.approx(predictor.rate * moved[term.name])
+
+
 def test_no_width_of_a_latency_plan_can_be_raised(case: Case) -> None:
     _, found, costs, scores = case
     predictor = Predictor(costs, table_of(costs))
