@@ -193,6 +193,6 @@ def liven(module: nn.Module, example: Any) -> None:
                 norm.momentum, norm.training = momentum, training
 
 
-def _fit(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _fit(norm: Any, args: tuple[Tensor, ...]) -> None:
     """Let a batch norm take the statistics of what enters it; of one value a channel there are none."""
     norm.momentum, norm.training = 1.0, args[0].numel() > args[0].shape[1]

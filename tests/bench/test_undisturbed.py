@@ -1,6 +1,7 @@
 """Calls that something interrupted are left out; nobody asserts a time."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from edgeprune.bench.compare import compare
 class Worker:
     """A runner that works for a while on the processor, and sleeps before every `nth` answer."""
 
-    name, inputs, outputs, settings = "worker", (), (), {}
+    name, inputs, outputs = "worker", (), ()
+    settings: Mapping[str, Any] = {}
 
     def __init__(self, count: int, nth: int = 0) -> None:
         self.count, self.nth, self.calls = count, nth, 0

@@ -13,6 +13,7 @@ import torch
 
 from edgeprune import checkpoint
 from edgeprune.bench import layer_graphs, layers, undisturbed
+from edgeprune.bench.compare import Verdict
 from edgeprune.bench.table import LayerTable
 from edgeprune.commands import stopwatch
 from edgeprune.commands.bench import bench
@@ -74,7 +75,7 @@ class Clock(Stopwatch):
         return macs.measure(module, self.example)[0] * 1e-6 * self.factor
 
     def verdict(self, module: torch.nn.Module) -> Any:
-        return stopwatch.Verdict("dense", "faster", self.dense_ms / self(module), 1, 2, 0.99, "")
+        return Verdict("dense", "faster", self.dense_ms / self(module), 1, 2, 0.99, "")
 
     def close(self) -> None: ...
 
@@ -180,7 +181,7 @@ def test_the_stopwatch_measures_the_network_it_is_given(run: Path) -> None:
 
     class Odd(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.linalg.eigvals(x.mean(1)).real
+            return torch.view_as_real(torch.linalg.eigvals(x.mean(1)))
 
     with pytest.raises(ModelError, match="needs the network as ONNX, and the exporter failed"):
         Stopwatch(Odd(), torch.randn(1, 3, 4, 4))

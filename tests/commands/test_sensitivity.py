@@ -22,10 +22,9 @@ def options(tmp_path: Path, make_images: Make) -> InspectOptions:
     torch.manual_seed(0)
     network, _ = open_network(DIGITS, ModelOptions(weights="none", classes="2", size=16), ("cat", "dog"))
     with torch.no_grad():  # nothing follows from the first channels of this layer
-        network.module.get_submodule("features.2.first.0").weight[:16] = 0
-        network.module.get_submodule("features.2.first.1").weight[:16] = 0
-        network.module.get_submodule("features.2.first.1").bias[:16] = 0
-        network.module.get_submodule(network.classifier).weight.mul_(100)
+        for name in ("0.weight", "1.weight", "1.bias"):
+            network.module.get_parameter(f"features.2.first.{name}")[:16] = 0
+        network.module.get_parameter(f"{network.classifier}.weight").mul_(100)
     checkpoint.write(tmp_path / "model.safetensors", network)
     return InspectOptions(
         file=str(tmp_path / "model.safetensors"),

@@ -61,7 +61,7 @@ def test_a_detector_with_a_list_output() -> None:
     answers = slim(list(IMAGES))
     assert [sorted(a) for a in answers] == [["boxes", "labels", "scores"]] * 2
     for head in ("classification_head", "regression_head"):  # what boxes and scores are read from stays
-        now, was = (n.get_submodule(f"head.{head}.module_list.0.1").weight.shape[0] for n in (slim, module))
+        now, was = (n.get_parameter(f"head.{head}.module_list.0.1.weight").shape[0] for n in (slim, module))
         assert now == was
 
 
