@@ -135,7 +135,8 @@ def _memory(slim: Side) -> Finding | None:
 
 
 def _padding(slim: Side) -> Finding | None:
-    names, wasted, rows = _layers(slim), 0.0, []
+    names, wasted = _layers(slim), 0.0
+    rows: list[dict[str, Any]] = []
     for index, layer in names.items():
         if not layer.weight_shape or len(layer.weight_shape) < 2:
             continue
@@ -179,7 +180,7 @@ def _reformat(dense: Side, slim: Side) -> Finding | None:
 def _unpruned(dense: Side, slim: Side) -> Finding | None:
     before = {layer.name: layer.macs for layer in dense.counted}
     names = _layers(slim)
-    kept = [
+    kept: list[dict[str, Any]] = [
         {"name": layer.name, "ms": float(slim.operators[i]["ms_median"]), "macs": layer.macs}
         for i, layer in names.items()
         if layer.macs and before.get(layer.name) == layer.macs

@@ -91,18 +91,19 @@ def measure(
         warm = {name: warm_up(runner, feeds[name], warmup_s) for name, runner in runners.items()}
         sizes = {name: _block_size(w.typical_s, min_s, min_runs) for name, w in warm.items()}
         blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in runners}
+        parts: dict[str, list[Mapping[str, float]]] = {name: [] for name in runners}
         spent = dict.fromkeys(runners, 0.0)
         order, random, rounds = list(runners), np.random.default_rng(seed), 0
         fewest = FEWEST_ROUNDS if min_s > 0 else 1
         while rounds < fewest or any(spent[n] < min_s or rounds * sizes[n] < min_runs for n in runners):
             random.shuffle(order)
             for name in order:
-                blocks[name].append(_block(runners[name], feeds[name], sizes[name]))
+                blocks[name].append(_block(runners[name], feeds[name], sizes[name], parts[name]))
                 spent[name] += float(blocks[name][-1].sum())
             rounds += 1
             if observe is not None:
                 observe()
-    return {name: _samples(blocks[name], warm[name]) for name in runners}
+    return {name: _samples(blocks[name], warm[name], parts[name]) for name in runners}
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,17 @@ def warm_up(runner: Runner, feeds: Feeds, least_s: float) -> Warm:
         previous = median
 
 
-def _block(runner: Runner, feeds: Feeds, size: int) -> NDArray[np.float64]:
-    clock, infer = time.perf_counter_ns, runner.infer
+def _block(runner: Runner, feeds: Feeds, size: int, parts: list[Mapping[str, float]]) -> NDArray[np.float64]:
+    """Seconds of each call. A runner that has `spans` (milliseconds of the last call's parts) is asked in between."""
+    clock, infer, spans = time.perf_counter_ns, runner.infer, getattr(runner, "spans", None)
     times = np.empty(size, np.int64)
     infer(feeds)
     for i in range(size):
         begin = clock()
         infer(feeds)
         times[i] = clock() - begin
+        if spans is not None:
+            parts.append(spans())
     return times.astype(np.float64) * 1e-9
 
 
@@ -151,9 +155,11 @@ def _block_size(typical_s: float, min_s: float, min_runs: int) -> int:
     return max(2, size if min_s > 0 else min(size, -(-min_runs // 2)))
 
 
-def _samples(blocks: list[NDArray[np.float64]], warm: Warm) -> Samples:
+def _samples(blocks: list[NDArray[np.float64]], warm: Warm, spans: list[Mapping[str, float]]) -> Samples:
     numbers = np.repeat(np.arange(len(blocks), dtype=np.int64), [len(b) for b in blocks])
-    return Samples(np.concatenate(blocks), numbers, warm.settled, warm.seconds, warm.runs)
+    names = list(spans[0]) if spans else []
+    parts = {name.removesuffix("_ms"): np.asarray([s[name] for s in spans]) * 1e-3 for name in names}
+    return Samples(np.concatenate(blocks), numbers, warm.settled, warm.seconds, warm.runs, parts)
 
 
 @contextmanager

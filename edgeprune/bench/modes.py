@@ -75,7 +75,8 @@ def paced(
 
 def _frames(runner: Runner, feeds: Feeds, period: float) -> tuple[NDArray[np.float64], int]:
     """Seconds of FRAMES frames after one that is not recorded, and how many due times they overran."""
-    due, missed, times = time.perf_counter() + period, 0, []
+    due, missed = time.perf_counter() + period, 0
+    times: list[float] = []
     runner.infer(feeds)
     while len(times) < FRAMES:
         now = time.perf_counter()

@@ -49,7 +49,7 @@ def find(root: Path = Path("/"), device: str = "cuda") -> tuple[Sensor | None, s
     board, why_not_jetson = jetson.sensor(root)
     if board is not None:
         return board, ""
-    found: tuple[Sensor | None, str] = nvml.sensor() if device.startswith("cuda") else rapl.sensor(root)
+    found: tuple[Sensor | None, str] = rapl.sensor(root) if device == "cpu" else nvml.sensor()
     return (found[0], "") if found[0] is not None else (None, f"{why_not_jetson}; {found[1]}")
 
 

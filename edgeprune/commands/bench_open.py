@@ -73,8 +73,14 @@ def _open(options: BenchOptions, word: str, setting: Setting, stack: contextlib.
         return pairs[0][0], runners, feeds
 
     (found, runners, feeds), peak, why = memory.peak_of(work)
-    held = {"process_peak_bytes": machine.peak_memory(), "runner_peak_bytes": peak}
+    held = {
+        "process_peak_bytes": machine.peak_memory(),
+        "runner_peak_bytes": peak,
+        "device_bytes": runners[0].settings.get("device_memory_bytes"),
+    }
     reasons = {"memory.runner_peak_bytes": why} if why else {}
+    if held["device_bytes"] is None:
+        reasons["memory.device_bytes"] = f"the {runners[0].name} runtime does not tell it"
     config = _config(options, found, runners[0], setting)
     return Opened(word, found, runners, feeds, config, held, reasons)
 
@@ -129,6 +135,7 @@ def feeds_of(options: BenchOptions, found: Artifact, runner: Runner, batch: int)
 
 def _config(options: BenchOptions, found: Artifact, runner: Runner, setting: Setting) -> dict[str, Any]:
     real = options.images is not None
+    device = str(runner.settings.get("device", "cpu"))
     return {
         "transfers": True,
         **runner.settings,
@@ -139,7 +146,8 @@ def _config(options: BenchOptions, found: Artifact, runner: Runner, setting: Set
         "mode": options.mode,
         "fps": options.fps if options.mode == "paced" else None,
         "streams": options.streams if options.mode == "throughput" else 1,
-        "device": str(runner.settings.get("device", "cpu")),
+        "device": device if device.startswith(("cpu", "cuda")) else "cuda",
+        "device_name": device,
         "input": "real" if real else options.input,
         "images": str(options.images) if real else None,
         "seed": options.seed,

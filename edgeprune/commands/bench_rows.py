@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeprune import __version__, count
 from edgeprune.bench import diagnose, power
 from edgeprune.bench.compare import compare_saved
@@ -19,20 +21,28 @@ from edgeprune.commands.bench_open import Opened, Setting
 from edgeprune.errors import DataError, EdgePruneError, UsageError
 from edgeprune.options import BenchOptions
 
+LAUNCH_BOUND = 0.8  # trtexec's threshold: enqueueing against computing
+
 
 def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[str, Any]) -> BenchResult:
     """One row; `extra` fills the fields that every row of a measurement shares (host, clocks)."""
     latency = summary(samples.latency_s)
     found, batch = opened.found, int(opened.config["batch"])
     counted = count.count(found.path) if found.kind == "onnx" else None
+    parts = {name: summary(part) for name, part in samples.parts_s.items()}
+    gpu = parts.pop("gpu", None)
     layers, why_no_layers = _layers(options, opened)
     energy, why_no_power = _power(options, opened)
     reasons = {
         **opened.reasons,
         **({"power": why_no_power} if energy is None else {}),
         **({"layers": why_no_layers} if layers is None else {}),
-        "gpu_ms": "the wall clock was read, around the whole call",
-        **({} if samples.parts_s else {"parts_ms": f"one part in mode {options.mode}"}),
+        **({} if gpu else {"gpu_ms": "the wall clock was read, around the whole call"}),
+        **(
+            {}
+            if parts
+            else {"parts_ms": f"the {opened.runner.name} runtime tells no parts in mode {options.mode}"}
+        ),
     }
     compared = samples.for_comparing()
     rate = 1 / summary(compared.latency_s).p50 * 1e3 if samples.rate is not None else 1e3 / latency.p50
@@ -53,7 +63,8 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
         memory=opened.memory,
         power=energy,
         layers=layers,
-        parts_ms={name: summary(part) for name, part in samples.parts_s.items()} or None,
+        gpu_ms=gpu,
+        parts_ms=parts or None,
         rounds_ms=tuple(round(float(s) * 1e3, 6) for s in compared.per_round()),
         warnings=tuple(_warnings(options, opened, samples, latency.cov or 0.0)),
         reasons=reasons,
@@ -72,13 +83,20 @@ def _warnings(options: BenchOptions, opened: Opened, samples: Samples, cov: floa
         found.append(
             f"{name} missed {missed} frames of {missed + len(samples.latency_s)} at {options.fps:g} fps"
         )
+    queued = samples.parts_s.get("enqueue")
+    if queued is not None and "gpu" in samples.parts_s:
+        share = float(np.median(queued) / max(np.median(samples.parts_s["gpu"]), 1e-9))
+        if share > LAUNCH_BOUND:
+            found.append(
+                f"{name}: launching takes {share:.0%} of the GPU's time: launch-bound; CUDA graphs help"
+            )
     return found
 
 
 def _layers(options: BenchOptions, opened: Opened) -> tuple[tuple[Mapping[str, Any], ...] | None, str]:
     if not (options.per_layer or options.diagnose):
         return None, "not asked for: --per-layer"
-    told = getattr(opened.runner, "layers", None)
+    told = getattr(opened.runner, "layer_times", None)
     if told is None:
         return None, f"the runtime {opened.runner.name} does not tell its layers"
     try:

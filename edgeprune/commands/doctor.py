@@ -18,6 +18,7 @@ from typing import Any
 
 import edgeprune
 from edgeprune import catalog
+from edgeprune.errors import EdgePruneError, MissingHere
 from edgeprune.options import DoctorOptions
 
 
@@ -162,6 +163,7 @@ _PACKAGES: Mapping[str, tuple[str, ...]] = {
         "lightning-fabric",
         "onnxscript",
         "onnxslim",
+        "scikit-learn",
     ),
     "cpu": ("onnxruntime",),
     "gpu": ("onnxruntime-gpu",),
@@ -188,6 +190,8 @@ def _tried(name: str, extra: str, attempt: Callable[[], tuple[bool, str]]) -> Ch
         works, detail = attempt()
     except ModuleNotFoundError as err:
         return Check(name, False, f"{err.name} is not installed", remedy)
+    except EdgePruneError as err:  # its message holds the remedy
+        return Check(name, False, str(err))
     except Exception as err:  # a broken driver or wheel may raise anything; that is the finding
         return Check(name, False, " ".join(f"{type(err).__name__}: {err}".split())[:200], remedy)
     return Check(name, works, detail, "" if works else remedy)
@@ -227,11 +231,29 @@ def _torch_compile() -> tuple[bool, str]:
     )
 
 
+def _engines(name: str) -> tuple[bool, str]:
+    """TensorRT or TensorRT-RTX: the library makes a builder, and a GPU is there to run what it builds."""
+    from edgeprune.runtime import cuda, engines
+
+    trt = engines.module(name)
+    made = trt.Builder(trt.Logger(trt.Logger.ERROR)) is not None
+    try:
+        gpu = cuda.open()
+    except EdgePruneError as err:
+        raise MissingHere(f"{trt.__version__} can build engines here and not run them: {err}") from err
+    try:
+        return made, f"{trt.__version__}; {gpu.device}"
+    finally:
+        gpu.close()
+
+
 # How each runtime of the catalogue is tried; a test holds the names equal.
 _RUNTIMES: Mapping[str, tuple[str, Callable[[], tuple[bool, str]]]] = {
     "ort": (catalog.RUNTIMES["ort"].extra, _onnxruntime),
     "torch": (catalog.RUNTIMES["torch"].extra, _torch),
     "torch-compile": (catalog.RUNTIMES["torch-compile"].extra, _torch_compile),
+    "tensorrt": (catalog.RUNTIMES["tensorrt"].extra, lambda: _engines("tensorrt")),
+    "tensorrt-rtx": (catalog.RUNTIMES["tensorrt-rtx"].extra, lambda: _engines("tensorrt-rtx")),
 }
 
 

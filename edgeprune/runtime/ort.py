@@ -76,7 +76,7 @@ class OrtRunner:
         except Exception as err:
             raise self._explain(feeds, err) from err
 
-    def layers(self, feeds: Feeds, *, runs: int = 30) -> tuple[dict[str, Any], ...]:
+    def layer_times(self, feeds: Feeds, *, runs: int = 30) -> tuple[dict[str, Any], ...]:
         """Median time of each operator by ONNX Runtime's profiler, in a session beside this one, in graph order.
 
         Keys as in edgeprune.runtime.ort_profile. ModelError for a session that has no file.

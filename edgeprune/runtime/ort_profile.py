@@ -69,7 +69,7 @@ def _layer(name: str, args: Mapping[str, Any], ms: float, percent: float) -> dic
         "pct": percent,
         "channels_in": _channels(args.get("input_type_shape")),
         "channels_out": _channels(args.get("output_type_shape")),
-        "weight": _weight(args.get("input_type_shape")),
+        "weight": _shape(args.get("input_type_shape"), 1),
         "bytes": moved,
         "provider": str(args.get("provider", "")),
     }
@@ -77,13 +77,12 @@ def _layer(name: str, args: Mapping[str, Any], ms: float, percent: float) -> dic
 
 def _channels(tensors: Any) -> int | None:
     """Channels of the first tensor of [{"float": [1, 64, 7, 7]}]: axis 1 of images, the last of matrices."""
-    shape = next(iter(tensors[0].values()), ()) if tensors and tensors[0] else ()
-    if len(shape) < 2:
+    shape = _shape(tensors, 0) or []
+    return None if len(shape) < 2 else shape[1] if len(shape) > 3 else shape[-1]
+
+
+def _shape(tensors: Any, index: int) -> list[int] | None:
+    """The shape of one tensor of [{"float": [1, 64, 7, 7]}, ...]; None when there is none."""
+    if not tensors or len(tensors) <= index or not tensors[index]:
         return None
-    return int(shape[1] if len(shape) > 3 else shape[-1])
-
-
-def _weight(tensors: Any) -> list[int] | None:
-    """The shape of the second input, which for operators that multiply is the weight."""
-    shape = next(iter(tensors[1].values()), None) if tensors and len(tensors) > 1 and tensors[1] else None
-    return [int(d) for d in shape] if shape else None
+    return [int(d) for d in next(iter(tensors[index].values()))] or None

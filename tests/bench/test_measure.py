@@ -124,6 +124,21 @@ def test_the_garbage_collector_rests_and_comes_back(clock: Clock) -> None:
     assert gc.isenabled()
 
 
+def test_a_runner_that_tells_its_parts_is_asked_after_each_recorded_call(clock: Clock) -> None:
+    class Engine(Worker):
+        def spans(self) -> dict[str, float]:
+            self.clock.now += 10**6  # outside the timed part
+            return {"gpu_ms": float(self.n), "h2d_ms": 0.5}
+
+    engine = Engine(clock, "a", [])
+    samples = measure({"a": engine}, {"a": {}}, warmup_s=0, min_s=0, min_runs=6)["a"]
+    np.testing.assert_allclose(samples.latency_s, 1e-3)
+    assert set(samples.parts_s) == {"gpu", "h2d"}
+    assert len(samples.parts_s["gpu"]) == len(samples.latency_s)
+    assert samples.parts_s["gpu"][-1] == engine.n * 1e-3
+    assert len(set(samples.parts_s["gpu"])) == len(samples.latency_s), "of each call its own"
+
+
 def test_observer_is_called_each_round_outside_the_timed_part(clock: Clock) -> None:
     workers, _ = both(clock, a=lambda i: 1000)
     seen: list[int] = []

@@ -42,8 +42,8 @@ class Worker:
 
     def __init__(self, clock: Clock, ms: float, load_ms: float = 0.0) -> None:
         clock.now += round(load_ms * 1e6)
-        self.clock, self.ms, self.starts, self.closed = clock, ms, [], 0
-        self.starts: list[float]
+        self.clock, self.ms, self.closed = clock, ms, 0
+        self.starts: list[float] = []
 
     def infer(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         assert not self.closed

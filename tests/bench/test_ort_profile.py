@@ -60,7 +60,7 @@ def test_medians_leave_the_warm_up_out_and_shares_add_up() -> None:
 def test_layers_of_a_network_are_those_that_ran(file: Path) -> None:
     with ort.open(file) as runner:
         feeds = inputs.synthetic(runner.inputs)
-        layers = runner.layers(feeds, runs=5)
+        layers = runner.layer_times(feeds, runs=5)
     convolutions = [layer for layer in layers if "Conv" in layer["type"]]
     assert len(convolutions) == 2
     assert sum(layer["pct"] for layer in layers) == pytest.approx(100)

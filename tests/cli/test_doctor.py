@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 import edgeprune
 from edgeprune import catalog
+from edgeprune.bench import nvml
 from edgeprune.commands import doctor as subject
-from edgeprune.commands.doctor import Package, complaints, doctor
+from edgeprune.commands.doctor import Package, complaints, doctor, overwritten
 from edgeprune.options import DoctorOptions
 
 if sys.version_info >= (3, 11):
@@ -41,6 +43,46 @@ def test_two_onnx_runtimes_are_a_complaint() -> None:
     assert said.startswith("onnxruntime and onnxruntime-gpu are both installed")
     assert "pip uninstall" in said
     assert complaints(both[1:]) == []
+
+
+def test_any_two_builds_of_onnx_runtime_are_a_complaint() -> None:
+    (said,) = overwritten(["onnxruntime", "ONNXRuntime_OpenVINO", "numpy"])
+    assert said.startswith(
+        "onnxruntime, onnxruntime-openvino are all installed and overwrite each other's files"
+    )
+    assert "pip uninstall -y onnxruntime onnxruntime-openvino" in said
+    assert overwritten(["onnxruntime", "onnxruntime-gpu"]) == [], "told by `complaints` already"
+    assert overwritten(["onnxruntime-gpu"]) == []
+
+
+def test_a_card_that_onnx_runtime_cannot_use_is_a_complaint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvml, "describe", lambda: ({"name": "RTX 4090"}, ""))
+    (said,) = subject.idle_card()
+    assert said.startswith("RTX 4090 is here and this ONNX Runtime runs on the CPU alone: pip uninstall")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert subject.idle_card() == []
+    monkeypatch.undo()
+    monkeypatch.setattr(nvml, "describe", lambda: (None, "NVML: no driver"))
+    assert subject.idle_card() == []
+
+
+def test_the_json_is_complete(tmp_path: Path) -> None:
+    facts = json.loads(json.dumps(doctor(DoctorOptions(cache=tmp_path)).to_json()))
+    assert set(facts) >= {
+        "version",
+        "python",
+        "machine",
+        "packages",
+        "runtimes",
+        "sensors",
+        "cache",
+        "complaints",
+    }
+    names = {s["name"] for s in facts["sensors"]}
+    assert names == {"power", "power of the processor", "gpu", "temperature", "clocks"}
+    for check in (*facts["runtimes"], *facts["sensors"]):
+        assert set(check) == {"name", "works", "detail", "remedy"}
+        assert check["detail"]
 
 
 def test_what_is_missing_is_said_with_its_remedy() -> None:
