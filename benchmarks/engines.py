@@ -2,6 +2,8 @@
 
     python -m benchmarks.engines [--only GLOB] [--limit SECONDS]
 
+"NAME pruned" is the network cut to half of its MACs.
+
 Random weights with batch norms set on random images, 224 x 224, one row a build under results/engines.json. A row that
 is present is skipped. With random weights answers have no margins, so flips say nothing: `parity` tells the relative
 error, and nothing is refused for flips.
@@ -26,7 +28,15 @@ from edgeprune.export import engine, precision
 from edgeprune.export.parity import Array
 
 RESULTS = Path(__file__).with_name("results") / "engines.json"
-NETWORKS = ("torchvision:resnet18", "torchvision:mobilenet_v2", "timm:tf_efficientnet_lite0")
+NETWORKS = (
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v2",
+    "timm:tf_efficientnet_lite0",
+    "timm:convnext_atto",
+    "timm:vit_tiny_patch16_224",
+)
+PRUNED = " pruned"
+KEPT = 0.5  # of the MACs
 CAPABILITIES = ("8.6", "8.9", "12.0")
 BATCHES = ("1", "1:8:32")
 IMAGES = 16
@@ -42,9 +52,9 @@ def main() -> None:
     words = parser.parse_args()
     end = time.monotonic() + words.limit
     rows: dict[str, Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    for batch, spec in itertools.product(BATCHES, NETWORKS):
+    for batch, pruned, spec in itertools.product(BATCHES, ("", PRUNED), NETWORKS):
         keys = {
-            f"{spec} {word} {batch} {target}": (word, target)
+            f"{spec}{pruned} {word} {batch} {target}": (word, target)
             for word, target in itertools.product(precision.PRECISIONS, CAPABILITIES)
         }
         missing = {k: v for k, v in keys.items() if k not in rows and fnmatch.fnmatch(k, words.only)}
@@ -53,7 +63,7 @@ def main() -> None:
             for key, (word, target) in missing.items():
                 if time.monotonic() > end:
                     return
-                rows[key] = _row(spec, word, batch, target, Path(name), files)
+                rows[key] = _row(spec + pruned, word, batch, target, Path(name), files)
                 RESULTS.parent.mkdir(exist_ok=True)
                 write_atomically(RESULTS, json.dumps(rows, indent=1, sort_keys=True).encode() + b"\n")
                 print(key, rows[key].get("failed") or f"{rows[key]['bytes'] / 2**20:.2f} MiB", flush=True)
@@ -100,7 +110,7 @@ def _export(spec: str, batch: str, path: Path) -> None:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    module = _module(spec)
+    module = _module(spec.removesuffix(PRUNED))
     for layer in module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None
@@ -108,6 +118,8 @@ def _export(spec: str, batch: str, path: Path) -> None:
     with torch.no_grad():
         module.train()(torch.from_numpy(_images()))
     module.eval()
+    if spec.endswith(PRUNED):
+        _prune(module)
     fixed = batch == "1"
     torch.onnx.export(
         module,
@@ -121,6 +133,20 @@ def _export(spec: str, batch: str, path: Path) -> None:
         verbose=False,
         dynamic_shapes=None if fixed else ({0: torch.export.Dim("batch", min=1, max=32)},),
     )
+
+
+def _prune(module: Any) -> None:
+    """Cut half of the MACs away, in multiples of 8, by the magnitude of the channels."""
+    import torch
+
+    from edgeprune.prune import budget, graph, macs, surgery
+    from edgeprune.prune.scores.magnitude import Magnitude
+
+    example = torch.zeros(1, 3, 224, 224).normal_(generator=torch.Generator().manual_seed(0))
+    couplings = graph.find(module, example)
+    dense, _ = macs.measure(module, example)
+    plan = budget.plan(module, example, couplings, Magnitude()(module, couplings), {"macs": KEPT * dense})
+    surgery.apply(module, plan, couplings)
 
 
 def _module(spec: str) -> Any:
