@@ -10,7 +10,7 @@ import onnx
 from edgeprune.export import fp16, ranges, walk
 from edgeprune.export.parity import Array
 
-IMAGES = 16
+IMAGES = 8
 
 
 def leave(model: onnx.ModelProto, reference: onnx.ModelProto, layers: Iterable[str]) -> onnx.ModelProto:
