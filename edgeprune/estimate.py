@@ -7,7 +7,7 @@ cloud when the images may not: scores and whether each answer was right. numpy o
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -216,10 +216,28 @@ def adapted(known: Statistics, before: Array, after: Array, seed: int = 0) -> Es
     return Estimate("atc and agreement", len(before), None, low, high, **rest)  # type: ignore[arg-type]
 
 
+def carried(known: Mapping[str, Any] | None, share: float, images: int) -> Estimate:
+    """After a change that kept `share` of the answers: the bounds of a result's `estimate`, widened by the rest.
+
+    Without bounds, how far accuracy can have moved is all that is known.
+    """
+    low, high = ((known or {}).get(f"accuracy_{end}") for end in ("low", "high"))
+    rest = 1 - share
+    if low is None or high is None:
+        note = "nothing labelled is known: only how far accuracy can have moved since before"
+        return Estimate("agreement", images, share_agreeing=share, accuracy_change_at_most=rest, note=note)
+    return Estimate(
+        "estimate and agreement",
+        images,
+        None,
+        max(0.0, low - rest),
+        min(1.0, high + rest),
+        share_agreeing=share,
+        accuracy_change_at_most=rest,
+        note="bounds without labels: the estimate for the network before, widened by what changed",
+    )
+
+
 def agreement(before: Array, after: Array) -> Estimate:
     """What two networks' logits (M, K) on the same images say: accuracy moved at most by the share that differs."""
-    share = float((before.argmax(1) == after.argmax(1)).mean())
-    note = "nothing labelled is known: only how far accuracy can have moved since before"
-    return Estimate(
-        "agreement", len(before), share_agreeing=share, accuracy_change_at_most=1 - share, note=note
-    )
+    return carried(None, float((before.argmax(1) == after.argmax(1)).mean()), len(before))

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, nn
 
 from edgeprune.errors import UsageError
@@ -21,9 +22,13 @@ from edgeprune.errors import UsageError
 
 def environment() -> TorchElasticEnvironment | SLURMEnvironment | None:
     """Who started this process together with others; None when it is alone."""
-    for kind in (TorchElasticEnvironment, SLURMEnvironment):
+    kinds: tuple[type[TorchElasticEnvironment | SLURMEnvironment], ...] = (
+        TorchElasticEnvironment,
+        SLURMEnvironment,
+    )
+    for kind in kinds:
         if kind.detect() and (found := kind()).world_size() > 1:
-            return found  # type: ignore[no-any-return]
+            return found
     return None
 
 
@@ -120,8 +125,10 @@ def mean_gradients(*modules: nn.Module) -> None:
     flat = torch.cat([t.detach().float().flatten() for t in tensors])
     dist.all_reduce(flat)
     flat /= size()
-    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
+    place = 0
+    for tensor in tensors:
+        tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
+        place += tensor.numel()
 
 
 def alike(*modules: nn.Module) -> None:

@@ -105,6 +105,15 @@ def test_agreement_alone_says_how_far_accuracy_moved() -> None:
     assert "accuracy" not in found
 
 
+def test_an_estimate_is_carried_over_a_cut() -> None:
+    said = estimate.carried({"accuracy_low": 0.7, "accuracy_high": 0.98}, 0.95, 500).to_json()
+    assert said["accuracy_low"] == pytest.approx(0.65)
+    assert said["accuracy_high"] == 1
+    alone = estimate.carried({"method": "agreement"}, 0.95, 500).to_json()
+    assert "accuracy_low" not in alone
+    assert alone["accuracy_change_at_most"] == pytest.approx(0.05)
+
+
 def test_a_file_says_the_same_and_is_small(tmp_path: Path) -> None:
     z, labels = drawn(5000, 2.0, 0)
     known = estimate.measure(z, labels, NAMES)

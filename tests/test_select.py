@@ -229,14 +229,17 @@ def test_pairs_are_bounded_and_the_same_each_time() -> None:
 
 
 def test_drift_in_standard_deviations() -> None:
-    norm = nn.Sequential(nn.BatchNorm1d(3))
+    layer = nn.BatchNorm1d(3)
+    norm = nn.Sequential(layer)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
     origin = validate.statistics(norm)
     assert validate.drift(origin, origin) == 0
-    norm[0].running_mean += torch.tensor([0.0, 2, 5])  # type: ignore[operator]
-    norm[0].running_var *= 4  # type: ignore[operator]
+    layer.running_mean += torch.tensor([0.0, 2, 5])
+    layer.running_var *= 4
     expected = float(np.median([0, 2, 5])) + math.log(2)
     assert validate.drift(origin, validate.statistics(norm)) == pytest.approx(expected)
-    norm[0].running_mean[1] = math.nan  # type: ignore[index]
+    layer.running_mean[1] = math.nan
     assert validate.drift(origin, validate.statistics(norm)) > 1e5
     assert validate.drift({}, {}) == 0
 

@@ -24,7 +24,7 @@ from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.mcc import MCC
 from edgeprune.objectives.shot import SHOT
 from edgeprune.train import Settings
-from edgeprune.waist import Task
+from edgeprune.waist import Step, Task
 
 KINDS = {"mcc": MCC, "dan": DAN, "cdan": CDAN, "bnm": BNM, "shot": SHOT}
 TASK = Task(6, 3)
@@ -75,8 +75,8 @@ def gradients(kind: str) -> dict[str, Tensor]:
     how = Settings(steps=4, batch=12, lr=0.0, weight_decay=0, device="cpu", flip=False, optimizer="sgd")
     loop = train._Loop(net, objective, (pixels(1, False), pixels(0, True)), how, None, None, "adapt")
     try:
-        loop._refresh(train.Step(0, 4))
-        loop._step(train.Step(2, 4))
+        loop._refresh(Step(0, 4))
+        loop._step(Step(2, 4))
         named = [
             *net.module.named_parameters(),
             *((f"objective.{n}", p) for n, p in objective.named_parameters()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ def of(
     if statistics is not None:
         return estimate.adapted(statistics, before, after, seed).to_json()
     return estimate.agreement(before, after).to_json()
+
+
+def after_cutting(history: Sequence[Mapping[str, Any]], share: float, images: int) -> dict[str, Any]:
+    """The estimate for a pruned network that gives `share` of the dense one's answers, whose history says the rest."""
+    said = (entry.get("metrics", {}).get("estimate") for entry in reversed(history))
+    return estimate.carried(next((e for e in said if e), None), share, images).to_json()
 
 
 def measure(network: Network, labelled: Pixels) -> Statistics:

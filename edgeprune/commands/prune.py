@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import artifact, catalog, checkpoint, header, inference
-from edgeprune.commands import start, timing
+from edgeprune.commands import estimating, start, timing
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels
@@ -61,6 +61,7 @@ class PruneResult:
     latency: Mapping[str, Any] | None = None
     channels: int | None = None
     dense_channels: int | None = None
+    estimate: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -171,12 +172,15 @@ def _work(
     dense = copy.copy(job.network)
     dense.module = job.dense
     job.watch = labelled
+    history = list(job.network.history)
     before = inference.evaluate(dense, labelled) if labelled else None
     if job.budget.timed:
         job.timing = timing.with_table(job)
     method(job)
     after = inference.evaluate(job.network, labelled) if labelled else None
     result = _result(options, job, (before, after))
+    said = estimating.after_cutting(history, result.agreement or 0.0, len(job.probe))
+    result = replace(result, estimate=said)
     _finish(options, job, result, parent)
     return result
 
