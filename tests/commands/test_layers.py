@@ -58,6 +58,7 @@ def options(run: Path, tmp_path: Path, make_images: Make) -> PruneOptions:
         recover=0.0,
         batch=4,
         output=tmp_path / "slim",
+        method="distill",
         device="cpu",
     )
 
