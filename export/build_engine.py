@@ -182,6 +182,7 @@ def _monitor(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.open: dict[str, list[int]] = {}
+            self.furthest = 0
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.open[phase_name] = [0, max(1, num_steps)]
@@ -200,7 +201,9 @@ def _monitor(trt: Any) -> Any:
             share, width = 0.0, 1.0
             for done, total in self.open.values():
                 share, width = share + width * min(done, total) / total, width / total
-            print(f"progress {min(100, int(100 * share))} {phase}", flush=True)  # noqa: T201
+            # Phases overlap and a sub-phase may outlast its step; a bar that goes back helps nobody.
+            self.furthest = max(self.furthest, min(100, int(100 * share)))
+            print(f"progress {self.furthest} {phase}", flush=True)  # noqa: T201
 
     return Monitor()
 

@@ -26,7 +26,7 @@ from edgeprune import __version__
 from edgeprune import artifact as artifacts
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.count import Count, count
-from edgeprune.errors import EdgePruneError, ModelError, ParityFailed, UsageError
+from edgeprune.errors import EdgePruneError, MissingHere, ModelError, ParityFailed, UsageError
 from edgeprune.export import graph, weights
 from edgeprune.export import parity as parities
 from edgeprune.export import profile as profiles
@@ -130,10 +130,15 @@ def _make(network: Network, request: _Request, exporter: str, file: Path, final:
     graph.clean(model)
     counted = count(model)
     weights.check(network.module, example, model, counted)
-    if request.slim:
-        with _hushed():
-            model = graph.simplify(model)
     facts = _facts(network, request, exporter, counted)
+    if request.slim:
+        try:
+            with _hushed():
+                model = graph.simplify(model)
+        except MissingHere:
+            raise
+        except Exception as err:  # the graph is good without; what it is proved to be is decided later
+            facts |= {"simplified": False, "not_simplified": f"onnxslim failed: {_cause(err)}"}
     for key, text in metadata.to_props({key: facts[key] for key in IN_THE_FILE}).items():
         model.metadata_props.add(key=key, value=text)
     graph.save(model, file, final)

@@ -21,8 +21,8 @@ from edgeprune.bench.result import BenchResult, config_differences, require_alik
 from edgeprune.commands import bench_files, bench_rows, files
 from edgeprune.commands.bench_open import Opened, Setting, open_all, open_one
 from edgeprune.errors import DataError, UsageError
-from edgeprune.export.parity import logits
 from edgeprune.options import BenchOptions
+from edgeprune.runtime import answers
 from edgeprune.runtime.runner import Runner
 
 MODES = ("steady", "paced", "cold", "throughput")
@@ -181,7 +181,8 @@ def accuracy(found: Artifact, runner: Runner, folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder}: class folders {unknown[:3]} are not the model's: {', '.join(names[:8])}")
     right = seen = 0
     for batch, kept in images.batches(refs, files.preprocess(found), 32):
-        for row, ref in zip(logits(runner, batch), kept, strict=True):
-            right += names[int(row.argmax())] == ref.label
+        best, _ = answers.ranked(runner, batch, 1)
+        for row, ref in zip(best, kept, strict=True):
+            right += names[int(row[0])] == ref.label
             seen += 1
     return {"accuracy": right / seen, "images": seen, "labels_used": "evaluation only"}

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.util
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from edgeprune import artifact
-from edgeprune.errors import DataError, MissingHere, ModelError, UsageError
+from edgeprune import artifact, progress
+from edgeprune.errors import DataError, MissingHere, ModelError, RunError, UsageError
 from edgeprune.export import build_engine, engine, precision
 from edgeprune.export.engine import BuildOptions
 
@@ -108,6 +114,89 @@ def test_flags_by_release() -> None:
     for word in ("fp32", "fp16", "int8"):
         build_engine._weak_flags(trt, SimpleNamespace(set_flag=asked.append), word)
     assert asked == ["FP16", "FP16", "INT8"]
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2 pruned"])
+def test_a_real_network_builds_in_three_precisions(tmp_path: Path, name: str) -> None:
+    """ResNet-18, and MobileNetV2 cut to half of its MACs, at 64 pixels: the convolutions have the type asked for."""
+    source, layers = tmp_path / "model.onnx", real_network(tmp_path / "model.onnx", name)
+    proof = [
+        np.kron(np.random.default_rng(1).standard_normal((8, 3, 8, 8)), np.ones((8, 8))).astype(np.float32)
+    ]
+    for word, kind in (("fp32", "Float"), ("fp16", "Half"), ("int8", "Int8")):
+        file = source
+        if word != "fp32":
+            file = tmp_path / f"model.{word}.onnx"
+            precision.lower(source, file, word, images=proof, max_flip=1.0, calibration="minmax", threads=1)
+        made = engine.build(file, tmp_path / f"model.{word}.engine", ADA).meta["engine"]
+        share = made["layers"].get(f"convolutions_{kind}", 0) / layers
+        assert share > 0.9, (word, layers, made["layers"])
+        assert not made["warnings"], made["warnings"]
+
+
+def real_network(path: Path, name: str) -> int:
+    """Export random weights and return how many convolutions there are."""
+    import torch
+    import torchvision
+
+    from edgeprune.prune import budget, macs, surgery
+    from edgeprune.prune import graph as pruning
+    from edgeprune.prune.scores.magnitude import Magnitude
+
+    torch.manual_seed(0)
+    module = torchvision.models.get_model(name.removesuffix(" pruned"), weights=None, num_classes=10).eval()
+    example = torch.randn(1, 3, 64, 64)
+    if name.endswith(" pruned"):
+        couplings = pruning.find(module, example)
+        limit = {"macs": 0.5 * macs.measure(module, example)[0]}
+        scores = Magnitude()(module, couplings)
+        surgery.apply(module, budget.plan(module, example, couplings, scores, limit), couplings)
+    torch.onnx.export(
+        module,
+        (example,),
+        str(path),
+        dynamo=True,
+        opset_version=20,
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+    return sum(isinstance(m, torch.nn.Conv2d) for m in module.modules())
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = network(tmp_path / "model.onnx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RunError, match=r"file/model\.engine: cannot be written \(.*\); give another --output"
+    ):
+        engine.build(source, tmp_path / "file" / "model.engine", ADA)
+
+    def refuse(*given: object, **words: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(RunError, match=r"model\.engine: cannot be written \(Read-only file system\)"):
+        engine.build(source, tmp_path / "model.engine", ADA)
+
+
+@needs_rtx
+def test_how_far_the_build_is_reaches_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+
+    @contextlib.contextmanager
+    def watched(name: str, total: int) -> Iterator[Any]:
+        assert (name, total) == ("build tensorrt-rtx", 100)
+        yield lambda more=1, **shown: steps.append(more)
+
+    monkeypatch.setattr(progress, "bar", watched)
+    engine.build(network(tmp_path / "model.onnx", batch=1), tmp_path / "model.engine", ADA)
+    assert sum(steps) == 100
+    assert len(steps) > 5
+    assert min(steps) >= 0
 
 
 def test_torch_is_not_needed(tmp_path: Path) -> None:

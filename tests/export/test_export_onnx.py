@@ -106,6 +106,19 @@ def test_simplified_file_is_counted_before(tmp_path: Path, exported: artifact.Ar
     assert made.meta["macs"] == exported.meta["macs"]
 
 
+def test_a_graph_that_onnxslim_cannot_take_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(model: Any) -> Any:
+        raise RuntimeError("cannot fold /some/where/node")
+
+    monkeypatch.setattr(graph, "simplify", fails)
+    made = exporting.export(network(), tmp_path / "net.onnx", slim=True, parents=("abc",))
+    assert made.meta["simplified"] is False
+    assert made.meta["not_simplified"].startswith("onnxslim failed: cannot fold")
+    assert made.meta["checkpoint"] == "abc"
+
+
 def test_falls_back_to_the_other_exporter_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
