@@ -12,6 +12,9 @@ Only EfficientNet-Lite0 has public weights on a machine without a network; the o
 from nothing for a few minutes (`training` in each row), so their answers mean something, not much. ConvNeXt has no
 batch norm: nothing is re-estimated, and its agreement shows the bare cut.
 
+`interrupted` is the share of calls that other work on the machine interrupted; they were not counted. Rows with more
+than a few percent come from a busy machine: their latencies scatter by as much as the ways differ.
+
 Rows are written as they finish and skipped when present; the dense networks and their layer tables stay in --work.
 """
 
@@ -35,7 +38,7 @@ from edgeprune import checkpoint, inference, train
 from edgeprune.artifact import write_atomically
 from edgeprune.bench import machine
 from edgeprune.bench.table import LayerTable
-from edgeprune.commands import layers
+from edgeprune.commands import layers, stopwatch
 from edgeprune.commands.stopwatch import Stopwatch
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels
@@ -161,6 +164,7 @@ def run(case: Case, share: float, way: str) -> Row:
     """One row: cut to the latency, measure, re-estimate, compare."""
     module, pre = case.network.module, case.network.preprocess
     begin = time.monotonic()
+    stopwatch.NARROW, stopwatch.MOST_REPEATS = 0.02, 8  # rows are compared with each other
     with Stopwatch(module, case.network.example()) as watch:
         plan_for = planner(case, way, watch.dense_ms)
         limit = share * watch.dense_ms
@@ -194,6 +198,7 @@ def run(case: Case, share: float, way: str) -> Row:
         "params_kept": float(case.costs.params(kept) / case.costs.params(case.costs.full)),
         "tries": plan.why["latency"]["tries"],
         "dense_ms": watch.dense_ms,
+        "interrupted": watch.interrupted,
         "seconds": round(time.monotonic() - begin),
     }
 
