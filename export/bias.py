@@ -36,17 +36,24 @@ def correct(
     pieces = ranges.pieces([together[:: -(-len(together) // count)]], entry or "batch")
     held = {t.name for t in reference.graph.initializer}
     names = [n.name for n in reference.graph.node if n.op_type in LAYERS and n.input[1] in held]
-    layers = (walk.layers(m, names, pieces) for m in (model, reference))
+    exact = walk.layers(reference, names, pieces)
+    wanted: dict[str, NDArray[np.float64]] = {}  # branches may stand in another order in the two graphs
     moved = 0
-    for made, exact in zip(*layers, strict=True):
-        if made.node.name != exact.node.name:
-            raise ModelError(f"layer {made.node.name} stands where the float graph has {exact.node.name}")
-        moved += _move(model, made, exact)
+    for made in walk.layers(model, names, pieces):
+        while made.node.name not in wanted:
+            stop = next(exact, None)
+            if stop is None:
+                there = ", ".join(wanted) or "nothing"
+                raise ModelError(f"layer {made.node.name} stands where the float graph has {there}")
+            wanted[stop.node.name] = _means(stop.outputs)
+        moved += _move(model, made, wanted.pop(made.node.name))
+    if left := [*wanted, *(stop.node.name for stop in exact)]:
+        raise ModelError(f"layer {left[0]} of the float graph is not in the quantised one")
     return moved
 
 
-def _move(model: onnx.ModelProto, made: Stop, exact: Stop) -> bool:
-    node, gap = made.node, _means(exact.outputs) - _means(made.outputs)
+def _move(model: onnx.ModelProto, made: Stop, wanted: NDArray[np.float64]) -> bool:
+    node, gap = made.node, wanted - _means(made.outputs)
     if not gap.any() or not np.isfinite(gap).all():
         return False
     name = f"{node.name}.corrected_bias"

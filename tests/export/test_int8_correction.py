@@ -102,7 +102,7 @@ def test_means_come_back(made: Made) -> None:
 def test_another_graph_is_refused(made: Made) -> None:
     other = copy(made[0])
     next(n for n in other.graph.node if n.name == "second").name = "other"
-    with pytest.raises(ModelError, match="layer third stands where the float graph has other"):
+    with pytest.raises(ModelError, match="layer other of the float graph is not in the quantised one"):
         bias.correct(copy(made[1]), other, [images(8)])
 
 
