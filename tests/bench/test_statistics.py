@@ -110,6 +110,20 @@ def test_small_but_certain_differences_and_few_rounds_are_no_change() -> None:
     assert str(compare(samples(100, 30, 2, 0), samples(100, 30, 1, 1))).startswith("faster 2.0")
 
 
+def test_calls_that_are_interrupted_by_chance_are_no_change() -> None:
+    """Half of all calls take seven times as long, in stretches; by chance one side has a few more of them."""
+    random = np.random.default_rng(5)
+    rounds, size = 60, 10
+    busy = np.repeat(random.random(rounds) < 0.55, size)
+    jitter = random.normal(1, 0.01, (2, rounds * size))
+    one = Samples(1e-3 * jitter[0] * np.where(busy, 7, 1), np.repeat(np.arange(rounds), size))
+    lucky = np.where(busy & (random.random(rounds * size) < 0.25), False, busy)
+    other = Samples(1e-3 * jitter[1] * np.where(lucky, 7, 1), one.round)
+    made = compare(one, other)
+    assert made.speedup > 3, "the medians are in two modes"
+    assert made.word == "no change"
+
+
 def test_helpful_errors() -> None:
     with pytest.raises(DataError, match="9 rounds against 8: expected samples of one measurement"):
         compare(samples(9, 2, 1, 0), samples(8, 2, 1, 0))
