@@ -19,6 +19,7 @@ from edgeprune.bench.statistics import bootstrap_medians, draw_rounds
 from edgeprune.errors import DataError
 
 FEWEST_ROUNDS = 8
+STEADY = 0.2  # interquartile range over median of rounds that were measured at another time
 Word = Literal["faster", "slower", "no change"]
 
 
@@ -94,6 +95,7 @@ def compare_saved(
     candidate_ms: Sequence[float],
     *,
     vs: str,
+    p50_ms: tuple[float, float] | None = None,
     confidence: float = 0.99,
     threshold: float = 1.05,
     resamples: int = 2000,
@@ -101,7 +103,9 @@ def compare_saved(
 ) -> Verdict:
     """Compare with an earlier measurement by the medians of its rounds, drawn again independently.
 
-    Nothing pairs the two, so the machine's mood between them is in the ratio: below 5% nothing is said. The 5% is ours.
+    p50_ms: of all calls of either; the speed-up is their ratio, else that of the rounds' medians. Nothing pairs the
+    two, so the machine's mood between them is in the ratio: nothing is said below 5%, or where the middle half of one
+    side's rounds spreads over more than 20%. Both limits are ours.
     """
     if not baseline_ms or not candidate_ms:
         raise DataError(f"{vs}: the saved result holds no rounds; measure it again, or beside the other")
@@ -111,9 +115,19 @@ def compare_saved(
         sides.append(bootstrap_medians(np.asarray(values, np.float64), np.arange(len(values)), draws))
     ratios = sides[0] / sides[1]
     low, high = (float(q) for q in np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2]))
-    speedup = float(np.median(baseline_ms) / np.median(candidate_ms))
+    one, other = p50_ms or (float(np.median(baseline_ms)), float(np.median(candidate_ms)))
+    speedup = one / other
+    low, high = min(low, speedup), max(high, speedup)
     word, why = _word(speedup, low, high, threshold, min(len(baseline_ms), len(candidate_ms)))
+    spread = max(_spread(baseline_ms), _spread(candidate_ms))
+    if word != "no change" and spread > STEADY:
+        word, why = "no change", f"rounds spread over {spread:.0%}: the machine was not steady"
     return Verdict(vs, word, speedup, low, high, confidence, f"{why}; not measured together")
+
+
+def _spread(rounds_ms: Sequence[float]) -> float:
+    low, middle, high = np.quantile(rounds_ms, [0.25, 0.5, 0.75])
+    return float((high - low) / middle)
 
 
 def _word(speedup: float, low: float, high: float, threshold: float, rounds: int) -> tuple[Word, str]:

@@ -145,7 +145,11 @@ def against(options: BenchOptions, before: Sequence[BenchResult], row: BenchResu
     one = (same or list(before))[0]
     require_comparable(one, row, force=options.force_compare)
     verdict = compare_saved(
-        one.rounds_ms, row.rounds_ms, vs=f"{one.model.name} of {one.created}", seed=options.seed
+        one.rounds_ms,
+        row.rounds_ms,
+        vs=f"{one.model.name} of {one.created}",
+        p50_ms=None if options.mode == "throughput" else (one.latency_ms.p50, row.latency_ms.p50),
+        seed=options.seed,
     )
     return replace(row, verdict=verdict)
 

@@ -183,5 +183,11 @@ def test_a_saved_measurement_needs_five_per_cent_and_says_so() -> None:
     assert found.why.endswith("not measured together")
     assert compare_saved([r / 1.10 for r in rounds], rounds, vs="old").word == "slower"
     assert compare_saved(rounds[:3], rounds, vs="old").why.startswith("3 rounds are too few")
+    moody = [7.0 * r for r in rounds[:30]] + [1.5] * 10
+    moody[::3] = [4.0] * 14
+    told = compare_saved(moody, rounds, vs="old", p50_ms=(7.0, 1.0))
+    assert (told.word, told.speedup) == ("no change", 7.0)
+    assert told.why.startswith("rounds spread over ")
+    assert told.ci_low <= told.speedup <= told.ci_high
     with pytest.raises(DataError, match="the saved result holds no rounds"):
         compare_saved([], rounds, vs="old")
