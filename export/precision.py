@@ -152,9 +152,10 @@ def _int8(
     if parities.faults(found, aim) and gate.flips < 1:
         errors = sensitive.errors(made[best], make.reference, make.layers, proof.images)
         order = sorted(errors, key=lambda layer: errors[layer], reverse=True)
-        count, found = _fewest(lambda k: proof(corrected(order[:k])[0], gate), len(order), aim)
-        left = order[:count]
-        model, moved = corrected(left)
+        count, less = _fewest(lambda k: proof(corrected(order[:k])[0], gate), len(order), aim)
+        if _key(less) < _key(found):
+            found, left = less, order[:count]
+            model, moved = corrected(left)
     facts |= {
         "tried": {word: dict(parities.summary(p)) for word, p in tried.items()},
         "biases_corrected": moved,
