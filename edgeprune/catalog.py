@@ -144,6 +144,11 @@ METHODS: Mapping[str, Entry] = {
         "after Wang et al., Iterative Transfer Model Compression, Pattern Recognition 164, 2025",
         _SOURCE,
     ),
+    "dalr": Entry(
+        "edgeprune.methods.dalr:DALR",
+        "low rank instead of fewer channels: layers become pairs in closed form from target activations",
+        "after Masana et al., Domain-Adaptive Deep Network Compression, ICCV 2017; convolutions are ours",
+    ),
     "prune-then-adapt": Entry(
         "edgeprune.methods.baselines:PruneThenAdapt",
         "baseline, from the source network: cut it, repair it on source, then adapt it",

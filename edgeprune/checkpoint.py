@@ -36,6 +36,7 @@ def dumps(network: Network) -> bytes:
         "build": network.build,
         "libraries": _libraries(),
         "dense": {name: list(tensor.shape) for name, tensor in dense.state_dict().items()},
+        "low_rank": skeleton.pairs(module),
         "attributes": skeleton.diff(dense, module),
         "classes": list(network.classes),
         "classifier": network.classifier,
@@ -69,6 +70,8 @@ def read(path: Path, trust: Iterable[str] = ()) -> Network:
         )
     module = build(spec, document["build"])
     _check_skeleton(head, module)
+    for name, (rank, bias) in document.get("low_rank", {}).items():
+        skeleton.put(module, name, skeleton.pair(module.get_submodule(name), rank, bias=bool(bias)))
     skeleton.impose(module, document["attributes"], head.shapes)
     tensors = load_file(head.path)
     buffers = {name: tensors.pop(name) for name in list(tensors) if name not in module.state_dict()}
@@ -123,7 +126,8 @@ def _check_skeleton(head: header.Header, module: nn.Module) -> None:
                 f"({_versions(head.document['libraries'])}) and is {now.get(name, 'absent')} now "
                 f"({_versions(_libraries())}); install those versions, or write the checkpoint again"
             )
-    lost = sorted(set(then) - set(head.shapes))
+    paired = tuple(f"{name}." for name in head.document.get("low_rank", {}))
+    lost = sorted(name for name in set(then) - set(head.shapes) if not name.startswith(paired))
     if lost:
         raise CheckpointError(f"{head.path}: {lost[0]} is missing from the file; it is damaged")
 

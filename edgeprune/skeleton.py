@@ -17,6 +17,44 @@ from torch import nn
 from edgeprune import attention
 from edgeprune.errors import CheckpointError
 
+
+class Pair(nn.Sequential):
+    """What a layer of low rank has become: a thin layer without bias, then one that widens."""
+
+
+def pair(layer: nn.Module, rank: int, *, bias: bool) -> Pair:
+    """An uninitialised pair of inner width `rank` in place of a Linear or an ungrouped Conv2d."""
+    if isinstance(layer, nn.Linear):
+        ends: tuple[nn.Module, nn.Module] = (
+            nn.Linear(layer.in_features, rank, bias=False),
+            nn.Linear(rank, layer.out_features, bias=bias),
+        )
+    elif isinstance(layer, nn.Conv2d) and layer.groups == 1:
+        how = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
+        ends = (
+            nn.Conv2d(layer.in_channels, rank, layer.kernel_size, bias=False, **how),  # type: ignore[arg-type]
+            nn.Conv2d(rank, layer.out_channels, 1, bias=bias),
+        )
+    else:
+        raise CheckpointError(f"{type(layer).__name__} cannot be a low-rank pair; expected Linear or Conv2d")
+    return Pair(*ends).to(next(layer.parameters())).train(layer.training)
+
+
+def put(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where the layer called `name` is."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, new)
+
+
+def pairs(module: nn.Module) -> dict[str, list[int]]:
+    """Each pair's name -> its rank and whether (1 or 0) it has a bias."""
+    found = {}
+    for name, part in module.named_modules():
+        if isinstance(part, Pair):
+            found[name] = [int(part[0].weight.shape[0]), int(part[1].bias is not None)]  # type: ignore[arg-type, union-attr]
+    return found
+
+
 Attributes = dict[str, dict[str, Any]]
 """Dotted module name ("" is the network itself) -> attribute -> plain value (tuples as lists)."""
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune import attention
+from edgeprune import attention, skeleton
 from edgeprune.errors import PlanError, nearest
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune.coupling import Coupling, Couplings, Slot
+from edgeprune.prune.lowrank import Factors
 
 
 def apply(module: nn.Module, plan: PruningPlan, couplings: Couplings) -> None:
@@ -44,6 +45,20 @@ def apply(module: nn.Module, plan: PruningPlan, couplings: Couplings) -> None:
     if plan.cuts:
         for part in module.modules():
             _in_step(part)
+
+
+def split(module: nn.Module, name: str, made: Factors) -> None:
+    """Put a low-rank pair with the values of `made` where the Linear or Conv2d called `name` is."""
+    layer = module.get_submodule(name)
+    pair = skeleton.pair(layer, len(made.first), bias=made.bias is not None)
+    values = {"0.weight": made.first, "1.weight": made.second, "1.bias": made.bias}
+    with torch.no_grad():
+        for key, tensor in pair.named_parameters():
+            value = values[key]
+            assert value is not None
+            tensor.copy_(value.reshape(tensor.shape))
+            tensor.requires_grad_(next(layer.parameters()).requires_grad)
+    skeleton.put(module, name, pair)
 
 
 Place = tuple[str, int, int | None, int]

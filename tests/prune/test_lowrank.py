@@ -1,0 +1,89 @@
+"""Closed forms against a direct float64 reading, and pairs against the layers they replace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from edgeprune.errors import PlanError
+from edgeprune.prune import lowrank, surgery
+
+
+def skewed() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    w, b = torch.randn(12, 20, generator=g).double(), torch.randn(12, generator=g).double()
+    mix = torch.randn(20, 20, generator=g).double() * torch.linspace(2, 0.1, 20).double()
+    return w, b, (torch.randn(300, 20, generator=g).double() @ mix.T).relu()
+
+
+def seen(x: torch.Tensor, parts: int = 3) -> lowrank.Moments:
+    moments = lowrank.Moments.of(x.shape[1])
+    for some in x.chunk(parts):
+        moments.add(some)
+    return moments
+
+
+@pytest.mark.parametrize("form", lowrank.FORMS)
+def test_forms_follow_their_equations(form: str) -> None:
+    w, b, x = skewed()
+    got = lowrank.factors(w, b, seen(x), 5, form, 0.01)
+    mean, c = x.mean(0), x - x.mean(0) if form == "centred" else x
+    gram = c.T @ c
+    shrink = gram @ torch.linalg.inv(gram + 0.01 * gram.trace() / 20 * torch.eye(20).double())
+    if form.startswith("svd"):
+        u, s, v = torch.linalg.svd(w)
+        what = u[:, :5] * s[:5] @ v[:5]
+    else:
+        z = w @ c.T if form == "dalr" else w @ torch.linalg.cholesky(gram @ shrink)
+        u = torch.linalg.svd(z, full_matrices=False)[0][:, :5]
+        # p < n reads the same through the p x p system: G(G+lI)^-1 = X^T (X X^T + lI)^-1 X
+        dual = c.T @ torch.linalg.solve(c @ c.T + 0.01 * gram.trace() / 20 * torch.eye(len(c)).double(), c)
+        assert torch.allclose(dual, shrink, atol=1e-8)
+        what = u @ u.T @ w @ shrink
+    bias = b + (w - what) @ mean if form in ("svd-bias", "centred") else b
+    assert torch.allclose(got.second @ got.first, what, atol=1e-6)
+    assert got.bias is not None
+    assert torch.allclose(got.bias, bias, atol=1e-5)
+
+
+def test_streamed_moments_equal_direct_ones() -> None:
+    x = skewed()[2]
+    assert torch.allclose(seen(x, 7).gram, x.T @ x)
+    assert seen(x, 7).count == 300
+
+
+def test_low_rank_outputs_come_back_exactly() -> None:
+    w, b, x = skewed()
+    x = x[:, :4] @ torch.randn(4, 20, generator=torch.Generator().manual_seed(1)).double()
+    got = lowrank.factors(w, b, seen(x), 4, "centred", 1e-12)
+    assert got.bias is not None
+    assert torch.allclose(x @ (got.second @ got.first).T + got.bias, x @ w.T + b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "words", [{"stride": 2}, {"padding": 1}, {"dilation": 2, "padding": (2, 1)}, {"padding": "same"}]
+)
+def test_a_pair_of_full_rank_is_the_convolution(words: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, **words))  # type: ignore[arg-type]
+    x = torch.randn(16, 3, 9, 9)
+    whole = copy.deepcopy(net)
+    with lowrank.watching(net, ["0"], 10**6) as moments:
+        expected = net(x)
+    weight, bias = lowrank.matrix(net[0]), net[0].bias
+    outputs = expected.transpose(0, 1).flatten(1).double().mean(1)
+    mean = moments["0"].total / moments["0"].count
+    assert bias is not None
+    assert torch.allclose(
+        weight @ mean + bias.double(), outputs, atol=1e-5
+    )  # padding is counted with its zeros
+    surgery.split(net, "0", lowrank.factors(weight, bias, moments["0"], 8, "centred", 1e-9))  # type: ignore[arg-type]
+    assert torch.allclose(net(x), whole(x), atol=1e-4)
+
+
+def test_grouped_convolutions_are_refused() -> None:
+    with pytest.raises(PlanError, match="groups=1"):
+        lowrank.matrix(nn.Conv2d(4, 4, 3, groups=2))
