@@ -204,7 +204,7 @@ def halves(strength: list[float]) -> tuple[Network, Pixels]:
 
 def test_mixval_by_hand() -> None:
     """Two classes, two strengths: 0.55 a - 0.45 b has the sign of a unless b is 1.22 times as strong."""
-    strength = [20.0, -20, 100, -100, 20, -20, 100, -100]
+    strength = [60.0, -60, 100, -100, 60, -60, 100, -100]
     net, pixels = halves(strength)
     logits = torch.tensor([[1.0, 0] if s > 0 else [0, 1.0] for s in strength])
     inter, intra = validate.pairs(logits.argmax(1))
