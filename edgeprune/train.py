@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgeprune import inference, optimise, processes, select, snapshot, validate, weights
 from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.data.pixels import Pixels
-from edgeprune.errors import Interrupted, UsageError
+from edgeprune.errors import Interrupted
 from edgeprune.model import Network
 from edgeprune.optimise import Settings
 from edgeprune.progress import bar
@@ -69,7 +69,8 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     validators look at them too. UsageError when what the objective needs is not given; Interrupted after Ctrl-C, with a
     snapshot written.
     """
-    _check_given(objective, source, teacher)
+    labelled = source is not None and source.labels is not None
+    objective.needs.require(type(objective).__name__, source=labelled, teacher=teacher is not None)
     if run is not None and (found := _finished(run, stage, network, objective)) is not None:
         return found
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
@@ -92,14 +93,6 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
             snapshot.write(run, f"{stage}.done", modules, None, {}, asdict(result))
             (run.resume_dir / stage).unlink(missing_ok=True)
     return result
-
-
-def _check_given(objective: Objective, source: Pixels | None, teacher: nn.Module | None) -> None:
-    name, needs = type(objective).__name__, objective.needs
-    if needs.source and (source is None or source.labels is None):
-        raise UsageError(f"{name} needs labelled source images")
-    if needs.teacher and teacher is None:
-        raise UsageError(f"{name} needs a teacher network")
 
 
 def _finished(run: Run, stage: str, network: Network, objective: Objective) -> Fit | None:
@@ -280,10 +273,15 @@ class _Loop:
                 self.state.ema[key].copy_(value)
 
     def _validate(self) -> None:
-        """Score the weights that would be kept now (the averaged ones, if there are any), without labels."""
+        """Score the weights that would be kept now (the averaged ones, if there are any), without labels.
+
+        Statistics of batch-norm lag behind weights that learn, so those are re-estimated first.
+        """
         module = self.network.module
         live = {k: v.clone() for k, v in module.state_dict().items()}
         weights.take(module, self.state.ema or live)
+        if self.target_batches is not None and self.state.step:
+            inference.reestimate_batchnorm(module, validate.evenly(self.target), self.network.preprocess)
         scores = self.validator()
         self.state.curves.append({"step": self.state.step, **scores})
         facts: dict[str, float] = {}
@@ -292,24 +290,24 @@ class _Loop:
             self.state.watched.append(facts["accuracy"])
         if self.run:
             self.run.metric(stage=self.stage, step=self.state.step, validators=scores, **facts)
-        if self._chosen().place == len(self.state.curves) - 1:
+        if self._last or self._chosen().place == len(self.state.curves) - 1:
             self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
         weights.take(module, live)
 
     def _chosen(self) -> select.Choice:
         return select.choose(self.state.curves, self.settings.select, partial=self.partial)
 
+    @property
+    def _last(self) -> bool:
+        """Whether the last weights are kept: asked for, or the target was not used, so it does not choose either."""
+        return self.objective.needs.last or not self.target_batches
+
     def _choose(self) -> Fit:
         choice, warnings = self._chosen(), []
-        last = self.objective.needs.last or not self.target_batches  # an unused target does not choose either
-        place = len(self.state.curves) - 1 if last else choice.place
-        if last:
-            if self.state.ema:
-                weights.take(self.network.module, self.state.ema)
-        else:
-            weights.take(self.network.module, self.state.best)
+        place = len(self.state.curves) - 1 if self._last else choice.place
+        weights.take(self.network.module, self.state.best)
         chosen = int(self.state.curves[place]["step"])
-        if choice.collapsed and not last:
+        if choice.collapsed and not self._last:
             warnings.append(
                 f"training collapsed {choice.why} ({self.stage}); rolled back to step {chosen}: "
                 "try fewer steps or a smaller learning rate"

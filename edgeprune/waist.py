@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from edgeprune.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,6 +85,13 @@ class Needs:
     last: bool = False
     welcome_source: bool = False
     source_view: str = "train"
+
+    def require(self, name: str, *, source: bool, teacher: bool) -> None:
+        """UsageError, with the objective's name, when labelled source images or a teacher are needed and not given."""
+        if self.source and not source:
+            raise UsageError(f"{name} needs labelled source images")
+        if self.teacher and not teacher:
+            raise UsageError(f"{name} needs a teacher network")
 
 
 @dataclass(frozen=True)

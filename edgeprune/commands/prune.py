@@ -254,7 +254,7 @@ def _finish(options: PruneOptions, job: Job, result: PruneResult, parent: str | 
         "prune", options, method=options.method, parent=parent, metrics=result.to_json()
     )
     job.network.history.append(entry)
-    if len(job.plans) == 1:  # of several cuts each counts in the widths that the one before left
-        job.run.write("plan.json", json.dumps(job.plans[0].to_json(), indent=1).encode())
+    if (plan := jobs.whole_plan(job)) is not None:
+        job.run.write("plan.json", json.dumps(plan.to_json(), indent=1).encode())
     job.run.write("model.safetensors", checkpoint.dumps(job.network))
     job.run.finish(result.to_json())

@@ -30,4 +30,4 @@ class AutoPruning:
         for number, ceiling in enumerate(parts.limits(job)):
             parts.cut(job, ceiling, number)
             objective = parts.chosen_objective(job, self.layers)
-            work.learn(job, objective, passes[number], f"recover-{number}", last=number == len(passes) - 1)
+            work.learn(job, objective, passes[number], f"recover-{number}")

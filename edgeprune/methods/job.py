@@ -23,7 +23,7 @@ from edgeprune.model import Network
 from edgeprune.objectives.imitate import Imitate
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
-from edgeprune.plan import PruningPlan
+from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune import budget as budgets
 from edgeprune.prune import deadline, graph, macs, schedule, surgery
 from edgeprune.prune.budget import Budget
@@ -231,6 +231,16 @@ def _remember(job: Job, plan: PruningPlan) -> None:
     for one in plan.cuts:
         before = job.kept.get(one.root, list(range(one.width)))
         job.kept[one.root] = [before[i] for i in one.keep]
+
+
+def whole_plan(job: Job) -> PruningPlan | None:
+    """All cuts as one, in the widths of the dense network; None when a coupling that was cut has another name there."""
+    widths = job.dense_widths
+    if not job.plans or not set(job.kept) <= set(widths):
+        return None
+    cuts = tuple(Cut(root, widths[root], tuple(kept)) for root, kept in sorted(job.kept.items()))
+    low_rank = tuple(one for plan in job.plans for one in plan.low_rank)
+    return PruningPlan(cuts, low_rank, job.plans[-1].why)
 
 
 def _taken_up(job: Job, number: int) -> PruningPlan | None:
