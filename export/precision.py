@@ -33,7 +33,6 @@ INT8 = Tolerance("int8", relative=None, flips=0.01)
 TOLERANCES = {"fp16": FP16, "int8": INT8}
 PRECISIONS = ("fp32", *TOLERANCES)
 RANDOM_IMAGES = 8
-AIM = 0.5  # share of --max-flip that the search for layers to leave in float aims at
 IN_THE_FILE = ("precision", "parents", "lowered", "tool_version")
 
 
@@ -147,12 +146,10 @@ def _int8(
     }
     left: list[str] = []
     errors: dict[str, float] = {}
-    # What is chosen on these images has to hold on others too, so the search aims at half of what may change.
-    aim = replace(gate, flips=gate.flips * AIM)
-    if parities.faults(found, aim) and gate.flips < 1:
+    if parities.faults(found, gate):
         errors = sensitive.errors(made[best], make.reference, make.layers, proof.images)
         order = sorted(errors, key=lambda layer: errors[layer], reverse=True)
-        count, less = _fewest(lambda k: proof(corrected(order[:k])[0], gate), len(order), aim)
+        count, less = _fewest(lambda k: proof(corrected(order[:k])[0], gate), len(order), gate)
         if _key(less) < _key(found):
             found, left = less, order[:count]
             model, moved = corrected(left)
