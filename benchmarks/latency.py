@@ -98,7 +98,8 @@ def bare(path: Path, seconds: float) -> float:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
     feeds = {given.name: np.random.default_rng(0).standard_normal(given.shape).astype(np.float32)}
-    warm, times = time.perf_counter() + seconds / 4, []
+    warm = time.perf_counter() + seconds / 4
+    times: list[float] = []
     while time.perf_counter() < warm:
         session.run(None, feeds)
     end = time.perf_counter() + seconds

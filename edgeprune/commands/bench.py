@@ -60,7 +60,8 @@ def bench(options: BenchOptions) -> BenchReport:
         bench_files.write(options, imported)
         return BenchReport(tuple(imported), options.output)
     _check(options)
-    before = bench_rows.saved(Path(options.baseline)) if _is_saved(options.baseline) else []
+    earlier = _saved_file(options)
+    before = bench_rows.saved(earlier) if earlier else []
     beside = options.baseline if options.baseline and not before else None
     words = list(dict.fromkeys([*([beside] if beside else []), *options.artifacts]))
     found: dict[bench_rows.Key, BenchResult] = {}
@@ -95,14 +96,15 @@ def _check(options: BenchOptions) -> None:
         raise UsageError(f"--fps {options.fps}: expected a number of frames a second above 0")
     if options.power is not None and options.power <= 0:
         raise UsageError(f"--power {options.power}: expected seconds of load above 0, such as 10")
-    if options.diagnose and (options.baseline is None or _is_saved(options.baseline)):
+    if options.diagnose and (options.baseline is None or _saved_file(options)):
         raise UsageError(
             "--diagnose compares layers: give the dense network as --baseline, as an ONNX file or a run"
         )
 
 
-def _is_saved(word: str | None) -> bool:
-    return word is not None and Path(word).suffix == ".json"
+def _saved_file(options: BenchOptions) -> Path | None:
+    """The JSON file that --baseline names, None when it names something to measure."""
+    return Path(options.baseline) if options.baseline and options.baseline.endswith(".json") else None
 
 
 def _sweep(options: BenchOptions) -> Iterator[Setting]:
@@ -167,7 +169,7 @@ def _samples(
         many = {word: one.runners for word, one in opened.items()}
         return modes.throughput(many, feeds, plan=modes.Plan(**timing))
     if options.mode == "cold":
-        openers = {w: lambda w=w: open_one(options, w, setting)[1] for w in opened}  # type: ignore[misc]
+        openers = {w: lambda w=w: open_one(options, w, setting)[1] for w in opened}
         return modes.cold(openers, feeds, plan=modes.Plan(**timing))
     return measure(runners, feeds, **timing)
 
