@@ -48,8 +48,24 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     return slim
 
 
+def _drop_unread(model: onnx.ModelProto) -> None:
+    """Remove initialisers that nothing reads, in place: passes that give a layer another bias leave the old one."""
+    read, waiting = {t.name for t in model.graph.output}, [model.graph]
+    while waiting:
+        inner = waiting.pop()
+        for node in inner.node:
+            read.update(node.input)
+            for attribute in node.attribute:
+                waiting += [attribute.g] if attribute.HasField("g") else attribute.graphs
+    kept = [t for t in model.graph.initializer if t.name in read]
+    if len(kept) < len(model.graph.initializer):
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+
+
 def save(model: onnx.ModelProto, file: Path, final: str) -> None:
-    """Write `file`; weights past protobuf's limit go to `<final>.data` beside it."""
+    """Write `file` without what nothing reads; weights past protobuf's limit go to `<final>.data` beside it."""
+    _drop_unread(model)
     big = sum(len(t.raw_data) for t in model.graph.initializer) > ONE_FILE
     file.unlink(missing_ok=True)
     try:

@@ -149,7 +149,7 @@ def _deployed(options: ExportOptions, done: deploy.Deployed) -> ExportResult:
         last.path.stat().st_size if last else None,
         meta.get("exporter"),
         found or None,
-        done.images,
+        done.images or int(found.get("n", 0)),
         right,
         start.words("edgeprune", "bench", onnx_files[-1].path) if onnx_files else None,
         str(meta.get("precision", "fp32")),

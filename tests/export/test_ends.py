@@ -84,6 +84,17 @@ def test_lowered_files_take_ends(tmp_path: Path, word: str) -> None:
     assert made.meta["ends"]["parity"]["n"] == 6
 
 
+def test_what_nothing_reads_is_not_written(tmp_path: Path) -> None:
+    given = source(tmp_path)
+    model = onnx.load(given)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(9, np.float32), "old_bias"))
+    onnx.save(model, given)
+    made = ending.attach(given, tmp_path / "model.e2e.onnx", Ends("nhwc", top_k=1))
+    names = {t.name for t in onnx.load(made.path).graph.initializer}
+    assert "old_bias" not in names
+    assert {"w1", "w2", "w3", "w4", "pixel_scale", "pixel_shift", "how_many"} == names
+
+
 def test_a_wrong_graph_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = source(tmp_path)
     real = ending._take_pixels
