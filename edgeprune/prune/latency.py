@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeprune.bench.layer_graphs import Grid
-from edgeprune.bench.table import LayerShape, LayerTable
+from edgeprune.bench.table import Layer, LayerShape, LayerTable
 from edgeprune.errors import UsageError
 from edgeprune.prune import knapsack
 from edgeprune.prune.knapsack import Cost
@@ -108,9 +109,42 @@ class Predictor:
     def at(self, widths: Array) -> Any:
         """Milliseconds at widths of shape (couplings,) or (couplings, many)."""
         gone = self.costs.full.reshape(-1, *[1] * (widths.ndim - 1)) - widths
-        removed = dict(zip(self.costs.roots, gone, strict=True))
-        start = np.full(widths.shape[1:], self.table.fixed_ms * self.scale)
-        return sum((self.term(term, removed) for term in self.costs.terms), start)
+        sizes, loses, groups = self._sides
+        lengths = sizes.reshape(-1, *[1] * (widths.ndim - 1)) - np.tensordot(loses, gone, axes=1)
+        took = np.full(widths.shape[1:], self.table.fixed_ms * self.scale)
+        for layer, weight, outs, ins, rest in groups:
+            outputs, inputs = lengths[outs], lengths[ins]
+            moved = outputs * lengths[rest].prod(axis=1)
+            if layer is not None:
+                inputs = np.ones_like(inputs) if layer.shape.groups == 0 else inputs
+                took = took + self.scale * layer.at(inputs, outputs).sum(axis=0)
+                moved = moved + weight * inputs * outputs
+            took = took + self.rate * moved.sum(axis=0)
+        return took
+
+    @cached_property
+    def _sides(self) -> tuple[Array, Array, list[tuple[Layer | None, float, list[int], list[int], Any]]]:
+        """All sides as sizes and a matrix of what they lose; per shape: its grid, and the rows of its terms' sides."""
+        sides: list[Side] = []
+        by_shape: dict[tuple[LayerShape | None, int], list[int]] = {}
+        for term in self.costs.terms:
+            by_shape.setdefault((term.shape, len(term.sides)), []).append(len(sides))
+            layer = term.shape is not None
+            sides += [_side(term, 0) if layer else term.sides[0], *term.sides[2:]]
+            sides.append(_side(term, 1) if layer else term.sides[-1])
+        where = {root: i for i, root in enumerate(self.costs.roots)}
+        loses = np.zeros((len(sides), len(where)))
+        for row, side in enumerate(sides):
+            for root, entries in side.loses.items():
+                loses[row, where[root]] = entries
+        made: list[tuple[Layer | None, float, list[int], list[int], Any]] = []
+        for (shape, count), starts in by_shape.items():
+            found = self.table.find(shape) if shape is not None else None
+            weight = math.prod(shape.kernel) / max(shape.groups, 1) if shape is not None else 0.0
+            last = max(1, count - 1)
+            rest = np.array([[s + k for k in range(1, last)] for s in starts], dtype=np.intp)
+            made.append((found, weight, starts, [s + last for s in starts], rest))
+        return np.array([s.size for s in sides], dtype=float), loses, made
 
     def term(self, term: Term, removed: Removed) -> Any:
         """What one layer adds when so many channels of each coupling are gone (numbers or arrays of one shape)."""
