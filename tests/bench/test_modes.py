@@ -81,8 +81,12 @@ def test_frames_come_at_the_pace_of_the_camera(clock: Clock) -> None:
 
 
 def test_frames_that_a_slow_network_overruns_are_missed_and_counted(clock: Clock) -> None:
-    made = modes.paced({"a": Worker(clock, 25)}, {"a": {}}, fps=100, plan=PLAN)["a"]
+    worker = Worker(clock, 25)
+    made = modes.paced({"a": worker}, {"a": {}}, fps=100, plan=PLAN)["a"]
     np.testing.assert_allclose(made.latency_s, 25e-3)
+    np.testing.assert_allclose(
+        np.diff(worker.starts[-modes.FRAMES :]), 30e-3, err_msg="the next frame that is due"
+    )
     # a frame every 10 ms, 25 ms of work: two of three are missed
     assert made.facts["missed_frames"] >= 2 * (len(made.latency_s) - made.rounds)
 
