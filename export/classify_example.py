@@ -86,7 +86,9 @@ def best(outputs: dict[str, Any], top: int) -> list[tuple[int, float]]:
     """The likeliest classes of the first image with their probabilities."""
     if "classes" in outputs:
         return list(zip(outputs["classes"][0].tolist(), outputs["scores"][0].tolist(), strict=True))[:top]
-    shares = np.float64(outputs.get("probabilities", outputs.get("logits", next(iter(outputs.values()))))[0])
+    shares: Any = np.float64(
+        outputs.get("probabilities", outputs.get("logits", next(iter(outputs.values()))))[0]
+    )
     if "probabilities" not in outputs:
         shares = np.exp(shares - shares.max()) / np.exp(shares - shares.max()).sum()
     return [(int(k), float(shares[k])) for k in np.argsort(-shares)[:top]]

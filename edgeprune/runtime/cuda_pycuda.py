@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from pycuda import driver
 
 from edgeprune.errors import MissingHere, ModelError
 from edgeprune.runtime.cuda import Device
@@ -23,13 +23,14 @@ class PyCuda:
     captures = False
 
     def __init__(self) -> None:
+        self._driver: Any = importlib.import_module("pycuda.driver")
         try:
-            driver.init()
-            gpu = driver.Device(0)
-        except driver.Error as err:
+            self._driver.init()
+            gpu = self._driver.Device(0)
+        except self._driver.Error as err:
             raise MissingHere(f"no CUDA GPU answers here: {err}") from err
         major, minor = gpu.compute_capability()
-        integrated = bool(gpu.get_attribute(driver.device_attribute.INTEGRATED))
+        integrated = bool(gpu.get_attribute(self._driver.device_attribute.INTEGRATED))
         self.device = Device(gpu.name(), f"{major}.{minor}", integrated)
         self._context: Any = gpu.retain_primary_context()
         self._context.push()
@@ -37,7 +38,7 @@ class PyCuda:
 
     def malloc(self, size: int) -> int:
         """See Cuda."""
-        made = _call(driver.mem_alloc, size)
+        made = self._call(self._driver.mem_alloc, size)
         self._held[int(made)] = made
         return int(made)
 
@@ -47,7 +48,7 @@ class PyCuda:
 
     def pinned(self, size: int) -> Array:
         """See Cuda."""
-        made: Array = _call(driver.pagelocked_empty, size, np.uint8)
+        made: Array = self._call(self._driver.pagelocked_empty, size, np.uint8)
         return made
 
     def unpin(self, host: Array) -> None:
@@ -55,7 +56,7 @@ class PyCuda:
 
     def stream(self) -> int:
         """See Cuda."""
-        made = driver.Stream()
+        made = self._driver.Stream()
         self._held[int(made.handle)] = made
         return int(made.handle)
 
@@ -65,19 +66,19 @@ class PyCuda:
 
     def synchronise(self, stream: int) -> None:
         """See Cuda."""
-        _call(self._held[stream].synchronize)
+        self._call(self._held[stream].synchronize)
 
     def to_device(self, address: int, host: Array, stream: int) -> None:
         """See Cuda."""
-        _call(driver.memcpy_htod_async, address, host, self._held[stream])
+        self._call(self._driver.memcpy_htod_async, address, host, self._held[stream])
 
     def to_host(self, host: Array, address: int, stream: int) -> None:
         """See Cuda."""
-        _call(driver.memcpy_dtoh_async, host, address, self._held[stream])
+        self._call(self._driver.memcpy_dtoh_async, host, address, self._held[stream])
 
     def event(self) -> Any:
         """See Cuda."""
-        return driver.Event()
+        return self._driver.Event()
 
     def close_event(self, event: Any) -> None:
         """Dropping the last reference frees it."""
@@ -108,9 +109,8 @@ class PyCuda:
             self._context.pop()
             self._context = None
 
-
-def _call(function: Callable[..., Any], *given: Any) -> Any:
-    try:
-        return function(*given)
-    except driver.Error as err:
-        raise ModelError(f"CUDA by pycuda: {err}") from err
+    def _call(self, function: Callable[..., Any], *given: Any) -> Any:
+        try:
+            return function(*given)
+        except self._driver.Error as err:
+            raise ModelError(f"CUDA by pycuda: {err}") from err

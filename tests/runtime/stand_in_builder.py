@@ -51,13 +51,18 @@ def module(release: str, *, cores: int = 2, errors: Sequence[Any] = ()) -> tuple
         num_inputs=1, num_outputs=1, get_input=lambda i: tensor, get_output=lambda i: tensor
     )
     timing = SimpleNamespace(serialize=lambda: b"timings of " + release.encode())
+
+    def taken(data: bytes) -> Any:
+        log.cache = data
+        return timing
+
     log.config = Strict(
         "IBuilderConfig",
         release,
         set_memory_pool_limit=lambda pool, size: log.limits.append(size),
         set_flag=lambda flag: log.enabled.append(flag.name),
         add_optimization_profile=lambda profile: 0,
-        create_timing_cache=lambda data: setattr(log, "cache", data) or timing,
+        create_timing_cache=taken,
         set_timing_cache=lambda cache, ignore_mismatch: True,
         get_timing_cache=lambda: timing,
     )

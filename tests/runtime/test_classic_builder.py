@@ -41,7 +41,7 @@ def test_each_release_is_told_what_it_knows(
     assert made["version"] == release
     weak = {"fp32": [], "fp16": ["FP16"], "int8": ["FP16", "INT8"]}[precision]
     assert log.enabled == ([] if strong else weak)
-    flags = sys.modules["tensorrt"].NetworkDefinitionCreationFlag  # type: ignore[attr-defined]
+    flags = sys.modules["tensorrt"].NetworkDefinitionCreationFlag
     assert log.flags == 1 << int(flags["STRONGLY_TYPED" if strong else "EXPLICIT_BATCH"])
     assert log.shapes == [("images", ((1, 3, 8, 8), (4, 3, 8, 8), (8, 3, 8, 8)))]
     assert log.limits == [2048 << 20]
@@ -51,7 +51,7 @@ def test_each_release_is_told_what_it_knows(
 
 
 def test_compatibility_and_dla(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = {"version_compatible": True, "hardware_compatible": "ampere+"}
+    wide: dict[str, Any] = {"version_compatible": True, "hardware_compatible": "ampere+"}
     for release in RELEASES:
         _, log = ask(tmp_path, monkeypatch, release, dla=1, **wide)
         assert log.enabled == ["VERSION_COMPATIBLE", "GPU_FALLBACK"]
