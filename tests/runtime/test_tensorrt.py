@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -258,3 +259,56 @@ def test_the_stand_ins_are_of_the_types() -> None:
     assert engine.num_io_tensors == 2
     assert not context.infer_shapes()
     assert gpu.captures
+
+
+def test_pycuda_is_spoken_to_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in for pycuda.driver: what comes by address goes to the objects that pycuda wants."""
+    moved: list[tuple[Any, ...]] = []
+
+    class Stream:
+        handle = 11
+
+        def synchronize(self) -> None:
+            moved.append(("wait",))
+
+    class Memory:
+        def __int__(self) -> int:
+            return 4096
+
+        def free(self) -> None:
+            moved.append(("free",))
+
+    context = SimpleNamespace(push=lambda: None, pop=lambda: moved.append(("pop",)))
+    gpu = SimpleNamespace(
+        compute_capability=lambda: (8, 7),
+        get_attribute=lambda which: 1,
+        name=lambda: "Orin",
+        retain_primary_context=lambda: context,
+    )
+    driver = SimpleNamespace(
+        Error=type("Error", (Exception,), {}),
+        init=lambda: None,
+        Device=lambda i: gpu,
+        device_attribute=SimpleNamespace(INTEGRATED=18),
+        mem_alloc=lambda size: Memory(),
+        Stream=Stream,
+        pagelocked_empty=np.empty,
+        memcpy_htod_async=lambda *given: moved.append(("in", *given)),
+        memcpy_dtoh_async=lambda *given: moved.append(("out", *given)),
+    )
+    monkeypatch.setitem(sys.modules, "pycuda", SimpleNamespace(driver=driver))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
+    with_pycuda = cuda.open("pycuda")
+    assert str(with_pycuda.device) == "Orin (8.7)"
+    assert not with_pycuda.captures
+    stream, address, host = with_pycuda.stream(), with_pycuda.malloc(8), with_pycuda.pinned(8)
+    with_pycuda.to_device(address, host, stream)
+    with_pycuda.to_host(host, address, stream)
+    with_pycuda.synchronise(stream)
+    with_pycuda.free(address)
+    assert [step[0] for step in moved] == ["in", "out", "wait", "free"]
+    assert moved[0][1] == 4096
+    assert isinstance(moved[0][3], Stream)
+    with_pycuda.close()
+    with_pycuda.close()
+    assert [step[0] for step in moved].count("pop") == 1
