@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import sys
 import tempfile
 import time
@@ -218,7 +219,7 @@ def row(task: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     images = 2 * args.batch  # source and target
     facts: dict[str, Any] = {"key": key(task, name, args), "task": task, "row": name}
     facts |= {"batch": args.batch, "threads": torch.get_num_threads(), "device": args.device}
-    facts |= {"steps": args.steps, "rounds": args.rounds, "workers": args.workers}
+    facts |= {"steps": args.steps, "rounds": args.rounds, "workers": args.workers, "load": os.getloadavg()[0]}
     facts["images_per_s"] = {v: images / float(np.median(s.latency_s)) for v, s in times.items()}
     facts["loop_vs"] = {
         v: compare.compare(s, times["loop"], vs=v).to_json() for v, s in times.items() if v != "loop"
