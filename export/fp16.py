@@ -61,6 +61,7 @@ def convert(
         )
     except Exception as err:
         raise ModelError(f"not converted to float16: {str(err).strip().splitlines()[0][:200]}") from err
+    _once(made)
     ranges.order(made)
     _join(made, blocked)
     check(made)
@@ -73,6 +74,19 @@ def convert(
         "fp16_initializers": halves,
         "largest_activation": max(top.values(), default=0.0),
     }
+
+
+def _once(model: onnx.ModelProto) -> None:
+    """Drop repeated casts, in place: a weight that several float32 nodes share gets one of the same name for each."""
+    made: set[str] = set()
+    kept = []
+    for node in model.graph.node:
+        if node.op_type != "Cast" or node.output[0] not in made:
+            kept.append(node)
+        made.update(node.output)
+    if len(kept) < len(model.graph.node):
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
 
 
 def _join(model: onnx.ModelProto, blocked: set[str]) -> None:
