@@ -153,7 +153,7 @@ def choose(
     gauge = predictor.at if predictor is not None and LATENCY in limits else None
     search = Search(costs, _ladders(couplings, scores, limits, rules), limits, gauge)
     search.require_possible()
-    if predictor is not None and gauge is not None and rules.rank == "global":
+    if predictor is not None and gauge is not None and rules.rank == "global" and latency.joint(predictor):
         with contextlib.suppress(BudgetNotMet):  # of its coarser model; from the full widths it goes, too
             search.at = latency.choose(predictor, search.ladders, limits[LATENCY])[0]
     if rules.rank == "global":

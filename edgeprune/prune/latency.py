@@ -34,6 +34,7 @@ Removed = Mapping[str, Any]
 RUNGS = 24  # widths of a coupling that the knapsack looks at; a wide one is thinned evenly
 CELLS = 500_000  # entries of one layer's table of times; beyond it, inputs are taken as adding up
 NODES = 2_000  # looks that the proof of the optimum may take
+WIDEST = 8  # couplings that one layer may read for all widths to be solved jointly
 POINTS = 7  # widths of a side that are measured
 
 
@@ -195,6 +196,12 @@ def _moved(term: Term, removed: Removed) -> Any:
         return size
     inputs, outputs = _at(term, removed)
     return size + inputs * outputs * math.prod(term.shape.kernel) / max(term.shape.groups, 1)
+
+
+def joint(predictor: Predictor) -> bool:
+    """Whether layers read few enough couplings for the knapsack; in dense blocks it takes minutes, descent seconds."""
+    read = ({r for side in term.sides for r in side.loses} for term in predictor.costs.terms)
+    return max(map(len, read), default=0) <= WIDEST
 
 
 def choose(predictor: Predictor, ladders: Sequence[Ladder], limit_ms: float) -> tuple[list[int], bool]:
