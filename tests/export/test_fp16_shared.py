@@ -1,4 +1,4 @@
-"""Norms that share a weight: exporters join equal ones, such as the ones of two fresh LayerNorms."""
+"""Norms that share a weight with each other and with a node in float16: exporters join equal ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def test_norms_that_share_a_weight_convert(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("LayerNormalization", ["images", "ones"], ["a"], name="first"),
         helper.make_node("Relu", ["a"], ["b"], name="relu"),
-        helper.make_node("LayerNormalization", ["b", "ones"], ["logits"], name="second"),
+        helper.make_node("LayerNormalization", ["b", "ones"], ["c"], name="second"),
+        helper.make_node("Mul", ["c", "ones"], ["logits"], name="scale"),
     ]
     entry, result = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 4, 4]) for name in ("images", "logits")
