@@ -39,7 +39,7 @@ import edgeprune
 from edgeprune.artifact import write_atomically
 from edgeprune.bench import machine
 from edgeprune.commands.bench import bench
-from edgeprune.options import BenchOptions
+from edgeprune.device_options import BenchOptions
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "latency.json"

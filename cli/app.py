@@ -88,7 +88,9 @@ class Program:
         with stdout_to_stderr():
             result = _implementation(request.command)(request.options)
             facts: dict[str, Any] = result.to_json()
-        if not int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0):  # of several processes one speaks
+        if not int(
+            os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0
+        ):  # of several processes one speaks
             self._print(request, facts)
         return 0
 

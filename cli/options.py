@@ -18,19 +18,20 @@ import typer
 
 import edgeprune
 from edgeprune import catalog
+from edgeprune import device_options as device
 from edgeprune import options as library
 
 # In the order of work; `--help` keeps it.
 COMMANDS: Mapping[str, type] = {
     "adapt": library.AdaptOptions,
     "prune": library.PruneOptions,
-    "export": library.ExportOptions,
-    "bench": library.BenchOptions,
-    "predict": library.PredictOptions,
-    "inspect": library.InspectOptions,
-    "report": library.ReportOptions,
-    "doctor": library.DoctorOptions,
-    "demo": library.DemoOptions,
+    "export": device.ExportOptions,
+    "bench": device.BenchOptions,
+    "predict": device.PredictOptions,
+    "inspect": device.InspectOptions,
+    "report": device.ReportOptions,
+    "doctor": device.DoctorOptions,
+    "demo": device.DemoOptions,
 }
 
 # Fields whose values are names of a catalogue: listed in the help and completed by the shell.

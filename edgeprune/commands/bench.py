@@ -20,8 +20,8 @@ from edgeprune.bench.measure import Samples, measure
 from edgeprune.bench.result import BenchResult, config_differences, require_alike
 from edgeprune.commands import bench_files, bench_rows, files
 from edgeprune.commands.bench_open import Opened, Setting, open_all, open_one
+from edgeprune.device_options import BenchOptions
 from edgeprune.errors import DataError, UsageError
-from edgeprune.options import BenchOptions
 from edgeprune.runtime import answers
 from edgeprune.runtime.runner import Runner
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from edgeprune import artifact, records
 from edgeprune.bench import flat
 from edgeprune.bench.result import BenchResult
+from edgeprune.device_options import BenchOptions
 from edgeprune.errors import OutputExists
-from edgeprune.options import BenchOptions
 
 HISTORY = "bench.jsonl"
 

@@ -13,8 +13,8 @@ from edgeprune import images
 from edgeprune.artifact import Artifact
 from edgeprune.bench import inputs, machine, memory
 from edgeprune.commands import files
+from edgeprune.device_options import BenchOptions
 from edgeprune.errors import UsageError
-from edgeprune.options import BenchOptions
 from edgeprune.runtime.runner import Feeds, Runner
 
 TORCH = ("torch", "torch-compile")

@@ -18,8 +18,8 @@ from edgeprune.bench.measure import Samples
 from edgeprune.bench.result import BenchResult, Measured, require_comparable
 from edgeprune.bench.statistics import FLOATING_COV, summary
 from edgeprune.commands.bench_open import Opened, Setting
+from edgeprune.device_options import BenchOptions
 from edgeprune.errors import DataError, EdgePruneError, UsageError
-from edgeprune.options import BenchOptions
 
 LAUNCH_BOUND = 0.8  # trtexec's threshold: enqueueing against computing
 

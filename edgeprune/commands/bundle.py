@@ -12,6 +12,7 @@ from typing import Any
 from edgeprune import artifact
 from edgeprune.artifact import Artifact
 from edgeprune.commands import deploy, finish
+from edgeprune.device_options import ExportOptions
 from edgeprune.errors import (
     DataError,
     MissingHere,
@@ -24,7 +25,6 @@ from edgeprune.errors import (
 from edgeprune.export import bundle as bundling
 from edgeprune.export import ends as ending
 from edgeprune.export import graph, precision
-from edgeprune.options import ExportOptions
 from edgeprune.runtime import metadata, ort
 
 

@@ -21,9 +21,10 @@ from edgeprune.commands.adapt import adapt
 from edgeprune.commands.bench import bench
 from edgeprune.commands.export import export
 from edgeprune.commands.prune import prune
+from edgeprune.device_options import BenchOptions, DemoOptions, ExportOptions
 from edgeprune.digits_net import SPEC
 from edgeprune.errors import OutputExists, RunError, UsageError, missing_package
-from edgeprune.options import AdaptOptions, BenchOptions, DemoOptions, ExportOptions, PruneOptions
+from edgeprune.options import AdaptOptions, PruneOptions
 from edgeprune.prune.budget import Budget
 
 MARKER = "demo.json"

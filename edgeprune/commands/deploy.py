@@ -14,10 +14,10 @@ from edgeprune import artifact, count, header, images
 from edgeprune.artifact import Artifact
 from edgeprune.commands import files, finish
 from edgeprune.commands import lowered as report
+from edgeprune.device_options import ExportOptions
 from edgeprune.errors import EdgePruneError, OutputExists, UsageError
 from edgeprune.export import engine, int8, precision, profile
 from edgeprune.export.parity import Array
-from edgeprune.options import ExportOptions
 
 TARGETS = ("onnx", *engine.MODULES)
 PARITY_IMAGES = 512

@@ -18,8 +18,8 @@ from typing import Any
 
 import edgeprune
 from edgeprune import catalog
+from edgeprune.device_options import DoctorOptions
 from edgeprune.errors import EdgePruneError, MissingHere
-from edgeprune.options import DoctorOptions
 
 
 @dataclass(frozen=True)

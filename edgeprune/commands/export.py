@@ -10,10 +10,10 @@ from edgeprune import artifact, header, images
 from edgeprune.artifact import Artifact
 from edgeprune.commands import deploy, finish, start
 from edgeprune.commands.bench import accuracy
+from edgeprune.device_options import ExportOptions
 from edgeprune.errors import OutputExists
 from edgeprune.export import parity as parities
 from edgeprune.export.parity import FP32, Array
-from edgeprune.options import ExportOptions
 from edgeprune.runtime import ort
 
 PARITY_IMAGES = 256

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from edgeprune import artifact, images
 from edgeprune.artifact import Artifact
 from edgeprune.commands import files
+from edgeprune.device_options import ExportOptions
 from edgeprune.errors import OutputExists
 from edgeprune.export import ends as ending
 from edgeprune.export import engine
 from edgeprune.export.ends import Ends
-from edgeprune.options import ExportOptions
 
 PARITY_IMAGES = 256
 

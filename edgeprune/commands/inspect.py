@@ -13,8 +13,8 @@ from typing import Any
 
 from edgeprune import artifact, count, header
 from edgeprune.commands import files
+from edgeprune.device_options import InspectOptions
 from edgeprune.errors import DataError, UsageError
-from edgeprune.options import InspectOptions
 
 
 @dataclass(frozen=True)

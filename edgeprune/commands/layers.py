@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from edgeprune import artifact
 from edgeprune.bench import layer_graphs, layers
 from edgeprune.bench.table import LayerTable
+from edgeprune.device_options import BenchOptions, ExportOptions
 from edgeprune.errors import OutputExists, UsageError
-from edgeprune.options import BenchOptions, ExportOptions
 
 if TYPE_CHECKING:
     from edgeprune.model import Network

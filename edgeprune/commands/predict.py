@@ -10,8 +10,8 @@ from typing import Any
 
 from edgeprune import artifact, images
 from edgeprune.commands import files
+from edgeprune.device_options import PredictOptions
 from edgeprune.errors import OutputExists, UsageError
-from edgeprune.options import PredictOptions
 from edgeprune.runtime import answers
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeprune.device_options import InspectOptions
 from edgeprune.opening import open_network
-from edgeprune.options import InspectOptions, ModelOptions
+from edgeprune.options import ModelOptions
 from edgeprune.prune import graph
 
 SIZE = 320  # of images for networks that say nothing of it; what is coupled does not depend on it

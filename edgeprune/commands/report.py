@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import artifact
+from edgeprune.device_options import ReportOptions
 from edgeprune.errors import DataError, OutputExists, UsageError
-from edgeprune.options import ReportOptions
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from edgeprune.artifact import write_atomically
 from edgeprune.commands import start
 from edgeprune.data import folder
 from edgeprune.data.batches import plain
+from edgeprune.device_options import InspectOptions
 from edgeprune.errors import OutputExists, UsageError, missing_package
 from edgeprune.opening import open_network
-from edgeprune.options import InspectOptions, ModelOptions
+from edgeprune.options import ModelOptions
 from edgeprune.prune import graph
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.sensitivity import Sensitivity, sensitivity

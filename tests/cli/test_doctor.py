@@ -16,7 +16,7 @@ from edgeprune import catalog
 from edgeprune.bench import nvml
 from edgeprune.commands import doctor as subject
 from edgeprune.commands.doctor import Package, complaints, doctor, overwritten
-from edgeprune.options import DoctorOptions
+from edgeprune.device_options import DoctorOptions
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -10,7 +10,8 @@ import pytest
 
 import edgeprune
 from edgeprune.cli import startup
-from edgeprune.options import AdaptOptions, BenchOptions, InspectOptions
+from edgeprune.device_options import BenchOptions, InspectOptions
+from edgeprune.options import AdaptOptions
 
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 

@@ -20,8 +20,8 @@ from edgeprune.bench import power, schema
 from edgeprune.bench.result import BenchResult
 from edgeprune.cli.app import main
 from edgeprune.commands.bench import bench
+from edgeprune.device_options import BenchOptions
 from edgeprune.errors import DataError, OutputExists, UsageError
-from edgeprune.options import BenchOptions
 
 QUICK = BenchOptions(seconds=0.04, runs=10, warmup=0.02)
 

@@ -11,8 +11,8 @@ from edgeprune import records
 from edgeprune.commands import demo as demos
 from edgeprune.commands.demo import demo
 from edgeprune.data import digits
+from edgeprune.device_options import BenchOptions, DemoOptions
 from edgeprune.errors import OutputExists, RunError, UsageError
-from edgeprune.options import BenchOptions, DemoOptions
 
 Make = Callable[..., Path]
 TEN = tuple("0123456789")

@@ -16,9 +16,10 @@ from edgeprune.commands.bench import bench
 from edgeprune.commands.export import export
 from edgeprune.commands.inspect import inspect
 from edgeprune.commands.predict import predict
+from edgeprune.device_options import BenchOptions, ExportOptions, InspectOptions, PredictOptions
 from edgeprune.errors import DataError, OutputExists, UsageError
 from edgeprune.opening import open_network
-from edgeprune.options import BenchOptions, ExportOptions, InspectOptions, ModelOptions, PredictOptions
+from edgeprune.options import ModelOptions
 
 DIGITS = "edgeprune.digits_net:digits_net"
 QUICK = BenchOptions(seconds=0.05, runs=20, warmup=0.05)

@@ -16,10 +16,11 @@ from edgeprune.commands.export import export
 from edgeprune.commands.predict import predict
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, split
+from edgeprune.device_options import ExportOptions, PredictOptions
 from edgeprune.errors import DataError, ModelError, OutputExists, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
-from edgeprune.options import AdaptOptions, ExportOptions, PredictOptions
+from edgeprune.options import AdaptOptions
 
 QUICK = AdaptOptions(
     model="edgeprune.digits_net:digits_net",

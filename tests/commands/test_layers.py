@@ -20,9 +20,10 @@ from edgeprune.commands.bench import bench
 from edgeprune.commands.export import export
 from edgeprune.commands.prune import prune
 from edgeprune.commands.stopwatch import Stopwatch
+from edgeprune.device_options import BenchOptions, ExportOptions
 from edgeprune.errors import BudgetNotMet, DataError, ModelError, OutputExists, UsageError
 from edgeprune.opening import open_network
-from edgeprune.options import BenchOptions, ExportOptions, ModelOptions, PruneOptions
+from edgeprune.options import ModelOptions, PruneOptions
 from edgeprune.prune import macs
 
 Make = Callable[..., Path]

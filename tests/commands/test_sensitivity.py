@@ -9,9 +9,10 @@ import torch
 
 from edgeprune import checkpoint
 from edgeprune.commands.inspect import inspect
+from edgeprune.device_options import InspectOptions
 from edgeprune.errors import OutputExists, UsageError
 from edgeprune.opening import open_network
-from edgeprune.options import InspectOptions, ModelOptions
+from edgeprune.options import ModelOptions
 
 Make = Callable[..., Path]
 DIGITS = "edgeprune.digits_net:digits_net"

@@ -11,7 +11,7 @@ from torchvision.models import detection, segmentation
 
 from edgeprune import skeleton
 from edgeprune.commands.inspect import inspect
-from edgeprune.options import InspectOptions
+from edgeprune.device_options import InspectOptions
 from edgeprune.prune import budget, graph, macs, surgery
 from edgeprune.prune.preflight import liven
 from edgeprune.prune.scores.magnitude import Magnitude
