@@ -87,7 +87,7 @@ class Net:
 
 
 NETS = {"0.2ms": Net(28, 16, 14), "2ms": Net(56, 32, 12), "20ms": Net(80, 64, 8)}
-DENSE, SLIM = Net(56, 32, 10), Net(56, 32, 9)
+DENSE, SLIM = Net(56, 32, 12), Net(56, 32, 11)
 
 
 def bare(path: Path, seconds: float) -> float:

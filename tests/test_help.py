@@ -52,7 +52,7 @@ def test_help_is_light(words: tuple[str, ...]) -> None:
     done = run(*words, "--help")
     assert done.returncode == 0, done.stderr
     loaded = done.stderr.rpartition("LOADED")[2].split()
-    light = ("catalog", "errors", "options", "cli", "report", "report.numbers")
+    light = ("catalog", "errors", "options", "device_options", "cli", "report", "report.numbers")
     allowed = {f"edgeprune.{name}" for name in light}
     assert {m for m in loaded if not m.startswith("edgeprune.cli.")} <= allowed
     if words:

@@ -126,7 +126,7 @@ def test_names_count_up_and_a_named_folder_is_kept(say: Say) -> None:
 def test_config_is_overruled_by_what_is_typed(say: Say) -> None:
     Path("job.toml").write_text(
         'weights = "none"\nsize = 16\nthreads = 1\n[adapt]\nclasses = "2"\nsteps = 9\nsource_steps = 1\nbatch = 4\n'
-        'target = "images"\nsource = "images"\nset = { temperature = 2.0 }\n'
+        'target = "images"\nsource = "images"\nobjective = "mcc"\nset = { temperature = 2.0 }\n'
     )
     code, out, _ = say("adapt", DIGITS, "--config", "job.toml", "--steps", "2", "--json")
     assert code == 0
@@ -156,7 +156,7 @@ def test_dry_runs_write_nothing(say: Say) -> None:
 
 
 def test_wrong_words_say_the_nearest(say: Say) -> None:
-    line = error(say("adapt", *SMALL, *IMAGES, "--set", "temprature=2"), 2)
+    line = error(say("adapt", *SMALL, *IMAGES, "--objective", "mcc", "--set", "temprature=2"), 2)
     assert "did you mean 'temperature'" in line
     assert "did you mean 'mcc'" in error(say("adapt", *SMALL, *IMAGES, "--objective", "mmc"), 2)
     assert "--target is missing" in error(say("adapt", *SMALL), 2)
@@ -221,7 +221,7 @@ def test_ctrl_c_in_training_then_resume_equals_an_undisturbed_run(say: Say) -> N
 def test_kill_9_in_recovery_takes_up_the_cut(say: Say) -> None:
     assert say("adapt", *SMALL, *IMAGES, *FEW, "-o", "dense")[0] == 0
     prune = shlex.split(
-        "prune dense --target images --macs 0.5 --batch 4 --recover 40 --threads 1 --device cpu"
+        "prune dense --target images --method distill --macs 0.5 --batch 4 --recover 40 --threads 1 --device cpu"
     )
     process = shell(*prune, "-o", "killed")
     wait_for(process, "killed", "recover-0", 60)

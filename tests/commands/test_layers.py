@@ -90,7 +90,7 @@ def test_layers_written_here_are_measured_without_torch(run: Path, tmp_path: Pat
     assert made.next == f"edgeprune bench {folder} --layer-table table.json"
     code = (
         "import sys; sys.modules['torch'] = None; from edgeprune.commands.bench import bench;"
-        "from edgeprune.options import BenchOptions; from pathlib import Path;"
+        "from edgeprune.device_options import BenchOptions; from pathlib import Path;"
         "bench(BenchOptions(artifacts=(sys.argv[1],), layer_table=Path(sys.argv[2])))"
     )
     subprocess.run([sys.executable, "-c", code, str(folder), str(file)], check=True, capture_output=True)
