@@ -51,7 +51,8 @@ def pairs(module: nn.Module) -> dict[str, list[int]]:
     found = {}
     for name, part in module.named_modules():
         if isinstance(part, Pair):
-            found[name] = [int(part[0].weight.shape[0]), int(part[1].bias is not None)]  # type: ignore[arg-type, union-attr]
+            narrow = part.get_parameter("0.weight")
+            found[name] = [int(narrow.shape[0]), int(part[1].bias is not None)]
     return found
 
 

@@ -114,7 +114,8 @@ def spectrum(weight: Tensor, moments: Moments) -> Tensor:
     gram = moments.gram - moments.count * torch.outer(mean, mean)
     values = torch.linalg.eigvalsh(weight @ gram @ weight.T).flip(0).clamp_min(0)
     lost = values.sum() - torch.cat([values.new_zeros(1), values.cumsum(0)])
-    return lost.clamp_min(0) / values.sum().clamp_min(1e-30)
+    share: Tensor = lost.clamp_min(0) / values.sum().clamp_min(1e-30)
+    return share
 
 
 def factors(

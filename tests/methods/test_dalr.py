@@ -36,6 +36,7 @@ def test_the_whole_command_and_a_fresh_process(options: PruneOptions) -> None:
     prune(
         replace(options, method="dalr", macs="0.7", iterations=1, schedule="linear", multiple=4, recover=1.0)
     )
+    assert options.output is not None
     slim = checkpoint.read(options.output)
     dense = checkpoint.read(Path(options.model))
     assert skeleton.pairs(slim.module)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgeprune.errors import PlanError
 from edgeprune.prune import lowrank, surgery
@@ -76,11 +76,11 @@ def test_a_pair_of_full_rank_is_the_convolution(words: dict[str, object]) -> Non
     weight, bias = lowrank.matrix(net[0]), net[0].bias
     outputs = expected.transpose(0, 1).flatten(1).double().mean(1)
     mean = moments["0"].total / moments["0"].count
-    assert bias is not None
+    assert isinstance(bias, Tensor)
     assert torch.allclose(
         weight @ mean + bias.double(), outputs, atol=1e-5
     )  # padding is counted with its zeros
-    surgery.split(net, "0", lowrank.factors(weight, bias, moments["0"], 8, "centred", 1e-9))  # type: ignore[arg-type]
+    surgery.split(net, "0", lowrank.factors(weight, bias, moments["0"], 8, "centred", 1e-9))
     assert torch.allclose(net(x), whole(x), atol=1e-4)
 
 
