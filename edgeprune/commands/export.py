@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def export(options: ExportOptions) -> ExportResult:
     path = _place(options, source)
     network = checkpoint.read(source, options.trust)
     proof = _proof(options, network.history)
-    batches = _batches(proof, network.preprocess)
+    batches, names = _batches(proof, network.preprocess)
     count = sum(len(b) for b in batches)
     if options.dry_run:
         return ExportResult(None, None, None, None, None, None, count, None, None)
@@ -85,7 +85,18 @@ def export(options: ExportOptions) -> ExportResult:
         tolerance=tolerance,
         parents=(artifact.sha256(source),),
     )
-    return _result(options, made, count)
+    return _result(options, _named(made, proof, names), count)
+
+
+def _named(made: Artifact, folder: Path | None, names: list[str]) -> Artifact:
+    """The file, its sidecar saying which images differ most by name, and below which folder they lie."""
+    if folder is None:
+        return made
+    parity = dict(made.meta["parity"])
+    parity["worst"] = [parities.named(row, names) for row in parity["worst"]]
+    known = replace(made, meta={**made.meta, "parity": parity, "parity_folder": str(folder.resolve())})
+    known.write_sidecar()
+    return known
 
 
 def _bundled(options: ExportOptions, folder: Path) -> ExportResult:
@@ -187,11 +198,12 @@ def _proof(options: ExportOptions, history: list[dict[str, Any]]) -> Path | None
     return None
 
 
-def _batches(folder: Path | None, pre: images.Preprocess) -> list[Array]:
-    """Up to 256 images spread over the folder, preprocessed, in batches of 32 (n, 3, H, W) float32."""
+def _batches(folder: Path | None, pre: images.Preprocess) -> tuple[list[Array], list[str]]:
+    """Up to 256 images spread over the folder, preprocessed, in batches of 32 (n, 3, H, W) float32; their names."""
     if folder is None:
-        return []
+        return [], []
     refs = images.find(folder)
     count = min(PARITY_IMAGES, len(refs))
     chosen = [refs[i * len(refs) // count] for i in range(count)]
-    return [batch for batch, _ in images.batches(chosen, pre, 32)]
+    found = list(images.batches(chosen, pre, 32))
+    return [batch for batch, _ in found], [ref.name for _, refs in found for ref in refs]

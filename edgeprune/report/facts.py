@@ -88,10 +88,11 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     except (CheckpointError, DataError):
         return {}
     dense = {name: tuple(shape) for name, shape in head.document.get("dense", {}).items()}
+    head_layer = head.document.get("classifier")  # a new head is as wide as there are classes: no cut
     widths = tuple(
         Width(name.removesuffix(".weight"), dense[name][0], shape[0])
         for name, shape in head.shapes.items()
-        if name.endswith(".weight") and len(shape) > 1 and name in dense
+        if name.endswith(".weight") and len(shape) > 1 and name in dense and name != f"{head_layer}.weight"
     )
     return {
         "spec": str(head.document.get("spec", "")),

@@ -19,11 +19,15 @@ SIDE = 96  # pixels
 
 
 def worst(run: Facts) -> list[dict[str, Any]]:
-    """Rows of the parity report's worst images, each with `picture`, a data URI or ""."""
+    """Rows of the parity report's worst images, answers by name, each with `picture`, a data URI or ""."""
     parity = run.export.get("parity") or {}
     folder = run.export.get("parity_folder") or run.config.get("target") or ""
     rows = [dict(row) for row in parity.get("worst", ()) if isinstance(row, Mapping)]
+    classes = list(run.export.get("classes") or ())
     for row in rows:
+        for key in ("reference", "candidate"):
+            if isinstance(row.get(key), int) and row[key] < len(classes):
+                row[key] = classes[row[key]]
         row["picture"] = thumbnail(Path(folder), str(row["image"])) if folder and row.get("image") else ""
     return rows
 

@@ -133,7 +133,7 @@ def test_it_holds_what_the_run_holds(run: Path) -> None:
         "0 of 256 flipped, error 2.0e-06",
         "conv1",
         "64 → 24",
-        "1 layers cut, 2 as they were",
+        "1 layer cut, 2 as they were",
         "Test CPU",
     ):
         assert part in said, part
@@ -174,6 +174,17 @@ def test_rows_of_several_devices_say_which(run: Path) -> None:
     assert "model.onnx Test CPU, Linux ort" in said
 
 
+def test_a_new_head_is_no_cut(run: Path) -> None:
+    tensors = {
+        "conv1.weight": np.zeros((8, 3, 3, 3), np.float32),
+        "head.weight": np.zeros((4, 8), np.float32),
+    }
+    dense = {"conv1.weight": [8, 3, 3, 3], "head.weight": [1000, 8]}
+    document = {"format": 1, "spec": "package.nets:net", "dense": dense, "classifier": "head", "history": []}
+    save_file(tensors, run / "model.safetensors", {"edgeprune": json.dumps(document)})
+    assert "Widths" not in text_of(render([run]))
+
+
 def test_cuts_are_a_table(run: Path) -> None:
     done = json.loads((run / "done.json").read_text())
     done["results"]["cuts"] = [
@@ -192,7 +203,8 @@ def test_the_images_that_differ_most_are_shown(run: Path, tmp_path: Path) -> Non
     folder.mkdir()
     Image.fromarray(np.full((300, 200, 3), (200, 30, 30), np.uint8)).save(folder / "red.png")
     sidecar = json.loads((run / "model.onnx.json").read_text())
-    worst = [{"image": name, "max_abs": 1e-5} for name in ("red.png", "gone.png")]
+    worst = [{"image": name, "reference": 1, "candidate": 0} for name in ("red.png", "gone.png")]
+    sidecar["meta"]["classes"] = ["cat", "dog"]
     sidecar["meta"]["parity"]["worst"], sidecar["meta"]["parity_folder"] = worst, str(folder)
     write(run / "model.onnx.json", sidecar)
     page = render([run])
@@ -201,7 +213,7 @@ def test_the_images_that_differ_most_are_shown(run: Path, tmp_path: Path) -> Non
     picture = Image.open(io.BytesIO(base64.b64decode(found[0][0])))
     assert picture.size == (64, 96)
     assert np.abs(np.asarray(picture).mean((0, 1)) - (200, 30, 30)).max() < 5
-    assert "gone.png" in text_of(page)
+    assert "gone.png dog cat" in text_of(page)
 
 
 def test_the_state_before_is_left_out_when_its_own_run_is_shown(
