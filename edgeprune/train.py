@@ -148,7 +148,7 @@ class _Loop:
         s = self.settings
         batch, pre = processes.divided(min(s.batch, len(pixels))), self.network.preprocess
         crop = s.crop or ((0.7, 1.0) if max(pre.size) > 64 else (1.0, 1.0))
-        return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop, style=self.target)
+        return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop)
 
     def close(self) -> None:
         for batches in (self.target_batches, self.source_batches):

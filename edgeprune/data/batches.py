@@ -21,7 +21,7 @@ from edgeprune.errors import DataError, UsageError, nearest
 from edgeprune.images import Preprocess, scale_shift
 
 View = Callable[[Tensor, torch.Generator], Tensor]
-VIEWS = ("plain", "train", "weak", "strong", "restyled")
+VIEWS = ("plain", "train", "weak", "strong")
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,8 @@ class Batches:
     """Endless shuffled batches; every image comes once before any comes twice.
 
     Views: "plain" the evaluation geometry; "train" random resized crop and flip; "weak" flip and a small
-    shift; "strong" two random operations and a cutout; "restyled" that, with the look of images of `style`.
-    `crop` is the range of the area that "train" keeps; `flip=False` is for images whose mirror image means
-    something else (digits, letters).
+    shift; "strong" two random operations and a cutout. `crop` is the range of the area that "train" keeps;
+    `flip=False` is for images whose mirror image means something else (digits, letters).
     """
 
     def __init__(
@@ -55,12 +54,8 @@ class Batches:
         *,
         flip: bool = True,
         crop: tuple[float, float] = (0.7, 1.0),
-        style: Pixels | None = None,
     ) -> None:
-        """Make batches of `batch` images; DataError when there are none, UsageError for an unknown view.
-
-        Without `style` the images are their own.
-        """
+        """Make batches of `batch` images; DataError when there are none, UsageError for an unknown view."""
         if not len(pixels):
             raise DataError("no images to make batches of; expected at least one")
         if batch < 1 or not 0 < crop[0] <= crop[1] <= 1:
@@ -72,7 +67,6 @@ class Batches:
             "train": partial(making.crop_and_flip, area=crop, flip=flip),
             "weak": partial(making.shift_and_flip, flip=flip),
             "strong": partial(making.strong, flip=flip),
-            "restyled": partial(making.restyled, style=style if style is not None else pixels, flip=flip),
         }
         for name in views:
             if name not in made:

@@ -16,8 +16,6 @@ from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as ops
 
-from edgeprune.data.pixels import Pixels
-
 
 def crop_and_flip(images: Tensor, generator: Generator, *, area: tuple[float, float], flip: bool) -> Tensor:
     """Random resized crop (share of the area in `area`, aspect 3/4..4/3, Szegedy et al. 2015), mirror image.
@@ -61,23 +59,6 @@ def strong(images: Tensor, generator: Generator, *, flip: bool, count: int = 2) 
             image = chosen(image, float(_uniform(1, generator, -1, 1)))
         out[i] = _cutout(image, generator)
     return out
-
-
-def restyled(images: Tensor, generator: Generator, *, style: Pixels, flip: bool) -> Tensor:
-    """The strong view, with the amplitudes of its spectrum drawn towards those of random images of `style`.
-
-    |F| <- (1 - m) |F(x)| + m |F(y)|, m uniform in 0..1, and the phase of x, which holds what is where. Yang and Soatto,
-    FDA, CVPR 2020, arXiv 2004.05498, takes the lowest amplitudes; all of them with a random share are Xu et al., FACT,
-    CVPR 2021, arXiv 2105.11120, eq. 3. That y is a crop of a target image, and x a strong view, is ours.
-    """
-    x = strong(images, generator, flip=flip)
-    chosen = torch.randint(len(style), (len(x),), generator=generator)
-    y = crop_and_flip(style.take(chosen).permute(0, 3, 1, 2), generator, area=(0.5, 1.0), flip=flip)
-    share = torch.rand(len(x), 1, 1, 1, generator=generator)
-    here, there = torch.fft.rfft2(x), torch.fft.rfft2(y)
-    amplitude = (1 - share) * here.abs() + share * there.abs()
-    mixed: Tensor = torch.fft.irfft2(torch.polar(amplitude, here.angle()), s=x.shape[-2:])
-    return mixed.clamp(0, 255)
 
 
 def _cutout(image: Tensor, generator: Generator) -> Tensor:

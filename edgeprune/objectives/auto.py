@@ -21,7 +21,7 @@ class Auto(Objective):
     2002.08546, eq. 4), the pseudo-labels its class centroids (eq. 6 and 7), refreshed before each pass. That only those
     images teach whose nearest centroid and whose own prediction agree, and that they teach a strong view of the image
     (FixMatch, Sohn et al., NeurIPS 2020, arXiv 2001.07685) in place of the view they were labelled on, is ours. Source
-    images get the look of the target by their spectrum's amplitudes (edgeprune.data.views.restyled).
+    images teach by strong views too.
     `partial`: the target has fewer classes: no diversity term, rare classes get no centroid.
     """
 
@@ -36,7 +36,7 @@ class Auto(Objective):
 
     needs = Needs(
         welcome_source=True,
-        source_view="restyled",
+        source_view="strong",
         views=("train", "strong"),
         refresh=True,
         freeze_classifier=True,

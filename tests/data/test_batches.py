@@ -150,35 +150,6 @@ def test_each_strong_operation_takes_every_strength(number: int, strength: float
     assert (found.shape, found.dtype) == ((3, 12, 16), torch.uint8)
 
 
-@pytest.mark.parametrize(("height", "width"), [(12, 16), (9, 7)])
-def test_restyled_mixes_amplitudes_and_leaves_phases(height: int, width: int) -> None:
-    generator = torch.Generator().manual_seed(2)
-    own = torch.randint(90, 160, (5, 3, height, width), generator=generator, dtype=torch.uint8)
-    rows = torch.randint(100, 150, (4, height, width, 3), generator=generator, dtype=torch.uint8)
-    style = Pixels(rows, None, list("abcd"))
-    out = views.restyled(own, torch.Generator().manual_seed(7), style=style, flip=True)
-    # The same draws in the same order, and the formula in float64.
-    again = torch.Generator().manual_seed(7)
-    x = views.strong(own, again, flip=True).double().numpy()
-    chosen = torch.randint(4, (5,), generator=again)
-    y = (
-        views.crop_and_flip(rows[chosen].permute(0, 3, 1, 2), again, area=(0.5, 1.0), flip=True)
-        .double()
-        .numpy()
-    )
-    m = torch.rand(5, 1, 1, 1, generator=again).double().numpy()
-    fx, fy = np.fft.fft2(x), np.fft.fft2(y)
-    mixed = np.fft.ifft2(((1 - m) * np.abs(fx) + m * np.abs(fy)) * np.exp(1j * np.angle(fx))).real
-    np.testing.assert_allclose(out.numpy(), mixed.clip(0, 255), atol=1e-2)
-
-
-def test_restyled_takes_its_style_from_the_images_that_are_given() -> None:
-    dark = Pixels(torch.zeros(3, 12, 16, 3, dtype=torch.uint8), None, list("abc"))
-    own = Batches(some(), PRE, 4, ("restyled",), seed=1).at(0).views["restyled"]
-    other = Batches(some(), PRE, 4, ("restyled",), seed=1, style=dark).at(0).views["restyled"]
-    assert other.mean() < own.mean() - 0.2
-
-
 def test_small_grey_digits_take_strong_views() -> None:
     pixels = Pixels(torch.zeros(4, 8, 8, 3, dtype=torch.uint8), None, list("abcd"))
     made = Batches(pixels, Preprocess((8, 8)), 4, ("strong",), flip=False)
