@@ -2,7 +2,7 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.edgeprune-installed
-EXTRAS := compress,cpu,rtx,report,demo,test
+EXTRAS := compress,cpu,rtx,report,demo,video,test
 
 .PHONY: install demo test test-fast lint format clean
 

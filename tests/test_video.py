@@ -81,12 +81,17 @@ def _all(count: int) -> Any:
     return torch.arange(count)
 
 
-def test_helpful_errors_of_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_video_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("av")
     (tmp_path / "bad.mp4").write_bytes(b"x" * 300)
     with pytest.raises(
         DataError, match=r"none of the 1 files can be read .*bad.mp4: not a video that can be read"
     ):
         folder.unlabelled(tmp_path / "bad.mp4", PRE, tmp_path / ".c")
+
+
+def test_without_a_decoder_videos_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"x" * 300)
     with pytest.raises(DataError, match=r"no such folder or zip, list or video"):
         images.find(tmp_path / "none.mp4")
     monkeypatch.setattr(video, "available", lambda: False)
