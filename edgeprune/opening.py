@@ -43,6 +43,18 @@ def open_network(
     return network, fresh
 
 
+def before_fine_tuning(network: Network, path: Path, options: ModelOptions) -> Network:
+    """The architecture of `network`, never pruned, with the weights at `path`: a file of weights, a run, a checkpoint.
+
+    Images are prepared as for `network`. WeightsError or CheckpointError say what does not fit.
+    """
+    if path.is_dir() or (path.is_file() and header.is_checkpoint(path)):
+        return replace(checkpoint.read(path, options.trust), preprocess=network.preprocess)
+    module = model.build(network.spec, network.build)
+    _fit(module, path, options.map_by_order)
+    return replace(network, module=module.eval(), history=[])
+
+
 def _from_file(path: Path, options: ModelOptions) -> Network:
     if options.weights:
         raise UsageError(f"{path} has its own weights; --weights goes with a model's name")

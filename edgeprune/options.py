@@ -104,6 +104,11 @@ class AdaptOptions(DataOptions, ModelOptions, RunOptions):
         None, "Least share that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN
     )
     set: tuple[str, ...] = option((), "A knob of the objective: name=value; repeatable.", panel=_LEARN)
+    pretrained: Path | None = option(
+        None,
+        "Weights before fine-tuning, such as ImageNet's: 'auto' seeks similar images in their features too.",
+        panel=_LEARN,
+    )
     select: str = option(
         "information",
         "Validator that chooses the checkpoint: information, entropy, nuclear, snd, mixval, ami, rank; dev, source.",

@@ -70,7 +70,8 @@ class Needs:
     unless labelled source images take part.
     statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
     norms_only: only the gains and shifts of normalisation layers learn (Tent). last: the last weights are kept, not
-    those the validators like best; for a part of training on the way to something else.
+    those the validators like best; for a part of training on the way to something else. welcome_beside: Task.beside is
+    used when given.
     """
 
     source: bool = False
@@ -85,6 +86,7 @@ class Needs:
     last: bool = False
     welcome_source: bool = False
     source_view: str = "train"
+    welcome_beside: bool = False
 
     def require(self, name: str, *, source: bool, teacher: bool) -> None:
         """UsageError, with the objective's name, when labelled source images or a teacher are needed and not given."""
@@ -96,10 +98,14 @@ class Needs:
 
 @dataclass(frozen=True)
 class Task:
-    """What an objective may know of a network: D features enter the classifier, K classes leave it."""
+    """What an objective may know of a network: D features enter the classifier, K classes leave it.
+
+    beside (M, D'): what the network before its fine-tuning makes of the M target images, when that is at hand.
+    """
 
     features: int
     classes: int
+    beside: Tensor | None = None
 
 
 @dataclass(frozen=True)

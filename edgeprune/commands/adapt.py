@@ -5,6 +5,7 @@ Target labels are read for `--evaluate` alone. The checkpoint that is kept is ch
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from edgeprune.errors import UsageError
 from edgeprune.estimate import Statistics
 from edgeprune.methods import learning
 from edgeprune.model import Network
-from edgeprune.opening import open_network
+from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import AdaptOptions
 from edgeprune.prune import macs
 from edgeprune.run import Run
@@ -69,12 +70,16 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Learning:
-    """What is learned: the objective with its knobs, and how many steps go to the source alone before."""
+    """What is learned: the objective with its knobs, and how many steps go to the source alone before.
+
+    older: the network before it was fine-tuned, when that is at hand; see Task.beside.
+    """
 
     name: str
     kind: type[Objective]
     knobs: Mapping[str, Any]
     source_steps: int
+    older: Network | None = None
 
 
 def adapt(options: AdaptOptions) -> AdaptResult:
@@ -89,11 +94,15 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     target = start.required(options.target, "--target", "the folder or zip of unlabelled images to adapt to")
     name = options.objective
     kind = learning.kind_of(name, source=options.source is not None)
+    if options.pretrained is not None and not kind.needs.welcome_beside:
+        raise UsageError(f"--pretrained is of no use to --objective {name}; auto takes it")
     knobs = parse(kind.Knobs, options.set, name)
     start.seed_everything(options)
     names = images.classes(images.find(options.source)) if options.source else ()
     network, fresh = open_network(options.model, options, names)
-    how = _Learning(name, kind, knobs, _source_steps(options, network, fresh))
+    how = _Learning(
+        name, kind, knobs, _source_steps(options, network, fresh), _older(options, network, fresh)
+    )
     statistics = estimating.known(options, network)
     data = _open_images(options, target, network)
     if options.dry_run:
@@ -136,6 +145,15 @@ def _source_steps(options: AdaptOptions, network: Network, fresh: bool) -> int:
     return options.source_steps
 
 
+def _older(options: AdaptOptions, network: Network, fresh: bool) -> Network | None:
+    """What `--pretrained` names, or else the network itself when only its classifier is new."""
+    if options.pretrained is not None:
+        return before_fine_tuning(network, options.pretrained, options)
+    if fresh and options.weights != "none":
+        return replace(network, module=copy.deepcopy(network.module), history=[])
+    return None
+
+
 def _open_images(options: AdaptOptions, target: Path, network: Network) -> _Images:
     pre, cache = network.preprocess, options.cache
     source = folder.labelled(options.source, pre, network.classes, cache) if options.source else None
@@ -161,7 +179,9 @@ def _work(
         train.fit(network, plain, data.target, data.source, few, run=run, stage="source")
     before = inference.evaluate(network, data.labelled) if data.labelled else None
     was = came if came is not None else inference.predict(network, probe)[1]
-    objective = learning.make(how.kind, network, how.knobs)
+    wanted = how.older is not None and how.kind.needs.welcome_beside
+    beside = inference.predict(how.older, data.target)[0] if how.older and wanted else None
+    objective = learning.make(how.kind, network, how.knobs, beside)
     settings = learning.settings(options, options.steps, validations=6)
     fit = train.fit(
         network,

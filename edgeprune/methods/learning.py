@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from edgeprune import catalog
 from edgeprune.errors import UsageError
 from edgeprune.model import Network
@@ -25,16 +27,21 @@ def kind_of(name: str, *, source: bool) -> type[Objective]:
     return found
 
 
-def task(network: Network) -> Task:
-    """What an objective may know of the network as it stands."""
+def task(network: Network, beside: Tensor | None = None) -> Task:
+    """What an objective may know of the network as it stands; `beside` as in Task."""
     layer = network.module.get_submodule(network.classifier)
     features = int(getattr(layer, "in_features", 0) or getattr(layer, "in_channels", 0))
-    return Task(features, len(network.classes))
+    return Task(features, len(network.classes), beside)
 
 
-def make(kind: type[Objective], network: Network, knobs: Mapping[str, Any] | None = None) -> Objective:
-    """An objective for the network as it stands."""
-    return kind(task(network), kind.Knobs(**knobs) if knobs else None)
+def make(
+    kind: type[Objective],
+    network: Network,
+    knobs: Mapping[str, Any] | None = None,
+    beside: Tensor | None = None,
+) -> Objective:
+    """An objective for the network as it stands; `beside` as in Task."""
+    return kind(task(network, beside), kind.Knobs(**knobs) if knobs else None)
 
 
 def settings(options: AdaptOptions | PruneOptions, steps: int, validations: int) -> Settings:

@@ -1,4 +1,4 @@
-"""The recommended objective: sure and diverse predictions, and strong views that agree with what all images say."""
+"""The recommended objective: on strong views, sure and diverse predictions that agree with what all images say."""
 
 from __future__ import annotations
 
@@ -9,35 +9,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeprune.objectives.shot import centroid_labels, marginal_entropy, mean_entropy
+from edgeprune.objectives.propagation import propagate, surest
+from edgeprune.objectives.shot import marginal_entropy, mean_entropy
 from edgeprune.objectives.source import labelled
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
 
 class Auto(Objective):
-    """CE on the source, if there is one + H-terms + mean_i 1[i agreed] CE(g(strong_i), pseudo_i).
+    """CE on the source, if there is one + H-terms + mean_i 1[i sure] CE(p_i, pseudo_i), p_i of strong views.
 
     The H-terms are SHOT's information maximisation, mean_i H(p_i) - H(mean p) (Liang et al., ICML 2020, arXiv
-    2002.08546, eq. 4), the pseudo-labels its class centroids (eq. 6 and 7), refreshed before each pass. That only those
-    images teach whose nearest centroid and whose own prediction agree, and that they teach a strong view of the image
-    (FixMatch, Sohn et al., NeurIPS 2020, arXiv 2001.07685) in place of the view they were labelled on, is ours. Source
-    images teach by strong views too.
-    `partial`: the target has fewer classes: no diversity term, rare classes get no centroid.
+    2002.08546, eq. 4). The pseudo-labels are predictions of plain views after they flowed between nearest neighbours
+    (Zhou et al., NeurIPS 2003; edgeprune.objectives.propagation), refreshed before each pass, and the surest share of
+    each class teaches; that strong views learn them is FixMatch's (Sohn et al., NeurIPS 2020, arXiv 2001.07685).
+    Neighbours are sought in the network's own features and, when `task.beside` has them, in those of the network before
+    it was fine-tuned, which hold what fine-tuning lost (Zhang et al., Rethinking the Role of Pre-Trained Networks in
+    Source-Free Domain Adaptation, ICCV 2023, arXiv 2212.07585); the graph over both, and the joining of all this, is
+    ours. Source images teach by strong views too.
+    `partial`: the target has fewer classes: no diversity term, class masses are left alone, and classes predicted for
+    at most `rare` images teach nothing.
     """
 
     @dataclass(frozen=True)
     class Knobs:
-        """information: weight of the H-terms. consistency: of the strong views. partial. rare: images of a class."""
+        """information: weight of the H-terms. pseudo: of the pseudo-labels. sure: share of each class that teaches.
+
+        near: neighbours of an image. flow: alpha, how far labels flow, 0 to 1. partial. rare: images of a class.
+        """
 
         information: float = 1.0
-        consistency: float = 1.0
+        pseudo: float = 1.0
+        sure: float = 0.7
+        near: int = 10
+        flow: float = 0.95
         partial: bool = False
         rare: int = 10
 
     needs = Needs(
         welcome_source=True,
+        welcome_beside=True,
         source_view="strong",
-        views=("train", "strong"),
+        views=("strong",),
         refresh=True,
         freeze_classifier=True,
         statistics=True,
@@ -54,19 +66,27 @@ class Auto(Objective):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
-        """Pseudo-labels of the whole target from features (M, D) and logits (M, K); -1 where the two disagree."""
-        nearest = centroid_labels(features, logits, self.knobs.rare if self.knobs.partial else 0)
-        self.pseudo = torch.where(nearest == logits.argmax(1), nearest, -1)
+        """Pseudo-labels of the whole target from features (M, D) and logits (M, K); -1 for those that teach nothing."""
+        knobs, seen = self.knobs, [features]
+        if self.task.beside is not None:
+            seen.append(self.task.beside)
+        p = logits.float().softmax(1)
+        p = propagate(seen, p, near=knobs.near, alpha=knobs.flow, level=not knobs.partial)
+        pseudo = surest(p, knobs.sure)
+        if knobs.partial:
+            counts = torch.bincount(p.argmax(1), minlength=p.shape[1])
+            enough = counts > (knobs.rare if bool((counts > knobs.rare).any()) else 0)
+            pseudo = torch.where(enough[pseudo.clamp_min(0)], pseudo, -1)
+        self.pseudo = pseudo.to(logits.device)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
-        """`target` with the views "train" and "strong"; `source` with labels, or None."""
+        """`target` whose main view is "strong"; `source` with labels, or None."""
         assert target is not None
         knobs, logits = self.knobs, target.logits.float()
         terms = {} if source is None else {"source": labelled(source)}
         terms["entropy"] = knobs.information * mean_entropy(logits)
         if not knobs.partial:
             terms["diversity"] = -knobs.information * marginal_entropy(logits)
-        strong = target.views["strong"][1].float()
-        teaching = F.cross_entropy(strong, self.pseudo[target.index], ignore_index=-1, reduction="sum")
-        terms["consistency"] = knobs.consistency * teaching / len(strong)
+        teaching = F.cross_entropy(logits, self.pseudo[target.index], ignore_index=-1, reduction="sum")
+        terms["pseudo"] = knobs.pseudo * teaching / len(logits)
         return terms

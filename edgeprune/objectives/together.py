@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -11,7 +12,11 @@ from edgeprune.waist import Batch, Needs, Objective, Step
 
 
 class Together(Objective):
-    """sum_j w_j L_j. Objectives that train on another main view cannot be joined: ValueError names the views."""
+    """sum_j w_j L_j; each objective sees the main view that it asked for.
+
+    A teacher and the inside of the network are shown one main view: ValueError when two objectives that ask for those
+    differ in theirs.
+    """
 
     def __init__(self, parts: Sequence[tuple[float, Objective]]) -> None:
         super().__init__(parts[0][1].task)
@@ -19,10 +24,11 @@ class Together(Objective):
         self.weights = tuple(weight for weight, _ in parts)
         needs = [objective.needs for _, objective in parts]
         train = any(n.train for n in needs)
-        viewing = [n.views for n in needs if n.views and (n.train or not train)]
-        main = {views[0] for views in viewing}
+        inward = [n for n in needs if n.views and (n.teacher or n.layers)]
+        main = {n.views[0] for n in inward}
         if len(main) > 1:
-            raise ValueError(f"objectives with one main view are expected; received {sorted(main)}")
+            raise ValueError(f"a teacher is shown one main view; received {sorted(main)}")
+        viewing = [n.views for n in (*inward, *needs) if n.views and (n.train or not train)]
         self.needs = Needs(
             source=any(n.source for n in needs),
             welcome_source=any(n.welcome_source for n in needs),
@@ -63,6 +69,15 @@ class Together(Objective):
         found: dict[str, Tensor] = {}
         for weight, part in zip(self.weights, self.parts, strict=True):
             assert isinstance(part, Objective)
-            for name, value in part.terms(source, target, step).items():
+            seen = _main(target, part.needs.views[:1])
+            for name, value in part.terms(source, seen, step).items():
                 found[name] = found[name] + weight * value if name in found else weight * value
         return found
+
+
+def _main(target: Batch | None, view: tuple[str, ...]) -> Batch | None:
+    """The batch with that view for its main one."""
+    if target is None or not view or view[0] not in target.views:
+        return target
+    features, logits = target.views[view[0]]
+    return target if logits is target.logits else replace(target, features=features, logits=logits)

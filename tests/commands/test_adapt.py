@@ -24,6 +24,9 @@ from edgeprune.errors import (
     UsageError,
     WeightsError,
 )
+from edgeprune.methods import learning
+from edgeprune.objectives.auto import Auto
+from edgeprune.opening import open_network
 from edgeprune.options import AdaptOptions
 from edgeprune.run import Run
 
@@ -240,3 +243,32 @@ def test_a_run_is_not_shared(options: AdaptOptions, tmp_path: Path) -> None:
         pytest.raises(Exception, match="in use by process"),
     ):
         adapt(replace(options, resume=True))
+
+
+def test_features_from_before_the_fine_tuning(options: AdaptOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = adapt(replace(options, objective="source")).run
+    older = cloud / "model.safetensors"  # type: ignore[operator]
+    asked: list[Any] = []
+    made = learning.make
+
+    def make(*words: Any) -> Any:
+        asked.append(words[3])
+        return made(*words)
+
+    monkeypatch.setattr(learning, "make", make)
+    again = replace(
+        options, model=str(cloud), weights=None, classes=None, size=None, source=None, source_steps=None
+    )
+    again = replace(again, output=options.output.with_name("again"))  # type: ignore[union-attr]
+    adapt(again)
+    adapt(replace(again, output=again.output.with_name("steadied"), pretrained=older))  # type: ignore[union-attr]
+    assert asked[0] is None
+    assert asked[1].shape == (8, made(Auto, open_network(str(cloud), again)[0]).task.features)
+
+
+def test_pretrained_is_for_objectives_that_use_it(options: AdaptOptions, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--pretrained is of no use to --objective mcc; auto takes it"):
+        adapt(replace(options, objective="mcc", pretrained=tmp_path))
+    save_file({"other": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"w.safetensors: .*keys are missing"):
+        adapt(replace(options, pretrained=tmp_path / "w.safetensors"))

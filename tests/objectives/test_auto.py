@@ -17,15 +17,14 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return np.asarray(e / e.sum(1, keepdims=True))
 
 
-def target(main: Tensor, strong: Tensor, index: list[int]) -> Batch:
-    features = torch.zeros(len(main), 4)
-    views = {"train": (features, main), "strong": (features, strong)}
-    return Batch(features, main, None, torch.tensor(index), views)
+def target(strong: Tensor, index: list[int]) -> Batch:
+    features = torch.zeros(len(strong), 4)
+    return Batch(features, strong, None, torch.tensor(index), {"strong": (features, strong)})
 
 
-def given(pseudo: list[int], **knobs: object) -> Auto:
+def given(labels: list[int], **knobs: object) -> Auto:
     objective = Auto(TASK, Auto.Knobs(**knobs))  # type: ignore[arg-type]
-    objective.pseudo = torch.tensor(pseudo)
+    objective.pseudo = torch.tensor(labels)
     return objective
 
 
@@ -33,11 +32,11 @@ def given(pseudo: list[int], **knobs: object) -> Auto:
 @pytest.mark.parametrize("seed", range(3))
 def test_terms_follow_the_formula(partial: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    main, strong = torch.randn(4, 3, generator=generator), 2 * torch.randn(4, 3, generator=generator)
-    pseudo = [2, -1, 0, 1, -1]
-    objective = given(pseudo, information=0.7, consistency=1.3, partial=partial)
-    terms = objective.terms(None, target(main, strong, [0, 1, 2, 3]), STEP)
-    p, q = softmax(main.double().numpy()), softmax(strong.double().numpy())
+    strong = 2 * torch.randn(4, 3, generator=generator)
+    labels = [2, -1, 0, 1, -1]
+    objective = given(labels, information=0.7, pseudo=1.3, partial=partial)
+    terms = objective.terms(None, target(strong, [0, 1, 2, 3]), STEP)
+    p = softmax(strong.double().numpy())
     entropy = -(p * np.log(p)).sum(1).mean()
     assert terms["entropy"].item() == pytest.approx(0.7 * entropy, rel=1e-5)
     mean = p.mean(0)
@@ -45,8 +44,8 @@ def test_terms_follow_the_formula(partial: bool, seed: int) -> None:
         assert "diversity" not in terms
     else:
         assert terms["diversity"].item() == pytest.approx(0.7 * (mean * np.log(mean)).sum(), rel=1e-5)
-    taught = -(np.log(q[0, 2]) + np.log(q[2, 0]) + np.log(q[3, 1])) / 4  # the second image's votes differ
-    assert terms["consistency"].item() == pytest.approx(1.3 * taught, rel=1e-5)
+    taught = -(np.log(p[0, 2]) + np.log(p[2, 0]) + np.log(p[3, 1])) / 4  # of the second nobody is sure
+    assert terms["pseudo"].item() == pytest.approx(1.3 * taught, rel=1e-5)
     assert "source" not in terms
 
 
@@ -54,7 +53,7 @@ def test_source_images_teach_when_they_are_there() -> None:
     logits = torch.randn(4, 3)
     labels = torch.tensor([0, 1, 2, 0])
     source = Batch(torch.zeros(4, 4), logits, labels, torch.arange(4))
-    terms = given([0, 1, 2, 0]).terms(source, target(logits, logits, [0, 1, 2, 3]), STEP)
+    terms = given([0, 1, 2, 0]).terms(source, target(logits, [0, 1, 2, 3]), STEP)
     assert terms["source"].item() == pytest.approx(
         -np.log(softmax(logits.double().numpy())[range(4), labels]).mean(), rel=1e-5
     )
@@ -62,19 +61,44 @@ def test_source_images_teach_when_they_are_there() -> None:
     assert not Auto.needs.source
 
 
-def test_the_pseudo_labels_of_a_pass_are_constants_and_only_the_agreed_teach() -> None:
-    main, strong = torch.randn(3, 3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
-    terms = given([1, -1, 2]).terms(None, target(main, strong, [0, 1, 2]), STEP)
-    slopes = torch.autograd.grad(terms["consistency"], [main, strong], allow_unused=True)
-    assert [slope is None for slope in slopes] == [True, False]
-    assert bool((slopes[1][1] == 0).all())
-    assert bool((slopes[1][[0, 2]] != 0).any())
+def test_only_the_sure_teach() -> None:
+    strong = torch.randn(3, 3, requires_grad=True)
+    terms = given([1, -1, 2]).terms(None, target(strong, [0, 1, 2]), STEP)
+    (slope,) = torch.autograd.grad(terms["pseudo"], [strong])
+    assert bool((slope[1] == 0).all())
+    assert bool((slope[[0, 2]] != 0).any(1).all())
 
 
-def test_refresh_drops_images_whose_centroid_says_otherwise() -> None:
+def test_neighbours_overrule_an_image_and_the_least_sure_teach_nothing() -> None:
     # Two clusters; the last image lies in the first but is called the second.
+    generator = torch.Generator().manual_seed(0)
     features = torch.tensor([[1.0, 0, 0, 0]] * 6 + [[0, 1.0, 0, 0]] * 6 + [[1.0, 0, 0, 0]])
+    features = features + 0.01 * torch.randn(features.shape, generator=generator)
     logits = torch.tensor([[4.0, 0, -9]] * 6 + [[0, 4.0, -9]] * 6 + [[0, 1.0, -9]])
-    objective = Auto(TASK)
+    objective = Auto(TASK, Auto.Knobs(near=4, sure=1.0))
     objective.refresh(features, logits)
-    assert objective.pseudo.tolist() == [0] * 6 + [1] * 6 + [-1]
+    assert objective.pseudo.tolist() == [0] * 6 + [1] * 6 + [0]
+    objective = Auto(TASK, Auto.Knobs(near=4, sure=0.5))
+    objective.refresh(features, logits)
+    assert [int((objective.pseudo == k).sum()) for k in (-1, 0, 1)] == [6, 4, 3]
+
+
+def test_what_the_network_saw_before_its_fine_tuning_is_asked_too() -> None:
+    generator = torch.Generator().manual_seed(1)
+    lost = torch.randn(16, 4, generator=generator)  # features in which the classes are mixed
+    kept = torch.tensor([[1.0, 0]] * 8 + [[0, 1.0]] * 8) + 0.01 * torch.randn(16, 2, generator=generator)
+    logits = torch.tensor([[2.0, 0, -9]] * 6 + [[0, 1.0, -9]] * 2 + [[0, 2.0, -9]] * 8)
+    knobs = Auto.Knobs(near=5, sure=1.0)
+    alone, helped = Auto(TASK, knobs), Auto(Task(4, 3, beside=kept), knobs)
+    for objective in (alone, helped):
+        objective.refresh(lost, logits)
+    assert helped.pseudo.tolist() == [0] * 8 + [1] * 8
+    assert alone.pseudo.tolist() != helped.pseudo.tolist()
+
+
+def test_partial_classes_of_few_images_teach_nothing() -> None:
+    features = torch.eye(4)[[0] * 12 + [1] * 3]
+    logits = 5 * torch.eye(3)[[0] * 12 + [1] * 3]
+    objective = Auto(TASK, Auto.Knobs(partial=True, sure=1.0, near=2, rare=4))
+    objective.refresh(features, logits)
+    assert objective.pseudo.tolist() == [0] * 12 + [-1] * 3

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.objectives.adabn import AdaBN
+from edgeprune.objectives.auto import Auto
 from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.fixmatch import FixMatch
 from edgeprune.objectives.mcc import MCC
@@ -23,6 +24,10 @@ class Layered(Objective):
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         return {"own": self.own.sum()}
+
+
+class Inside(Layered):
+    needs = Needs(views=("strong",), layers=("a",))
 
 
 def batch(teacher: bool = False) -> Batch:
@@ -63,6 +68,24 @@ def test_statistics_alone_join_any_other() -> None:
     assert Together([(1, AdaBN(TASK))]).needs == AdaBN.needs
 
 
-def test_other_main_views_cannot_be_joined() -> None:
-    with pytest.raises(ValueError, match=r"one main view are expected; received \['train', 'weak'\]"):
-        Together([(1, MCC(TASK)), (1, FixMatch(TASK))])
+def test_each_objective_sees_its_own_main_view() -> None:
+    both = Together([(1, MCC(TASK)), (1, FixMatch(TASK)), (1, Auto(TASK))])
+    assert both.needs.views == ("train", "weak", "strong")
+    generator = torch.Generator().manual_seed(0)
+    rows = {view: torch.randn(6, 3, generator=generator) for view in both.needs.views}
+    views = {view: (row, row) for view, row in rows.items()}
+    target = Batch(rows["train"], rows["train"], None, torch.arange(6), views)
+    alone = Batch(rows["strong"], rows["strong"], None, torch.arange(6), {"strong": views["strong"]})
+    for part in both.parts:
+        if isinstance(part, Auto):
+            part.pseudo = torch.tensor([0, 1, 2, -1, 0, 1])
+            want = part.terms(None, alone, Step(0, 4))
+    found = both.terms(batch(), target, Step(0, 4))
+    torch.testing.assert_close(found["diversity"], want["diversity"])
+
+
+def test_a_teacher_is_shown_the_view_of_the_one_that_asked() -> None:
+    both = Together([(1, Auto(TASK)), (1, Distill(TASK))])
+    assert both.needs.views == ("train", "strong")
+    with pytest.raises(ValueError, match=r"a teacher is shown one main view; received \['strong', 'train'\]"):
+        Together([(1, Distill(TASK)), (1, Inside())])

@@ -1,0 +1,72 @@
+"""Label propagation: against the closed form in float64, and what it does to clusters, masses and odd inputs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeprune.objectives.propagation import propagate, surest
+
+
+def reading(blocks: list[np.ndarray], p: np.ndarray, near: int, alpha: float, level: bool) -> np.ndarray:
+    """The papers' words, dense and in float64: (1 - alpha) (I - alpha S)^-1 p."""
+    parts = []
+    for block in blocks:
+        unit = block / np.linalg.norm(block, axis=1, keepdims=True)
+        unit = unit - unit.mean(0)
+        parts.append(unit / np.linalg.norm(unit, axis=1, keepdims=True))
+    rows = np.concatenate(parts, 1)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine = rows @ rows.T
+    np.fill_diagonal(cosine, -np.inf)
+    weight = np.zeros_like(cosine)
+    for i, row in enumerate(cosine):
+        for j in np.argsort(-row)[:near]:
+            weight[i, j] = max(row[j], 0) ** 3
+    weight = weight + weight.T
+    scale = 1 / np.sqrt(weight.sum(1))
+    flow = scale[:, None] * weight * scale
+    q = (1 - alpha) * np.linalg.solve(np.eye(len(p)) - alpha * flow, p)
+    q /= q.sum(1, keepdims=True)
+    if level:
+        q *= np.sqrt(p.sum(0)) / q.sum(0)
+    return np.asarray(q / q.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("level", [True, False])
+@pytest.mark.parametrize("widths", [(6,), (6, 3)])
+@pytest.mark.parametrize("alpha", [0.5, 0.95])
+def test_it_is_the_closed_form(level: bool, widths: tuple[int, ...], alpha: float) -> None:
+    generator = torch.Generator().manual_seed(len(widths))
+    features = [torch.randn(40, w, generator=generator) for w in widths]
+    p = torch.randn(40, 4, generator=generator).softmax(1)
+    found = propagate(features, p, near=5, alpha=alpha, level=level)
+    want = reading([f.double().numpy() for f in features], p.double().numpy(), 5, alpha, level)
+    np.testing.assert_allclose(found.numpy(), want, atol=2e-4)
+
+
+@given(st.integers(2, 25), st.integers(2, 6), st.integers(1, 8), st.integers(1, 12), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_always_probabilities(count: int, classes: int, width: int, near: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, width, generator=generator)
+    features[0] = 0  # a dead image
+    p = (9 * torch.randn(count, classes, generator=generator)).softmax(1)
+    found = propagate([features], p, near=near)
+    assert bool(torch.isfinite(found).all())
+    assert torch.allclose(found.sum(1), torch.ones(count), atol=1e-4)
+    assert bool((found >= 0).all())
+    assert found.shape == p.shape
+
+
+def test_equal_images_and_few_images() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
+    assert bool(torch.isfinite(propagate([torch.ones(3, 5)], p)).all())
+    assert propagate([torch.eye(3)[:2]], p[:2]).shape == (2, 2)
+
+
+def test_the_surest_of_each_class() -> None:
+    p = torch.tensor([[0.9, 0.1, 0], [0.6, 0.4, 0], [0.7, 0.3, 0], [0.8, 0.2, 0], [0.4, 0.6, 0]])
+    assert surest(p, 0.5).tolist() == [0, -1, -1, 0, 1]  # the only one of a class always teaches
+    assert surest(p, 1.0).tolist() == [0, 0, 0, 0, 1]
