@@ -80,11 +80,13 @@ def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
     for task in TASKS.values():
         free = not task.cloud
         for seed in seeds:
-            for name in ("auto", *OBJECTIVES):
-                needs = name != "auto" and "source" in OBJECTIVES[name].needs
+            for name in OBJECTIVES:
+                needs = "source" in OBJECTIVES[name].needs
                 if free and needs:
                     continue
                 yield Case("adapt", task.name, name, seed, ("--objective", name))
+                if name == "auto" and task.older is not None:  # with its own features alone
+                    yield Case("adapt", task.name, "auto+own", seed, ("--objective", name))
                 if task.name == "pacs-partial" and (needs or name in ("auto", "shot")) and name != "source":
                     yield Case(
                         "adapt",
@@ -121,6 +123,8 @@ def command(case: Case, place: Place) -> list[str]:
         head = ("adapt", *task.model(place.data), "--objective", "source", "--source-steps", "0", *task.cloud)
     elif case.stage == "adapt":
         head = ("adapt", *_cloud(task, case, place), *task.adapt)
+        if task.older is not None and case.name in ("auto", "auto+partial"):
+            head = (*head, *task.older(place.data))
     else:
         head = ("prune", *_start(task, case, place), *task.prune)
     words = (*head, *images, *task.common, *task.trust, *case.words, "--seed", str(case.seed))

@@ -20,7 +20,8 @@ class Task:
     """One cloud model, one target.
 
     model: words that name the cloud model to `adapt`. common: words that every command of the task shares. cloud: words
-    that train the cloud model on source, none when it comes trained. adapt, prune: words of those stages.
+    that train the cloud model on source, none when it comes trained. adapt, prune: words of those stages. older: words
+    that name the weights before the cloud's fine-tuning, for objectives that use them.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Task:
     adapt: tuple[str, ...]
     prune: tuple[str, ...]
     trust: tuple[str, ...] = ()
+    older: Callable[[Path | None], tuple[str, ...]] | None = None
 
 
 def _digits(work: Path, data: Path | None) -> tuple[Path, Path, Path]:
@@ -67,6 +69,10 @@ def _lite0(data: Path | None) -> tuple[str, ...]:
     return "timm:tf_efficientnet_lite0", "--weights", weights, "--map-by-order", *shape
 
 
+def _imagenet(data: Path | None) -> tuple[str, ...]:
+    return "--pretrained", str(locate("efficientnet-lite0-57934424.pth", data)), "--map-by-order"
+
+
 def _resnet56(data: Path | None) -> tuple[str, ...]:
     weights = str(locate("resnet56_cifar10.safetensors", data))
     return "examples.resnet_cifar:resnet56", "--weights", weights, "--classes", "examples/cifar10_classes.txt"
@@ -95,7 +101,8 @@ TASKS = {
             ("--batch", "32"),
             ("--steps", "150", "--lr", "5e-4"),
             ("--steps", "300", "--lr", "5e-4"),
-            ("--recover", "5", "--lr", "1e-3"),
+            ("--recover", "12", "--lr", "1e-3"),
+            older=_imagenet,
         ),
         Task(
             "pacs-partial",
@@ -104,7 +111,8 @@ TASKS = {
             ("--batch", "32"),
             ("--steps", "150", "--lr", "5e-4"),
             ("--steps", "150", "--lr", "5e-4"),
-            ("--recover", "8", "--lr", "1e-3"),
+            ("--recover", "12", "--lr", "1e-3"),
+            older=_imagenet,
         ),
         Task(
             "cifar-jpeg",
