@@ -157,7 +157,12 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
         "Over what channels compete: global (score lost for budget saved), threshold, isomorphic or local.",
         panel=_LEARN,
     )
-    iterations: int = option(1, "In how many cuts the budget is reached.", flags=("--steps",), panel=_LEARN)
+    iterations: int | None = option(
+        None,
+        "In how many cuts the budget is reached; the method's own number.",
+        flags=("--steps",),
+        panel=_LEARN,
+    )
     schedule: str = option("cubic", "How cuts are spread: linear, exponential or cubic.", panel=_LEARN)
     objective: str = option("none", "An adaptation objective that goes on while recovering.", panel=_LEARN)
     recover: float = option(3.0, "Passes over the target images after the last cut.", panel=_LEARN)

@@ -61,7 +61,7 @@ class ITMC:
         """Cut and distil `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "itmc")
         job = work.several(job, self.cuts, "cubic")
-        cuts = job.options.iterations
+        cuts = job.cuts
         slices = cuts + (cuts + 1) // 2
         each = job.options.recover / slices
         teacher = self._teacher(job)

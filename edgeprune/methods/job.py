@@ -45,7 +45,8 @@ class Job:
     network: the student, changed in place. dense: the network as it came, frozen: teacher and reference.
     target: unlabelled images. source: labelled images or None. trace: one entry a cut, JSON values. kept: root of a
     coupling that was cut -> its channels in the dense network that are still there. watch: labelled images whose
-    accuracy is written while training, for the reader alone.
+    accuracy is written while training, for the reader alone. labelled: target images whose labels a method may learn
+    from, because the user gave them for that.
     """
 
     network: Network
@@ -61,6 +62,12 @@ class Job:
     warnings: list[str] = field(default_factory=list)
     watch: Pixels | None = None
     timing: Timing = field(default_factory=Timing)
+    labelled: Pixels | None = None
+
+    @property
+    def cuts(self) -> int:
+        """In how many cuts the budget is reached: what the options say, else one."""
+        return self.options.iterations or 1
 
     @cached_property
     def dense_couplings(self) -> Couplings:
@@ -144,7 +151,7 @@ def limits(job: Job) -> list[dict[str, float]]:
     if job.budget.timed:
         dense[LATENCY] = job.dense_ms
     final = job.budget.limits(dense)
-    steps, kind = job.options.iterations, job.options.schedule
+    steps, kind = job.cuts, job.options.schedule
     shares = {k: schedule.fractions(min(1.0, v / dense[k]), steps, kind) for k, v in final.items()}
     return [{k: shares[k][i] * dense[k] for k in final} for i in range(steps - 1)] + [final]
 

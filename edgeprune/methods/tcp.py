@@ -62,7 +62,7 @@ class TCP:
         job = work.several(job, self.cuts, "linear")
         if self.channels:
             job = work.as_if(job, iterations=self._iterations(job), schedule="linear")
-        last = job.options.iterations
+        last = job.cuts
         for number, (ceiling, passes) in enumerate(
             zip(parts.limits(job), work.shares(job), strict=True), start=1
         ):

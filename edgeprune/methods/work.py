@@ -27,8 +27,8 @@ def as_if(job: Job, **options: Any) -> Job:
 
 
 def several(job: Job, own: int, schedule: str) -> Job:
-    """The job with the method's own number of cuts and schedule, unless the user asked for several cuts."""
-    return job if job.options.iterations > 1 else as_if(job, iterations=own, schedule=schedule)
+    """The job with the method's own number of cuts and schedule, unless the user said how many cuts."""
+    return job if job.options.iterations else as_if(job, iterations=own, schedule=schedule)
 
 
 def labelled_source(job: Job, method: str) -> Pixels:
@@ -56,7 +56,7 @@ def steps(job: Job, objective: Objective, passes: float) -> int:
 
 def shares(job: Job) -> list[float]:
     """Passes after each cut: `--between` after all but the last, at most half of `--recover`; they add up to it."""
-    cuts, total = job.options.iterations, job.options.recover
+    cuts, total = job.cuts, job.options.recover
     short = min(job.options.between, total / 2 / (cuts - 1)) if cuts > 1 else 0.0
     return [short] * (cuts - 1) + [total - short * (cuts - 1)]
 

@@ -219,3 +219,9 @@ def test_attention_used_as_a_function_is_scored() -> None:
         float(s.max()) > 0 and bool(s.isfinite().all()) for one in scores.values() for s in one.values()
     )
     assert all(not torch.equal(scores["paper"][c.root], scores["source"][c.root]) for c in couplings)
+
+
+def test_one_step_that_was_asked_for_is_one_cut(planted: Callable[..., Job]) -> None:
+    job = planted(iterations=1)
+    TCP(batches=1)(job)
+    assert len(job.trace) == 1

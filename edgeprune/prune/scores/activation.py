@@ -22,19 +22,21 @@ class Activation:
     it.
 
     Source: |W| times the norm of its input, Wanda (Sun et al., ICLR 2024, arXiv 2306.11695, eq. 1), squared
-    and summed over a channel's weights (ours). weights=False leaves the weights out. A coupling that cannot
-    be watched is ranked by magnitude. batches: images (B,3,H,W), or tuples of arguments; read once a call.
+    and summed over a channel's weights (ours). weights=False leaves the weights out; power=1 has E|x_c| and
+    the norm of the weights, not squared. A coupling that cannot be watched is ranked by magnitude. batches:
+    images (B,3,H,W), or tuples of arguments; read once a call.
     """
 
     batches: Iterable[Any]
     weights: bool = True
     normalise: Normalise = "mean"
+    power: int = 2
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
         """Scores (C,) of each coupling that can be cut, larger = keep."""
         total: dict[str, Tensor] = {}
         count = 0
-        with gated(module, couplings) as gates, torch.no_grad():
+        with gated(module, couplings, self.power) as gates, torch.no_grad():
             for batch in self.batches:
                 args = batch if isinstance(batch, tuple) else (batch,)
                 gates.start(args[0])
@@ -52,6 +54,6 @@ class Activation:
             elif self.weights:
                 reads = [m for m in coupling.members if m.axis == "in"]
                 norm = reduced((gather(rows(module, m).square().sum(1), m) for m in reads), "sum")
-                score = score * norm if norm is not None else score
+                score = score * norm.pow(self.power / 2) if norm is not None else score
             out[coupling.root] = normalised(score, self.normalise)
         return out

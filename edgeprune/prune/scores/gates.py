@@ -25,12 +25,13 @@ class Gates:
     """The gates of one forward pass, and what passed them.
 
     values: {root: (B, C) ones that require a gradient}; only couplings that were really read. seen: {root:
-    (B, C) sum of squares of what was read, over positions and readers}.
+    (B, C) sum of |x|^power of what was read, over positions and readers}.
     """
 
     images: int = 0
     values: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
+    power: int = 2
 
     def start(self, images: Tensor) -> None:
         """Forget the last pass; call before each forward."""
@@ -46,9 +47,9 @@ class Gates:
 
 
 @contextmanager
-def gated(module: nn.Module, couplings: Couplings) -> Iterator[Gates]:
+def gated(module: nn.Module, couplings: Couplings, power: int = 2) -> Iterator[Gates]:
     """Put gates before every layer that reads a coupling; taken away on leaving. Evaluation mode inside."""
-    gates = Gates()
+    gates = Gates(power=power)
     readers: dict[str, list[tuple[Coupling, Member]]] = {}
     for coupling in couplings:
         for member in coupling.members:
@@ -102,10 +103,9 @@ class _Hook:
         if x.shape[0] % self.gates.images:
             return
         with torch.no_grad():
-            square = (
-                x.detach().square().movedim(axis, 1).flatten(2).sum(2) if x.ndim > 2 else x.detach().square()
-            )
-            each = square.reshape(self.gates.images, -1, x.shape[axis]).sum(1)
+            size = x.detach().abs() if self.gates.power == 1 else x.detach().square()
+            size = size.movedim(axis, 1).flatten(2).sum(2) if x.ndim > 2 else size
+            each = size.reshape(self.gates.images, -1, x.shape[axis]).sum(1)
             seen = self.gates.seen.setdefault(
                 coupling.root, torch.zeros(self.gates.images, coupling.width, dtype=x.dtype, device=x.device)
             )
