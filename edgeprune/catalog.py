@@ -18,7 +18,8 @@ class Entry:
     """One name: where it lives ("package.module:attribute"), what it is, and what it needs from the user.
 
     `needs` holds any of "source" (labelled source images) and "layers" (a convolutional network).
-    `extra` is the optional dependency group without which it cannot run.
+    `extra` is the optional dependency group without which it cannot run. `uses` holds what else it can learn from
+    ("labelled-target").
     """
 
     where: str
@@ -26,6 +27,7 @@ class Entry:
     paper: str = ""
     needs: frozenset[str] = frozenset()
     extra: str = "compress"
+    uses: frozenset[str] = frozenset()
 
 
 _SOURCE = frozenset({"source"})
@@ -143,6 +145,12 @@ METHODS: Mapping[str, Entry] = {
         "distillation from a teacher that adapts on, and channel pruning, in alternation (a reconstruction)",
         "after Wang et al., Iterative Transfer Model Compression, Pattern Recognition 164, 2025",
         _SOURCE,
+    ),
+    "tana": Entry(
+        "edgeprune.methods.tana:TANA",
+        "layers lose channels by cumulative activation on the target, the emptiest first (a reconstruction)",
+        "after Zhong et al., Target Aware Network Adaptation, ECCV workshops 2018, arXiv 1810.01104",
+        uses=frozenset({"labelled-target"}),
     ),
     "dalr": Entry(
         "edgeprune.methods.dalr:DALR",

@@ -136,6 +136,11 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
     """Remove the channels that the target images do not need, and recover on them."""
 
     model: str = argument("A run folder, a checkpoint, or a model as for adapt.", default="")
+    labelled_target: Path | None = option(
+        None,
+        "A few labelled target images to learn from, one folder a class; for --method tana.",
+        panel=_DATA,
+    )
     macs: str | None = option(None, "MACs to keep: a fraction (0.4), or absolute (120M).", panel=_BUDGET)
     params: str | None = option(None, "Parameters to keep: a fraction, or absolute (1.2M).", panel=_BUDGET)
     channels: str | None = option(None, "Channels inside blocks to keep: a fraction.", panel=_BUDGET)

@@ -17,8 +17,8 @@ from edgeprune import artifact, catalog, checkpoint, header, inference
 from edgeprune.commands import estimating, start, timing
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
-from edgeprune.data.pixels import Pixels
-from edgeprune.errors import PlanError, UsageError, nearest
+from edgeprune.data.pixels import Pixels, without
+from edgeprune.errors import DataError, PlanError, UsageError, nearest
 from edgeprune.methods import job as jobs
 from edgeprune.methods import learning
 from edgeprune.methods.job import Job
@@ -41,6 +41,7 @@ class PruneResult:
     agreement: share of target images on which the slim network says what the dense one says. widths: layer -> old, new.
     padded_macs: with the channels of weights rounded up to the multiple that a device computes. latency: with a budget
     on it, what was requested, predicted and measured. channels: inside blocks, of those that can be cut.
+    target_labels: how many labelled target images were learned from; they are left out of the accuracies.
     """
 
     run: Path | None
@@ -61,6 +62,7 @@ class PruneResult:
     latency: Mapping[str, Any] | None = None
     channels: int | None = None
     dense_channels: int | None = None
+    target_labels: int | None = None
     estimate: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -87,14 +89,18 @@ def prune(options: PruneOptions) -> PruneResult:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
     pre, cache = network.preprocess, options.cache
     images = folder.unlabelled(target, pre, cache)
-    source = folder.labelled(options.source, pre, network.classes, cache) if options.source else None
-    labelled = folder.labelled(options.evaluate, pre, network.classes, cache) if options.evaluate else None
+    source, labelled, few = (
+        folder.labelled(root, pre, network.classes, cache) if root else None
+        for root in (options.source, options.evaluate, options.labelled_target)
+    )
     job = jobs.of(network, (images, source), budget, options, None)
+    job.labelled = few
+    labelled = _unseen(job, labelled)
     with contextlib.ExitStack() as stack:
         if budget.timed:
             job.timing = timing.of(network, options.table, stack)
         if options.dry_run:
-            return _dry(options, job, plan)
+            return _dry(options, job, plan, method)
         parent = _parent(options.model)
         if plan is None:
             jobs.limits(job)  # a budget or schedule that makes no sense leaves no folder
@@ -108,8 +114,26 @@ def prune(options: PruneOptions) -> PruneResult:
                 resume=options.resume,
             )
         )
-        start.log_skipped(job.run, images, source, labelled)
+        start.log_skipped(job.run, images, source, labelled, few)
         return _work(options, job, method if plan is None else _Given(plan), labelled, parent)
+
+
+def _unseen(job: Job, labelled: Pixels | None) -> Pixels | None:
+    """The images of --evaluate that --labelled-target does not have; DataError when none is left."""
+    if labelled is None or job.labelled is None:
+        return labelled
+    rest = without(labelled, job.labelled)
+    if not len(rest):
+        raise DataError(
+            f"--evaluate {job.options.evaluate}: all {len(labelled)} images are among --labelled-target "
+            f"{job.options.labelled_target}; give others to measure accuracy on"
+        )
+    if left_out := len(labelled) - len(rest):
+        job.warnings.append(
+            f"{left_out} of the {len(labelled)} images of --evaluate are among --labelled-target; "
+            "accuracy is of the others"
+        )
+    return rest
 
 
 def _multiple(options: PruneOptions) -> int:
@@ -156,6 +180,12 @@ def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
             f"--method {options.method} learns from labelled source images: give --source DIR, "
             "or take --method distill"
         )
+    if options.labelled_target and "labelled-target" not in catalog.METHODS[options.method].uses:
+        able = ", ".join(n for n, e in catalog.METHODS.items() if "labelled-target" in e.uses)
+        raise UsageError(
+            f"--labelled-target {options.labelled_target}: --method {options.method} learns from no target label; "
+            f"leave it out, or take --method {able}"
+        )
     if options.objective != "none":
         learning.kind_of(options.objective, source=options.source is not None)
     kind = catalog.load(catalog.METHODS, options.method, "method")
@@ -201,12 +231,18 @@ def _read_plan(path: Path) -> PruningPlan:
         raise PlanError(f"--plan {path}: {err}") from err
 
 
-def _dry(options: PruneOptions, job: Job, plan: PruningPlan | None) -> PruneResult:
-    """The given plan, or that of a single cut to the whole budget."""
+def _dry(
+    options: PruneOptions, job: Job, plan: PruningPlan | None, method: Callable[[Job], None]
+) -> PruneResult:
+    """The given plan, or that of a single cut to the whole budget, the method's own where it has a preview."""
     if plan is None:
         if job.budget.timed:
             job.timing = timing.with_table(job)
-        jobs.cut(job, jobs.limits(job)[-1])
+        preview = getattr(method, "preview", None)
+        if preview is not None:
+            preview(job)
+        else:
+            jobs.cut(job, jobs.limits(job)[-1])
     else:
         jobs.apply(job, plan, jobs.couplings(job))
     return _result(options, job, (None, None))
@@ -234,6 +270,7 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         macs.padded(job.network.module, example, options.multiple),
         timing.outcome(job) if job.budget.timed else None,
         *job.channels,
+        len(job.labelled) if job.labelled is not None else None,
     )
 
 

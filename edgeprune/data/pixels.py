@@ -5,8 +5,9 @@ Unlabelled data carries `labels=None` by type, so that a target's labels cannot 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,19 @@ def split(pixels: Pixels, share: float, seed: int) -> tuple[Pixels, Pixels]:
     first = _part(pixels, ~second)
     first.skipped = pixels.skipped
     return first, _part(pixels, second)
+
+
+def without(pixels: Pixels, others: Pixels) -> Pixels:
+    """The labelled images that are not, value by value, among the others; nothing is copied."""
+    known = set(_digests(others))
+    rest = _part(pixels, torch.tensor([one not in known for one in _digests(pixels)], dtype=torch.bool))
+    rest.skipped = pixels.skipped
+    return rest
+
+
+def _digests(pixels: Pixels) -> Iterator[bytes]:
+    for i in range(len(pixels)):
+        yield hashlib.sha256(pixels.take(torch.tensor([i])).contiguous().numpy().tobytes()).digest()
 
 
 def _part(pixels: Pixels, chosen: Tensor) -> Pixels:
