@@ -20,7 +20,7 @@ from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, without
 from edgeprune.errors import DataError, PlanError, UsageError, nearest
 from edgeprune.methods import job as jobs
-from edgeprune.methods import learning
+from edgeprune.methods import learning, work
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
 from edgeprune.opening import open_network
@@ -152,7 +152,7 @@ class _Given:
 
     def __call__(self, job: Job) -> None:
         jobs.apply(job, self.plan, jobs.couplings(job))
-        jobs.recover(job, job.options.recover, "recover-0")
+        work.learn(job, jobs.chosen_objective(job), job.options.recover, "recover-0", choose=True)
 
 
 def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
@@ -238,11 +238,7 @@ def _dry(
     if plan is None:
         if job.budget.timed:
             job.timing = timing.with_table(job)
-        preview = getattr(method, "preview", None)
-        if preview is not None:
-            preview(job)
-        else:
-            jobs.cut(job, jobs.limits(job)[-1])
+        jobs.preview(job, method)
     else:
         jobs.apply(job, plan, jobs.couplings(job))
     return _result(options, job, (None, None))

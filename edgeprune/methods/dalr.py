@@ -16,6 +16,7 @@ from torch import nn
 from edgeprune import inference
 from edgeprune.errors import BudgetNotMet, UsageError, nearest
 from edgeprune.methods import job as parts
+from edgeprune.methods import work
 from edgeprune.methods.job import Job
 from edgeprune.plan import LowRank, PruningPlan
 from edgeprune.prune import lowrank, macs, surgery
@@ -65,7 +66,7 @@ class DALR:
             made = lowrank.factors(weight, bias, moments[name], one.rank, self.form, self.ridge)  # type: ignore[arg-type]
             surgery.split(module, name, made)
         _record(job, chosen)
-        parts.recover(job, job.options.recover, "recover-dalr")
+        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-dalr", choose=True)
 
 
 def candidates(module: nn.Module, classifier: str) -> list[str]:

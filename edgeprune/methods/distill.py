@@ -8,17 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeprune.methods import job as parts
+from edgeprune.methods import work
 from edgeprune.methods.job import Job
 
 
 @dataclass(frozen=True)
 class DistillPruning:
-    """One cut or several; `between` passes of recovery after each but the last, `recover` passes after the last."""
+    """One cut or several; `recover` passes in all, `between` of them after each cut but the last.
+
+    Validators choose the weights that each recovery leaves.
+    """
 
     def __call__(self, job: Job) -> None:
         """Cut and recover `job.network` in place, within `job.budget`."""
-        ceilings = parts.limits(job)
-        for number, ceiling in enumerate(ceilings):
+        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
             parts.cut(job, ceiling, number)
-            last = number == len(ceilings) - 1
-            parts.recover(job, job.options.recover if last else job.options.between, f"recover-{number}")
+            work.learn(job, parts.chosen_objective(job), passes, f"recover-{number}", choose=True)

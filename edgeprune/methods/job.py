@@ -172,12 +172,21 @@ def cut(
     choose: makes the plan of couplings, scores and ceilings in place of `plan_within`. What was done is added to the
     trace, and kept for resuming: a cut that an earlier process made is taken up.
     """
-    if (again := _taken_up(job, number)) is not None:
+    if (again := taken_up(job, number)) is not None:
         return again
     found = couplings(job)
     plan = (choose or plan_within)(job, found, criterion(job, found), ceilings)
     apply(job, plan, found, number)
     return plan
+
+
+def preview(job: Job, method: Callable[[Job], None]) -> None:
+    """What --dry-run shows of a method: its own preview, else one cut to the whole budget; nothing is learned."""
+    own = getattr(method, "preview", None)
+    if own is not None:
+        own(job)
+    else:
+        cut(job, limits(job)[-1])
 
 
 def plan_within(
@@ -213,6 +222,11 @@ def plan_within(
 def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:
     """Cut the network by a plan, re-estimate batch-norm, and record agreement with the dense network around it."""
     surgery.apply(job.network.module, plan, found)
+    record(job, plan, number)
+
+
+def record(job: Job, plan: PruningPlan, number: int) -> None:
+    """After surgery by `plan`: re-estimate batch-norm, add to the trace, keep the network for resuming."""
     entry: dict[str, Any] = {"cut": number, "agreement_after_cut": agreement(job)}
     if job.options.bn_recal:
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
@@ -250,7 +264,7 @@ def whole_plan(job: Job) -> PruningPlan | None:
     return PruningPlan(cuts, low_rank, job.plans[-1].why)
 
 
-def _taken_up(job: Job, number: int) -> PruningPlan | None:
+def taken_up(job: Job, number: int) -> PruningPlan | None:
     """The plan of a cut that an earlier process made, with the network as it was after it."""
     file = job.run.resume_dir / f"cut-{number}.safetensors" if job.run else None
     if file is None or not file.is_file():
@@ -262,11 +276,6 @@ def _taken_up(job: Job, number: int) -> PruningPlan | None:
     _remember(job, plan)
     job.trace.append(dict(entry["trace"]))
     return plan
-
-
-def steps_of(job: Job, passes: float) -> int:
-    """Optimiser steps that `passes` over the target images take."""
-    return round(passes * len(job.target) / min(job.options.batch, len(job.target)))
 
 
 def learn(
@@ -297,17 +306,6 @@ def learn(
         watch=job.watch,
     )
     job.warnings.extend(result.warnings)
-    return result
-
-
-def recover(job: Job, passes: float, stage: str, objective: Objective | None = None) -> train.Fit | None:
-    """Distil from the dense network for `passes` over the target, together with the objective the user asked for."""
-    steps = steps_of(job, passes)
-    if steps < 1:
-        return None
-    result = learn(job, objective or chosen_objective(job), steps, stage)
-    if job.trace:
-        job.trace[-1]["agreement_after_recovery"] = agreement(job)
     return result
 
 

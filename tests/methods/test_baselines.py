@@ -25,7 +25,7 @@ from edgeprune.options import PruneOptions
 
 from .conftest import USELESS
 
-OURS = ("tcp", "itmc", "prune-then-adapt", "two-stage", "adapt-then-prune", "uniform")
+OURS = ("tcp", "itmc", "tana", "distill", "prune-then-adapt", "two-stage", "adapt-then-prune", "uniform")
 NEEDY = ("tcp", "itmc", "prune-then-adapt", "two-stage")
 FINDERS = [
     *(TCP(variant=v, batches=2) for v in ("paper", "code", "max", "source")),
