@@ -156,6 +156,14 @@ class PruneOptions(DataOptions, ModelOptions, RunOptions):
     )
     floor: float = option(0.1, "No layer keeps less than this fraction of its channels.", panel=_BUDGET)
     method: str = option("auto", "The way from a cloud model to a slim one.", panel=_LEARN)
+    then: str | None = option(
+        None, "Afterwards, within the same budget: 'dalr' makes layers low-rank.", panel=_LEARN
+    )
+    then_share: float = option(
+        0.5,
+        "How far along the way to the budget, and of the passes, --method goes before --then.",
+        panel=_LEARN,
+    )
     score: str = option("taylor", "How channels are ranked.", panel=_LEARN)
     rank: str = option(
         "global",

@@ -49,7 +49,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Which channels stay and which layers become low-rank.
+    """Which channels stay and which layers become low-rank after that: ranks are of the network that has been cut.
 
     A coupling that `cuts` does not name keeps all its channels, so an empty plan changes nothing. `why` holds what
     led to the plan (score, budget, achieved numbers): JSON values only, ignored by surgery.
@@ -60,10 +60,12 @@ class PruningPlan:
     why: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        names = [c.root for c in self.cuts] + [r.layer for r in self.low_rank]
-        twice = sorted({n for n in names if names.count(n) > 1})
+        cuts, ranks = [c.root for c in self.cuts], [r.layer for r in self.low_rank]
+        twice = sorted({n for names in (cuts, ranks) for n in names if names.count(n) > 1})
         if twice:
-            raise PlanError(f"a plan names each layer once; named twice: {', '.join(twice)}")
+            raise PlanError(
+                f"a plan names each layer once in its cuts and once in its ranks; named twice: {', '.join(twice)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""

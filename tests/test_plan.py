@@ -20,7 +20,12 @@ def test_a_cut_refuses_channels_that_are_not_there(keep: tuple[int, ...]) -> Non
 
 def test_a_layer_is_named_once() -> None:
     with pytest.raises(PlanError, match="named twice: conv"):
-        PruningPlan((Cut("conv", 4, (0,)),), (LowRank("conv", 2),))
+        PruningPlan((Cut("conv", 4, (0,)), Cut("conv", 4, (1,))))
+    with pytest.raises(PlanError, match="named twice: conv"):
+        PruningPlan((), (LowRank("conv", 2), LowRank("conv", 3)))
+    assert PruningPlan(
+        (Cut("conv", 4, (0, 1, 2)),), (LowRank("conv", 2),)
+    ).low_rank  # cut first, then low rank
 
 
 def test_helpful_errors() -> None:

@@ -9,19 +9,22 @@ import contextlib
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import artifact, catalog, checkpoint, header, inference
+from edgeprune import artifact, catalog, checkpoint, header, inference, skeleton
 from edgeprune.commands import estimating, start, timing
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, without
 from edgeprune.errors import DataError, PlanError, UsageError, nearest
 from edgeprune.methods import job as jobs
-from edgeprune.methods import learning, work
+from edgeprune.methods import learning
+from edgeprune.methods.dalr import DALR
+from edgeprune.methods.given import Given
 from edgeprune.methods.job import Job
+from edgeprune.methods.then import Then
 from edgeprune.model import Network
 from edgeprune.opening import open_network
 from edgeprune.options import PruneOptions
@@ -31,6 +34,7 @@ from edgeprune.prune.budget import Budget
 from edgeprune.prune.ladder import RANKS
 from edgeprune.run import Run
 
+SECOND = ("dalr",)  # methods that take what another one leaves
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -42,6 +46,7 @@ class PruneResult:
     padded_macs: with the channels of weights rounded up to the multiple that a device computes. latency: with a budget
     on it, what was requested, predicted and measured. channels: inside blocks, of those that can be cut.
     target_labels: how many labelled target images were learned from; they are left out of the accuracies.
+    low_rank: layer that became a pair -> its inputs (of a patch), its outputs, its rank.
     """
 
     run: Path | None
@@ -63,13 +68,22 @@ class PruneResult:
     channels: int | None = None
     dense_channels: int | None = None
     target_labels: int | None = None
+    low_rank: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     estimate: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         rows = [{"layer": name, "before": old, "after": new} for name, (old, new) in self.widths.items()]
+        pairs = [
+            {"layer": name, "inputs": n, "outputs": m, "rank": k} for name, (n, m, k) in self.low_rank.items()
+        ]
         kept = {"macs_kept": self.macs / self.dense_macs, "params_kept": self.params / self.dense_params}
-        plain = {**asdict(self), "run": str(self.run) if self.run else None, "widths": rows}
+        plain = {
+            **asdict(self),
+            "run": str(self.run) if self.run else None,
+            "widths": rows,
+            "low_rank": pairs,
+        }
         return {**plain, **kept, "cuts": [dict(c) for c in self.cuts], "warnings": list(self.warnings)}
 
 
@@ -82,25 +96,19 @@ def prune(options: PruneOptions) -> PruneResult:
     target = start.required(options.target, "--target", "the folder or zip of unlabelled images to prune for")
     budget, method = _check_words(options)
     plan = _read_plan(options.plan) if options.plan else None
+    if plan is not None:
+        method = Given(plan, method if isinstance(method, DALR) else DALR())
     start.seed_everything(options)
     options = replace(options, multiple=_multiple(options))
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
-    pre, cache = network.preprocess, options.cache
-    images = folder.unlabelled(target, pre, cache)
-    source, labelled, few = (
-        folder.labelled(root, pre, network.classes, cache) if root else None
-        for root in (options.source, options.evaluate, options.labelled_target)
-    )
-    job = jobs.of(network, (images, source), budget, options, None)
-    job.labelled = few
-    labelled = _unseen(job, labelled)
+    job, labelled = _job(options, network, target, budget)
     with contextlib.ExitStack() as stack:
         if budget.timed:
             job.timing = timing.of(network, options.table, stack)
         if options.dry_run:
-            return _dry(options, job, plan, method)
+            return _dry(options, job, method)
         parent = _parent(options.model)
         if plan is None:
             jobs.limits(job)  # a budget or schedule that makes no sense leaves no folder
@@ -114,8 +122,21 @@ def prune(options: PruneOptions) -> PruneResult:
                 resume=options.resume,
             )
         )
-        start.log_skipped(job.run, images, source, labelled, few)
-        return _work(options, job, method if plan is None else _Given(plan), labelled, parent)
+        start.log_skipped(job.run, job.target, job.source, labelled, job.labelled)
+        return _work(options, job, method, labelled, parent)
+
+
+def _job(options: PruneOptions, network: Network, target: Path, budget: Budget) -> tuple[Job, Pixels | None]:
+    """The job with its images, and those that accuracy is measured on."""
+    pre, cache = network.preprocess, options.cache
+    images = folder.unlabelled(target, pre, cache)
+    source, labelled, few = (
+        folder.labelled(root, pre, network.classes, cache) if root else None
+        for root in (options.source, options.evaluate, options.labelled_target)
+    )
+    job = jobs.of(network, (images, source), budget, options, None)
+    job.labelled = few
+    return job, _unseen(job, labelled)
 
 
 def _unseen(job: Job, labelled: Pixels | None) -> Pixels | None:
@@ -142,17 +163,6 @@ def _multiple(options: PruneOptions) -> int:
         raise UsageError(f"--for {options.precision}: {nearest(options.precision, PRECISIONS)}")
     chosen = options.multiple != PruneOptions.multiple
     return 32 if options.precision == "int8" and not chosen else options.multiple
-
-
-@dataclass(frozen=True)
-class _Given:
-    """The method that applies the plan of --plan."""
-
-    plan: PruningPlan
-
-    def __call__(self, job: Job) -> None:
-        jobs.apply(job, self.plan, jobs.couplings(job))
-        work.learn(job, jobs.chosen_objective(job), job.options.recover, "recover-0", choose=True)
 
 
 def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
@@ -188,8 +198,32 @@ def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
         )
     if options.objective != "none":
         learning.kind_of(options.objective, source=options.source is not None)
+    return budget, _method(options, budget)
+
+
+def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
+    """What --method, --set and --then say; a knob of the second begins with its name, as in dalr.form=svd."""
+    second = f"{options.then}."
+    of_second = tuple(word.removeprefix(second) for word in options.set if word.startswith(second))
     kind = catalog.load(catalog.METHODS, options.method, "method")
-    return budget, kind(**parse(kind, options.set, options.method))
+    words = [word for word in options.set if not (options.then and word.startswith(second))]
+    method: Callable[[Job], None] = kind(**parse(kind, words, options.method))
+    if options.then is None:
+        return method
+    if options.then not in SECOND:
+        raise UsageError(f"--then {options.then}: {nearest(options.then, SECOND)}")
+    if options.method == options.then:
+        raise UsageError(
+            f"--then {options.then}: --method is the same; give one that cuts channels, such as auto"
+        )
+    if options.plan is not None:
+        raise UsageError(
+            f"--then {options.then}: a plan says itself which layers become low-rank; leave it out"
+        )
+    if budget.timed or set(budget.given) - {"macs", "params"}:
+        raise UsageError(f"--then {options.then} takes --macs or --params; received a budget of {budget}")
+    after = catalog.load(catalog.METHODS, options.then, "method")
+    return Then(method, after(**parse(after, of_second, options.then)), options.then_share)
 
 
 def _work(
@@ -231,16 +265,11 @@ def _read_plan(path: Path) -> PruningPlan:
         raise PlanError(f"--plan {path}: {err}") from err
 
 
-def _dry(
-    options: PruneOptions, job: Job, plan: PruningPlan | None, method: Callable[[Job], None]
-) -> PruneResult:
+def _dry(options: PruneOptions, job: Job, method: Callable[[Job], None]) -> PruneResult:
     """The given plan, or that of a single cut to the whole budget, the method's own where it has a preview."""
-    if plan is None:
-        if job.budget.timed:
-            job.timing = timing.with_table(job)
-        jobs.preview(job, method)
-    else:
-        jobs.apply(job, plan, jobs.couplings(job))
+    if job.budget.timed:
+        job.timing = timing.with_table(job)
+    jobs.preview(job, method)
     return _result(options, job, (None, None))
 
 
@@ -267,18 +296,30 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         timing.outcome(job) if job.budget.timed else None,
         *job.channels,
         len(job.labelled) if job.labelled is not None else None,
+        low_rank(job.network),
     )
 
 
 def widths(dense: Any, network: Network) -> dict[str, tuple[int, int]]:
-    """Layer -> (outputs before, outputs now) for every weight whose first axis became shorter."""
+    """Layer -> (outputs before, outputs now) for every weight whose first axis became shorter, a pair by its second."""
     old = {name: tuple(tensor.shape) for name, tensor in dense.state_dict().items()}
     new = {name: tuple(tensor.shape) for name, tensor in network.module.state_dict().items()}
+    new |= {f"{name}.weight": new[f"{name}.1.weight"] for name in skeleton.pairs(network.module)}
     return {
         name.removesuffix(".weight"): (old[name][0], shape[0])
         for name, shape in new.items()
         if name.endswith(".weight") and len(shape) > 1 and name in old and old[name][0] != shape[0]
     }
+
+
+def low_rank(network: Network) -> dict[str, tuple[int, int, int]]:
+    """Layer that became a pair -> values of an input (a patch's, for a convolution), of an output, and its rank."""
+    found = {}
+    for name, (rank, _) in skeleton.pairs(network.module).items():
+        pair = network.module.get_submodule(name)
+        first, second = pair.get_parameter("0.weight"), pair.get_parameter("1.weight")
+        found[name] = (first[0].numel(), len(second), rank)
+    return found
 
 
 def _finish(options: PruneOptions, job: Job, result: PruneResult, parent: str | None) -> None:

@@ -40,6 +40,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "recover": (0, math.inf),
     "between": (0, math.inf),
     "floor": (0, 1),
+    "then_share": (0, 1),
     "ema": (0, 1),
     "crop": (0, 1),
     "hold_out": (0, 0.9),

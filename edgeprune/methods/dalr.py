@@ -6,15 +6,13 @@ the share of output energy that is lost for each MAC or parameter saved, instead
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from edgeprune import inference
-from edgeprune.errors import BudgetNotMet, UsageError, nearest
+from edgeprune.errors import BudgetNotMet, PlanError, UsageError, nearest
 from edgeprune.methods import job as parts
 from edgeprune.methods import work
 from edgeprune.methods.job import Job
@@ -46,13 +44,19 @@ class DALR:
 
     def __call__(self, job: Job) -> None:
         """Replace layers of `job.network` by pairs until the budget holds, then recover."""
+        self.preview(job)
+        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-dalr", choose=True)
+
+    def preview(self, job: Job) -> None:
+        """Replace layers by pairs until the budget holds and learn nothing: what --dry-run shows."""
+        number = len(job.trace)
+        if parts.taken_up(job, number) is not None:
+            return
         ceilings = parts.limits(job)[-1]
         if other := sorted(set(ceilings) - {"macs", "params"}):
             raise UsageError(f"--method dalr takes --macs or --params; received a budget of {other[0]}")
         module = job.network.module
-        names = candidates(module, job.network.classifier)
-        with lowrank.watching(module, names, self.positions) as moments:
-            inference.logits_of(module, job.target, job.network.preprocess)
+        moments = self._moments(job, candidates(module, job.network.classifier))
         chosen: dict[str, Choice] = {}
         before = dict(zip(("macs", "params"), macs.measure(module, job.network.example()), strict=True))
         for kind, ceiling in ceilings.items():
@@ -60,13 +64,63 @@ class DALR:
             for name, one in more.items():
                 if name not in chosen or one.rank < chosen[name].rank:
                     chosen[name] = one
-        for name, one in chosen.items():
-            layer = module.get_submodule(name)
+        self._split(job, {name: one.rank for name, one in chosen.items()}, moments)
+        _record(job, {name: (one.rank, one.lost) for name, one in chosen.items()}, number)
+
+    def by_plan(self, job: Job, ranks: Sequence[LowRank]) -> None:
+        """Replace the layers that a plan names by pairs of its ranks, with the target activations of these weights.
+
+        PlanError when a layer is not there, cannot become a pair, or has no such rank; nothing has been changed then.
+        """
+        number = len(job.trace)
+        if parts.taken_up(job, number) is not None:
+            return
+        module = job.network.module
+        check(module, job.network.classifier, ranks)
+        moments = self._moments(job, [one.layer for one in ranks])
+        if silent := [name for name, seen in moments.items() if not seen.count]:
+            raise PlanError(f"{silent[0]}: no target image reaches it, so its activations say no rank")
+        lost = {
+            one.layer: float(
+                lowrank.spectrum(lowrank.matrix(module.get_submodule(one.layer)), moments[one.layer])[
+                    one.rank
+                ]
+            )
+            for one in ranks
+        }
+        self._split(job, {one.layer: one.rank for one in ranks}, moments)
+        _record(job, {one.layer: (one.rank, lost[one.layer]) for one in ranks}, number)
+
+    def _moments(self, job: Job, names: list[str]) -> Mapping[str, lowrank.Moments]:
+        """What enters the layers on all target images."""
+        with lowrank.watching(job.network.module, names, self.positions) as moments:
+            inference.logits_of(job.network.module, job.target, job.network.preprocess)
+        return moments
+
+    def _split(self, job: Job, ranks: Mapping[str, int], moments: Mapping[str, lowrank.Moments]) -> None:
+        for name, rank in ranks.items():
+            layer = job.network.module.get_submodule(name)
             weight, bias = lowrank.matrix(layer), layer.bias
-            made = lowrank.factors(weight, bias, moments[name], one.rank, self.form, self.ridge)  # type: ignore[arg-type]
-            surgery.split(module, name, made)
-        _record(job, chosen)
-        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-dalr", choose=True)
+            made = lowrank.factors(weight, bias, moments[name], rank, self.form, self.ridge)  # type: ignore[arg-type]
+            surgery.split(job.network.module, name, made)
+
+
+def check(module: nn.Module, classifier: str, ranks: Sequence[LowRank]) -> None:
+    """PlanError unless each of the layers is there, can become a pair, and has such a rank."""
+    able, there = candidates(module, classifier), dict(module.named_modules())
+    for one in ranks:
+        if one.layer not in there:
+            raise PlanError(
+                f"{one.layer}: the plan makes it low-rank, the network has no such layer; {nearest(one.layer, able)}"
+            )
+        if one.layer not in able:
+            raise PlanError(
+                f"{one.layer}: the plan makes it low-rank, but it must stay: it is {type(there[one.layer]).__name__}, "
+                "the classifier, grouped, or shares its weight; expected Linear or an ungrouped Conv2d"
+            )
+        m, n = lowrank.matrix(there[one.layer]).shape
+        if one.rank > min(m, n):
+            raise PlanError(f"{one.layer}: rank {one.rank} in the plan, {m} x {n} in the network")
 
 
 def candidates(module: nn.Module, classifier: str) -> list[str]:
@@ -119,15 +173,7 @@ def allocate(ladders: list[list[Choice]], needed: float) -> dict[str, Choice]:
     return chosen
 
 
-def _record(job: Job, chosen: Mapping[str, Choice]) -> None:
-    ranks = tuple(LowRank(name, one.rank) for name, one in chosen.items())
-    lost = {name: round(one.lost, 6) for name, one in chosen.items()}
-    plan = PruningPlan((), ranks, {"method": "dalr", "output_energy_lost": lost})
-    entry: dict[str, Any] = {"cut": 0, "agreement_after_cut": parts.agreement(job)}
-    entry["macs"], entry["params"] = macs.measure(job.network.module, job.network.example())
-    job.trace.append(entry)
-    job.plans.append(plan)
-    if job.run:
-        job.run.metric(stage="cut", step=0, **entry)
-        job.run.log(f"low rank: {json.dumps(entry)}")
-    job.network.history.append({"command": "cut", "plan": plan.to_json(), "trace": entry})
+def _record(job: Job, chosen: Mapping[str, tuple[int, float]], number: int) -> None:
+    ranks = tuple(LowRank(name, rank) for name, (rank, _) in chosen.items())
+    lost = {name: round(share, 6) for name, (_, share) in chosen.items()}
+    parts.record(job, PruningPlan((), ranks, {"method": "dalr", "output_energy_lost": lost}), number)

@@ -90,10 +90,11 @@ def rows(layer: nn.Module, x: Tensor, positions: int, generator: torch.Generator
 @contextmanager
 def watching(module: nn.Module, names: list[str], positions: int) -> Iterator[Mapping[str, Moments]]:
     """Inside the block, every forward adds to the moments of the layers called `names`."""
-    generator = torch.Generator().manual_seed(0)
     found = {name: Moments.of(matrix(module.get_submodule(name)).shape[1]) for name in names}
 
     def hook(name: str):  # type: ignore[no-untyped-def]
+        generator = torch.Generator().manual_seed(0)  # of each layer: what else is watched changes nothing
+
         def see(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             found[name].add(rows(layer, args[0], positions, generator))
             found[name].positions = out[0].numel() // len(layer.weight)  # type: ignore[arg-type]

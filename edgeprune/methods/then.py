@@ -1,0 +1,44 @@
+"""One method, and then low rank on what it leaves, within one budget and one number of passes.
+
+Ours: the two save different things, channels that the target does not need and directions that its activations do not
+take. Between them the budget is shared in logarithms: each factor of the whole cut is the product of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from edgeprune.methods import job as parts
+from edgeprune.methods import work
+from edgeprune.methods.dalr import DALR
+from edgeprune.methods.job import Job
+from edgeprune.prune.budget import Budget
+
+
+@dataclass(frozen=True)
+class Then:
+    """`first`, then `second`. share: how far along the way to the budget, and of the passes, the first goes, 0..1."""
+
+    first: Callable[[Job], None]
+    second: DALR
+    share: float
+
+    def __call__(self, job: Job) -> None:
+        """Cut, make low-rank and recover `job.network` in place, within `job.budget`."""
+        passes = job.options.recover
+        self.first(work.as_if(self.on_the_way(job), recover=passes * self.share))
+        self.second(work.as_if(job, recover=passes * (1 - self.share)))
+
+    def preview(self, job: Job) -> None:
+        """Both plans, one after the other, with nothing learned between."""
+        parts.preview(self.on_the_way(job), self.first)
+        self.second.preview(job)
+
+    def on_the_way(self, job: Job) -> Job:
+        """The job with a budget of (what is kept)^share, of MACs and parameters as they are given."""
+        ceilings = {}
+        for kind, kept in job.budget.given.items():
+            dense = 1.0 if kept <= 1 else float(getattr(job.dense_costs, kind)(job.dense_costs.full))
+            ceilings[kind] = dense * min(1.0, kept / dense) ** self.share
+        return replace(job, budget=Budget(**ceilings))
