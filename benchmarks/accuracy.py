@@ -17,12 +17,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tasks import TASKS, Task
+from benchmarks.tasks import TASKS, Task, few
 from edgeprune import records
 from edgeprune.artifact import write_atomically
 from edgeprune.bench import machine
@@ -42,7 +42,13 @@ METHODS = (
     "prune-then-adapt",
     "adapt-then-prune",
     "two-stage",
+    "uniform",
 )
+# With ten labelled target images a class; the second is the control: the same recovery at uniform width.
+LABELLED = {
+    "tana+labelled": (),
+    "tana+labelled+uniform": ("--set", "statistic=given", "--rank", "local", "--score", "magnitude"),
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Place:
     data: Path | None
     work: Path
     device: str
+    tasks: Mapping[str, Task] = field(default_factory=lambda: TASKS)
 
     def run(self, case: Case) -> Path:
         """The run folder of a row."""
@@ -108,13 +115,16 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                 for score in ("magnitude", "random"):
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)
                     yield Case("prune", task.name, f"distill+{score}", seed, words, budget)
+                for name, more in LABELLED.items():
+                    words = ("--method", "tana", f"--{kind}", share, *more)
+                    yield Case("prune", task.name, name, seed, words, budget)
             inner = ("--method", "admp", "--channels", "0.4")
             yield Case("prune", task.name, "admp", seed, inner, "channels=0.4")
 
 
 def command(case: Case, place: Place) -> list[str]:
     """The words of a row's command; what it starts from is made first."""
-    task = TASKS[case.task]
+    task = place.tasks[case.task]
     source, target, labelled = task.images(place.work, place.data)
     sources = ("--source", str(source)) if source else ()
     images = (*sources, "--target", str(target), "--evaluate", str(labelled))
@@ -127,6 +137,11 @@ def command(case: Case, place: Place) -> list[str]:
             head = (*head, *task.older(place.data))
     else:
         head = ("prune", *_start(task, case, place), *task.prune)
+        if case.name in LABELLED:
+            head += (
+                "--labelled-target",
+                str(few(labelled, place.work / "data" / f"few-{case.task}-{case.seed}", case.seed)),
+            )
     words = (*head, *images, *task.common, *task.trust, *case.words, "--seed", str(case.seed))
     return ["edgeprune", *words, "--device", place.device, "-o", str(place.run(case)), "--json"]
 
@@ -135,21 +150,21 @@ def _cloud(task: Task, case: Case, place: Place) -> tuple[str, ...]:
     """The cloud model: trained on source once a seed, or as it was published."""
     if not task.cloud:
         return task.model(place.data)
-    made = Case("cloud", task.name, "source", case.seed)
-    _run(made, place)
-    return (str(place.run(made)),)
+    first = Case("cloud", task.name, "source", case.seed)
+    made(first, place)
+    return (str(place.run(first)),)
 
 
 def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
     """What a method starts from: the adapted model, or the cloud's where the method adapts by itself."""
     if case.name.partition("+")[0] in ("prune-then-adapt", "two-stage") and task.cloud:
         return _cloud(task, case, place)
-    made = Case("adapt", task.name, "auto", case.seed, ("--objective", "auto"))
-    _run(made, place)
-    return (str(place.run(made)),)
+    first = Case("adapt", task.name, "auto", case.seed, ("--objective", "auto"))
+    made(first, place)
+    return (str(place.run(first)),)
 
 
-def _run(case: Case, place: Place) -> Row:
+def made(case: Case, place: Place) -> Row:
     """Run a row's command unless its run is finished; an earlier kill is resumed. `failed` holds the last line."""
     folder, words = place.run(case), command(case, place)
     spoken = shlex.join(words)
@@ -186,7 +201,7 @@ _KEPT = (
 
 def row(case: Case, place: Place) -> Row:
     """The facts of one row; accuracies in percent."""
-    found = _run(case, place)
+    found = made(case, place)
     facts: Row = {
         "key": case.key,
         "stage": case.stage,
@@ -264,10 +279,10 @@ def work(cases: list[Case], place: Place, file: Path = RESULTS) -> None:
     """Run the rows that are open, and write each as it finishes."""
     done = {r["key"] for r in load(file)}
     for case in (c for c in cases if c.key not in done):
-        made = row(case, place)
+        found = row(case, place)
         rows = [r for r in load(file) if r["key"] != case.key]  # another process may have written meanwhile
-        save([*rows, made], file)
-        print(case.key, made.get("failed") or f"{made['chosen']:.2f}", flush=True)
+        save([*rows, found], file)
+        print(case.key, found.get("failed") or f"{found['chosen']:.2f}", flush=True)
 
 
 def main() -> int:

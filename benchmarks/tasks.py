@@ -6,11 +6,16 @@ Every stage is a command of the tool with these words, so a row can be typed by 
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from benchmarks.data import locate
+from edgeprune import images
 
 PARTIAL = ("dog", "elephant", "giraffe", "guitar")
 
@@ -57,6 +62,30 @@ def _pacs_partial(work: Path, data: Path | None) -> tuple[Path, Path, Path]:
         if not (part / name).exists():
             (part / name).symlink_to((whole / name).resolve(), target_is_directory=True)
     return source, part, part
+
+
+def few(labelled: Path, out: Path, seed: int, count: int = 10) -> Path:
+    """`count` files of each class of a labelled folder or zip, by the seed, copied to `out` unless it is there."""
+    if out.exists():
+        return out
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    refs = [
+        ref for ref in images.find(labelled) if ref.label is not None and images.looks_like_image(ref.name)
+    ]
+    random = np.random.default_rng(seed)
+    for label in images.classes(refs):
+        mine = [ref for ref in refs if ref.label == label]
+        (part / label).mkdir(parents=True)
+        for i in sorted(random.permutation(len(mine))[:count]):
+            name = PurePosixPath(mine[i].name).name
+            if mine[i].root.is_dir():
+                shutil.copyfile(mine[i].root / mine[i].name, part / label / name)
+            else:
+                with zipfile.ZipFile(mine[i].root) as archive:
+                    (part / label / name).write_bytes(archive.read(mine[i].name))
+    part.rename(out)
+    return out
 
 
 def _cifar(work: Path, data: Path | None) -> tuple[None, Path, Path]:

@@ -38,7 +38,7 @@ def test_a_row_is_a_command_that_can_be_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Up to the images, which are not here: the words themselves are understood."""
-    monkeypatch.setattr(accuracy, "_run", lambda case, place: {})
+    monkeypatch.setattr(accuracy, "made", lambda case, place: {})
     absent = tmp_path / "absent"
     there = dataclasses.replace(TASKS["digits"], images=lambda work, data: (absent, absent, absent))
     monkeypatch.setitem(TASKS, "digits", there)
