@@ -149,7 +149,7 @@ TASKS = {
             _resnet56,
             ("--batch", "64"),
             (),
-            ("--steps", "400", "--lr", "1e-3"),
+            ("--steps", "600", "--lr", "3e-4"),
             ("--recover", "3", "--lr", "1e-3"),
             ("--trust", "examples.resnet_cifar:resnet56"),
         ),

@@ -98,7 +98,7 @@ class AdaptOptions(DataOptions, ModelOptions, RunOptions):
     batch: int = option(32, "Images of each domain in a step.", panel=_LEARN)
     lr: float = option(5e-4, "Peak learning rate (AdamW, cosine).", panel=_LEARN)
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
-    ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
+    ema: float = option(0.98, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
     crop: float | None = option(
         None, "Least share that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN
