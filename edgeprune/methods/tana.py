@@ -69,9 +69,10 @@ class TANA:
             self._learn(job, passes, f"recover-{number}")
 
     def preview(self, job: Job) -> None:
-        """Cut once to the whole budget and learn nothing: what --dry-run shows."""
+        """Cut once to the whole budget and learn nothing: what --dry-run shows. One cut may take what all may."""
+        most = 1 - (1 - self.most) ** work.several(job, self.cuts, "linear").cuts
         job = self._ranked(job)
-        parts.cut(job, parts.limits(job)[-1], 0, self.score)
+        parts.cut(job, parts.limits(job)[-1], 0, replace(self, most=most).score)
 
     def _ranked(self, job: Job) -> Job:
         """The order of leaving is decided here, so it is a threshold for the planner, unless --score decides."""

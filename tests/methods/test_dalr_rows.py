@@ -1,0 +1,133 @@
+"""benchmarks/dalr: rows are what they say, are made once, and the table counts the parameters of equal accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import accuracy, dalr, tasks
+from benchmarks.accuracy import Place
+from benchmarks.dalr import Cell, Group
+from benchmarks.tasks import TASKS
+from edgeprune import checkpoint, inference
+from edgeprune.data import folder
+from edgeprune.opening import open_network
+from edgeprune.options import ModelOptions
+from edgeprune.prune import lowrank
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def place(two_classes: Path, tmp_path: Path, make_images: Make, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A task with the small digits network, adapted already."""
+    source, target = make_images(tmp_path / "s", count=7), make_images(tmp_path / "t", count=6)
+    task = replace(dalr.FC, name="small", images=lambda work, data: (source, target, target), trust=())
+    monkeypatch.setattr(dalr, "_adapted", lambda task, seed, place: two_classes)
+    return Place(None, tmp_path, "cpu", {**TASKS, "small": task})
+
+
+def layer_of(run: Path) -> str:
+    network = checkpoint.read(run)
+    return dalr.candidates(network.module, network.classifier)[0]
+
+
+def test_rows(place: Place, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = layer_of(two_classes)
+    dense = checkpoint.read(two_classes)
+    m, n = lowrank.matrix(dense.module.get_submodule(name)).shape
+    full = float(min(m, n))
+    group = Group("small", name, (2.0, full))
+    cells = [
+        Cell(group, form, rank, 0) for form in ("svd", "centred", "centred-source") for rank in group.ranks
+    ]
+    file = tmp_path / "rows.json"
+    dalr.work(cells, place, 1000, file)
+    rows = {row["key"]: row for row in accuracy.load(file)}
+    assert set(rows) == {cell.key for cell in cells}
+    test = folder.labelled(place.tasks["small"].images(tmp_path, None)[2], dense.preprocess, dense.classes)
+    whole = round(100 * inference.evaluate(dense, test), 2)
+    for row in rows.values():
+        assert row["whole"] == whole
+        assert row["params"] == row["rank"] * (m + n)
+        assert row["dense_params"] == m * n
+        assert row["images"] == {"target": 12, "source": 14, "test": 12}
+        if row["rank"] == full and row["form"] == "svd":
+            assert (row["accuracy"], row["agreement"]) == (whole, 1.0)  # nothing is lost at full rank
+    capsys.readouterr()
+    dalr.work(cells, place, 1000, file)
+    assert capsys.readouterr().out == ""  # none is made twice
+
+
+def test_each_form_sees_its_domain(place: Place, two_classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+    factors = lowrank.factors
+
+    def spy(weight: Any, bias: Any, moments: Any, rank: int, form: str, ridge: float) -> Any:
+        seen.append((form, moments.count))
+        return factors(weight, bias, moments, rank, form, ridge)
+
+    monkeypatch.setattr(lowrank, "factors", spy)
+    bench = dalr.Bench("small", 0, place, 1000)
+    group = Group("small", layer_of(two_classes), (0.5,))
+    for form in ("dalr", "dalr-source"):
+        assert bench.row(Cell(group, form, 0.5, 0))["form"] == form
+    assert [form for form, _ in seen] == ["dalr", "dalr"]
+    assert seen[0][1] * 14 == seen[1][1] * 12  # 12 target and 14 source images
+
+
+def test_equal_accuracy() -> None:
+    def row(rank: float, accuracy: float, form: str = "svd") -> dict[str, Any]:
+        facts = {"task": "fc", "layers": "fc6", "form": form, "whole": 90.0, "dense_params": 1000}
+        return {**facts, "rank": rank, "accuracy": accuracy, "params": int(10 * rank)}
+
+    rows = [row(4, 89.5), row(8, 80.0), row(16, 89.0), row(32, 90.0)]
+    assert dalr.needed(rows) == 160  # rank 4 was luck: a larger rank is worse
+    assert dalr.needed([row(4, 50.0)]) is None
+    lines = dalr.table([*rows, row(4, 89.9, "centred")]).splitlines()
+    assert lines[0] == "fc, fc6: accuracy in %, 90.0 unchanged"
+    assert lines[-2] == "| svd | 89.5 | 80.0 | 89.0 | 90.0 | 160 of 1,000 |"
+    assert lines[-1] == "| centred | 89.9 |  |  |  | 40 of 1,000 |"
+
+
+def test_the_network_of_the_claim() -> None:
+    words = ModelOptions(weights="none", classes="10", size=32)
+    network, _ = open_network(dalr.SPEC, words)
+    wide = [tuple(network.module.get_submodule(name).weight.shape) for name in ("fc6", "fc7")]  # type: ignore[arg-type]
+    assert wide == [(1024, 512), (1024, 1024)]
+    assert network.classifier == "classifier"
+    assert network.module.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert {group.task for group in dalr.GROUPS} <= {"fc", *TASKS}
+    assert len({cell.key for cell in dalr.cells((0, 1))}) == len(dalr.cells((0, 1)))
+
+
+def test_a_few_labelled_images(tmp_path: Path, make_images: Make) -> None:
+    whole = make_images(tmp_path / "whole", count=6)
+    found = tasks.few(whole, tmp_path / "few", seed=3, count=2)
+    files = sorted(found.rglob("*.png"))
+    assert [f.parent.name for f in files] == ["cat", "cat", "dog", "dog"]
+    assert all(f.read_bytes() == (whole / f.parent.name / f.name).read_bytes() for f in files)
+    assert tasks.few(whole, tmp_path / "few", seed=4, count=3) == found  # there already
+    other = tasks.few(whole, tmp_path / "other", seed=3, count=2)
+    assert [f.name for f in sorted(other.rglob("*.png"))] == [f.name for f in files]
+
+
+def test_rows_with_labels_are_commands(
+    tmp_path: Path, make_images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = make_images(tmp_path / "t", count=12)
+    monkeypatch.setattr(accuracy, "made", lambda case, place: {})
+    task = replace(TASKS["digits"], images=lambda work, data: (None, target, target))
+    place = Place(None, tmp_path, "cpu", {**TASKS, "digits": task})
+    rows = {c.name: c for c in accuracy.pruning((0,)) if c.task == "digits" and c.budget == "macs=0.5"}
+    assert "uniform" in rows
+    for name in accuracy.LABELLED:
+        words = accuracy.command(rows[name], place)
+        few = Path(words[words.index("--labelled-target") + 1])
+        assert len(list(few.rglob("*.png"))) == 20
+    assert "--labelled-target" not in accuracy.command(rows["tana"], place)
