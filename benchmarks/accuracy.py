@@ -45,7 +45,7 @@ METHODS = (
     "uniform",
 )
 # With ten labelled target images a class; the second is the control: the same recovery at uniform width.
-LABELLED = {
+LABELLED: Mapping[str, tuple[str, ...]] = {
     "tana+labelled": (),
     "tana+labelled+uniform": ("--set", "statistic=given", "--rank", "local", "--score", "magnitude"),
 }
@@ -116,8 +116,8 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)
                     yield Case("prune", task.name, f"distill+{score}", seed, words, budget)
                 for name, more in LABELLED.items():
-                    words = ("--method", "tana", f"--{kind}", share, *more)
-                    yield Case("prune", task.name, name, seed, words, budget)
+                    learned = ("--method", "tana", f"--{kind}", share, *more)
+                    yield Case("prune", task.name, name, seed, learned, budget)
             inner = ("--method", "admp", "--channels", "0.4")
             yield Case("prune", task.name, "admp", seed, inner, "channels=0.4")
 

@@ -16,6 +16,7 @@ from benchmarks.dalr import Cell, Group
 from benchmarks.tasks import TASKS
 from edgeprune import checkpoint, inference
 from edgeprune.data import folder
+from edgeprune.methods.dalr import candidates
 from edgeprune.opening import open_network
 from edgeprune.options import ModelOptions
 from edgeprune.prune import lowrank
@@ -34,7 +35,7 @@ def place(two_classes: Path, tmp_path: Path, make_images: Make, monkeypatch: pyt
 
 def layer_of(run: Path) -> str:
     network = checkpoint.read(run)
-    return dalr.candidates(network.module, network.classifier)[0]
+    return candidates(network.module, network.classifier)[0]
 
 
 def test_rows(place: Place, two_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ def test_without_priority_one_threshold_holds_for_all() -> None:
 def test_statistics_are_their_equations(statistic: Any, planted: Callable[..., Job]) -> None:
     job = planted()
     net = Planted().eval().double()
-    images = (job.target.images[:].double() / 255 - 0.5) / 0.5
+    images = (job.target.take(torch.arange(48)).double() / 255 - 0.5) / 0.5
     with torch.no_grad():
         a = net.first(net.norm(net.stem(images.permute(0, 3, 1, 2))).relu()).relu()
         mean = a.abs().mean((0, 2, 3)) if "mean" in statistic else a.square().mean((0, 2, 3)).sqrt()
@@ -174,7 +174,7 @@ def test_labels_are_learned_from(planted: Callable[..., Job]) -> None:
     few = pixels(12, 0, 4)
     assert few.labels is not None
     few.images = (60 * few.labels[:, None, None, None]).expand(12, 8, 8, 3).to(torch.uint8)
-    images = (few.images[:].float().permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    images = (few.take(torch.arange(12)).float().permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     losses = []
     for recover in (0.0, 8.0):
         job = planted(recover=recover, iterations=1, lr=1e-2)
