@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -17,6 +17,10 @@ from edgeprune.model import Network
 from edgeprune.waist import Needs, Objective, Step
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+Optimizer = Literal["adamw", "sgd"]
+Decay = Literal["cosine", "inverse"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Settings:
     see one batch at a time. ema: decay of the average of weights that is kept, 0 for none. validations: how often the
     label-free validators look. flip, crop: see edgeprune.data.batches.Batches; crop None is (0.7, 1), and the whole of
     images up to 64 pixels, which lose too much. select: the validator that chooses the checkpoint, see
-    edgeprune.select.
+    edgeprune.select. precision: as lightning-fabric calls it. compile: torch.compile the network while it trains.
     """
 
     steps: int
@@ -46,10 +50,11 @@ class Settings:
     precision: str = "32-true"
     flip: bool = True
     crop: tuple[float, float] | None = None
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    decay: Literal["cosine", "inverse"] = "cosine"
+    optimizer: Optimizer = "adamw"
+    decay: Decay = "cosine"
     accumulate: int = 1
     select: str = "information"
+    compile: bool = False
 
 
 @contextmanager
@@ -96,6 +101,25 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: Settings, step: Step) 
     rate = settings.lr * step.rate(settings.warmup, settings.decay)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["factor"]
+
+
+@torch.no_grad()
+def averaged(
+    kept: dict[str, Tensor], now: Mapping[str, Tensor], decay: float, step: int
+) -> dict[str, Tensor]:
+    """The running average `kept` of all weights, in place, after step `step`; a copy of `now` when there is none yet.
+
+    The decay begins at 1/10 and rises, so that early weights are soon forgotten. Counters are the last ones.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    if not kept:
+        return {key: value.clone() for key, value in now.items()}
+    for key, value in now.items():
+        if value.is_floating_point():
+            kept[key].lerp_(value, 1 - decay)
+        else:
+            kept[key].copy_(value)
+    return kept
 
 
 def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:

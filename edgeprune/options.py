@@ -82,7 +82,18 @@ _LEARN = "Training"
 
 
 @dataclass(frozen=True)
-class AdaptOptions(DataOptions, ModelOptions, RunOptions):
+class TrainingOptions:
+    """Options that say how the one training loop works."""
+
+    optimizer: str = option("adamw", "adamw, or sgd with Nesterov momentum 0.9.", panel=_LEARN)
+    decay: str = option("cosine", "How the learning rate falls: cosine or inverse.", panel=_LEARN)
+    accumulate: int = option(1, "Batches whose mean gradient makes one step.", panel=_LEARN)
+    amp: str = option("none", "Mixed precision: none, bf16 or fp16.", panel=_LEARN)
+    compile: bool = option(False, "torch.compile the network; pays in long runs on a GPU.", panel=_LEARN)
+
+
+@dataclass(frozen=True)
+class AdaptOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     """Fit a network to unlabelled target images."""
 
     model: str = argument(
@@ -132,7 +143,7 @@ _BUDGET = "Budget (what is kept)"
 
 
 @dataclass(frozen=True)
-class PruneOptions(DataOptions, ModelOptions, RunOptions):
+class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     """Remove the channels that the target images do not need, and recover on them."""
 
     model: str = argument("A run folder, a checkpoint, or a model as for adapt.", default="")

@@ -45,8 +45,11 @@ def rank() -> int:
 def fabric(device: str, precision: Any) -> Fabric:
     """The device and precision to train with, joined with the other processes if there are any.
 
-    device: "auto", "cpu", "cuda" or "cuda:N"; UsageError for the last in several processes, which take one GPU each.
+    device: "auto", "cpu", "cuda" or "cuda:N"; UsageError for the last in several processes, which take one GPU each,
+    and for float16 without a GPU.
     """
+    if precision == "16-mixed" and (device == "cpu" or not torch.cuda.is_available()):
+        raise UsageError("--amp fp16 needs a GPU; on a CPU take --amp bf16")
     accelerator, _, index = device.partition(":")
     together = environment()
     if together is None:

@@ -128,11 +128,13 @@ class _Loop:
         self.partial = bool(getattr(objective.knobs, "partial", False))
         self.whole, self.state = False, _State()
         self.fabric = processes.fabric(settings.device, settings.precision)
-        self.device = self.fabric.device
+        self.device, self.precision = self.fabric.device, self.fabric.strategy.precision
         module = network.module.to(self.device)
         self.convolutional = any(isinstance(m, nn.Conv2d) for m in module.modules())
         if self.convolutional:  # half again as fast on a CPU
             module.to(memory_format=torch.channels_last)
+        if settings.compile:
+            module.compile()
         self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         objective.to(self.device)
         self.optimizer = optimise.optimizer(network, objective, settings)
@@ -154,6 +156,7 @@ class _Loop:
         for batches in (self.target_batches, self.source_batches):
             if batches is not None:
                 batches.close()
+        vars(self.network.module).pop("_compiled_call_impl", None)  # no public call takes back `compile`
         self.network.module.cpu().eval()
         self.objective.cpu()
         if self.teacher is not None:
@@ -215,9 +218,12 @@ class _Loop:
             for name, value in terms.items():
                 shown[name] = shown.get(name, 0.0) + float(value.detach()) / parts
         processes.mean_gradients(self.network.module, self.objective)
+        self.precision.unscale_gradients(self.optimizer)
         self.objective.before_update(step)
-        self.optimizer.step()
-        self._average()
+        self.precision.optimizer_step(self.optimizer)
+        if self.settings.ema:
+            now = self.network.module.state_dict()
+            self.state.ema = optimise.averaged(self.state.ema, now, self.settings.ema, self.state.step)
         if self.run and (step.number % 10 == 0):
             self.run.metric(stage=self.stage, step=step.number, **shown)
         return shown
@@ -258,19 +264,6 @@ class _Loop:
         with torch.no_grad(), inference.Taps(teacher, self.network.classifier, layers) as taps:
             logits = processes.gathered(teacher(x))
             return logits, {key: processes.gathered(value) for key, value in taps.layers.items()}
-
-    def _average(self) -> None:
-        if not self.settings.ema:
-            return
-        decay = min(self.settings.ema, (1 + self.state.step) / (10 + self.state.step))
-        now = self.network.module.state_dict()
-        if not self.state.ema:
-            self.state.ema = {k: v.clone() for k, v in now.items()}
-        for key, value in now.items():
-            if value.is_floating_point():
-                self.state.ema[key].lerp_(value, 1 - decay)
-            else:
-                self.state.ema[key].copy_(value)
 
     def _validate(self) -> None:
         """Score the weights that would be kept now (the averaged ones, if there are any), without labels.
@@ -322,7 +315,7 @@ class _Loop:
         if self.run is None:
             return
         facts = {"step": self.state.step, "curves": self.state.curves, "metrics": self.run.metrics_position}
-        facts["watched"] = self.state.watched
+        facts |= {"watched": self.state.watched, "precision": self.precision.state_dict()}
         modules = {"module": self.network.module, "objective": self.objective}
         extra = {"best": self.state.best, "ema": self.state.ema, "origin": self.validator.origin}
         snapshot.write(self.run, self.stage, modules, self.optimizer, extra, facts)
@@ -343,6 +336,7 @@ class _Loop:
             list(facts["watched"]),
         )
         self.validator.origin = snapshot.part(tensors, "origin")
+        self.precision.load_state_dict(facts["precision"])
         self.run.rewind_metrics(int(facts["metrics"]))
         self.run.log(f"{self.stage}: resumed at step {self.state.step}")
         return True

@@ -89,6 +89,7 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     """
     estimating.check_words(options)
     start.check_numbers(options)
+    learning.check_words(options)
     if options.export_stats is not None and options.source is not None:
         return _export(options, options.export_stats, options.source)
     target = start.required(options.target, "--target", "the folder or zip of unlabelled images to adapt to")

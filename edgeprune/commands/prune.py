@@ -168,6 +168,7 @@ def _multiple(options: PruneOptions) -> int:
 def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
     """The budget and the method, once all that can be known of the words without torch makes sense."""
     start.check_numbers(options)
+    learning.check_words(options)
     budget = Budget.parse(
         macs=options.macs, params=options.params, channels=options.channels, latency=options.latency
     )

@@ -34,6 +34,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "source_steps": (0, math.inf),
     "iterations": (1, math.inf),
     "batch": (1, math.inf),
+    "accumulate": (1, math.inf),
     "multiple": (1, math.inf),
     "threads": (0, math.inf),
     "weight_decay": (0, math.inf),

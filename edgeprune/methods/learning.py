@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast, get_args
 
 from torch import Tensor
 
 from edgeprune import catalog
-from edgeprune.errors import UsageError
+from edgeprune.errors import UsageError, nearest
 from edgeprune.model import Network
+from edgeprune.optimise import Decay, Optimizer
 from edgeprune.options import AdaptOptions, PruneOptions
 from edgeprune.train import Settings
 from edgeprune.waist import Objective, Task
+
+AMP = {"none": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # as lightning-fabric calls them
 
 
 def kind_of(name: str, *, source: bool) -> type[Objective]:
@@ -44,6 +47,17 @@ def make(
     return kind(task(network, beside), kind.Knobs(**knobs) if knobs else None)
 
 
+def check_words(options: AdaptOptions | PruneOptions) -> None:
+    """UsageError for a word of the training options that is none of the choices."""
+    for flag, word, choices in (
+        ("--optimizer", options.optimizer, get_args(Optimizer)),
+        ("--decay", options.decay, get_args(Decay)),
+        ("--amp", options.amp, AMP),
+    ):
+        if word not in choices:
+            raise UsageError(f"{flag} {word!r} is not known: {nearest(word, choices)}")
+
+
 def settings(options: AdaptOptions | PruneOptions, steps: int, validations: int) -> Settings:
     """How the options say to train, for that many steps, with that many looks of the label-free validators."""
     return Settings(
@@ -58,4 +72,9 @@ def settings(options: AdaptOptions | PruneOptions, steps: int, validations: int)
         flip=options.flip,
         crop=(options.crop, 1.0) if options.crop else None,
         select=getattr(options, "select", Settings.select),
+        optimizer=cast(Optimizer, options.optimizer),
+        decay=cast(Decay, options.decay),
+        accumulate=options.accumulate,
+        precision=AMP[options.amp],
+        compile=options.compile,
     )
