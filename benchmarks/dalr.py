@@ -161,12 +161,8 @@ class Bench:
     def row(self, cell: Cell) -> Row:
         """The facts of one row."""
         begun = time.monotonic()
-        form, _, domain = (
-            cell.form.partition("-source")[0],
-            None,
-            "source" if "-source" in cell.form else "target",
-        )
-        moments = self.moments(cell.group.name, domain)
+        form = cell.form.removesuffix("-source")
+        moments = self.moments(cell.group.name, "target" if form == cell.form else "source")
         slim = copy.copy(self.network)
         slim.module = copy.deepcopy(self.network.module)
         before = after = 0

@@ -207,6 +207,8 @@ def test_a_killed_composition_goes_on(
             prune(replace(words, resume=True))
     found = prune(replace(words, resume=True))
     assert passed == ["cut 0", "recover-0", "cut 1", "recover-dalr"]
+    lines = [json.loads(line) for line in (tmp_path / "slim" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["stage"] == "cut"] == [0, 1]
     assert found.cuts == whole.cuts
     left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "slim"))
     assert all(torch.equal(left[name], right[name]) for name in left | right)
