@@ -6,6 +6,7 @@ Each message is one line: what was received, what was expected, where, and the r
       DataError                1   images or folders: empty, unreadable, classes that disagree
       ModelError               1   a model's name, weights, classes or factory do not fit
         WeightsError           1   weights that do not fit the network: which leaf, which shapes
+        BrokenModel            4   a model file is not whole, or is no graph: nothing can be proved of it
       CheckpointError          1   a checkpoint file is truncated, foreign or does not match its skeleton
         UntrustedFactory       1   a file names a factory that the user did not name
       PlanError                1   a pruning plan does not fit the network
@@ -26,6 +27,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "BrokenModel",
     "BudgetNotMet",
     "CheckpointError",
     "DataError",
@@ -63,6 +65,12 @@ class ModelError(EdgePruneError):
 
 class WeightsError(ModelError):
     """Weights do not fit the network."""
+
+
+class BrokenModel(ModelError):
+    """A model file cannot be parsed, or what it holds is no valid graph."""
+
+    exit_code = 4
 
 
 class CheckpointError(EdgePruneError):
