@@ -197,6 +197,10 @@ def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
             f"--labelled-target {options.labelled_target}: --method {options.method} learns from no target label; "
             f"leave it out, or take --method {able}"
         )
+    if options.labelled_target and options.plan:
+        raise UsageError(
+            f"--labelled-target {options.labelled_target}: after --plan the recovery is label-free; leave one out"
+        )
     if options.objective != "none":
         learning.kind_of(options.objective, source=options.source is not None)
     return budget, _method(options, budget)

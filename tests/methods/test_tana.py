@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,7 @@ def test_helpful_errors(options: PruneOptions, tmp_path: Path, make_images: Make
         (UsageError, "level=0: expected a share above 0, at most 1", {"set": ("level=0",)}),
         (UsageError, "tana has no knob 'levels': did you mean 'level'", {"set": ("levels=2",)}),
         (UsageError, "--set priority=costs: did you mean 'cost'", {"set": ("priority=costs",)}),
+        (UsageError, "after --plan the recovery is label-free", {"plan": few / "plan.json", "macs": None}),
         (DataError, "all 4 images are among --labelled-target", {"evaluate": few}),
     ]
     for error, message, change in wrong:
@@ -300,3 +302,19 @@ def test_magnitudes_can_be_summed_in_place_of_squares() -> None:
         a = net.first(net.norm(net.stem(images)).relu()).relu()
     torch.testing.assert_close(one, a.abs().sum((0, 2, 3)).double(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(two, a.square().sum((0, 2, 3)).double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("priority", ["cost", "budget"])
+def test_attention_is_cut_too(priority: Any, planted: Callable[..., Job]) -> None:
+    """Heads and hidden units of a transformer; what cannot be watched is read from its weights."""
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    net = VisionTransformer(8, 4, 2, 4, 32, 64, num_classes=4).eval()
+    job = planted(channels="0.6", multiple=4)
+    job = replace(job, network=replace(job.network, module=net, classifier="heads.head"), dense=net)
+    job = replace(job, network=replace(job.network, module=copy.deepcopy(net)))
+    TANA(priority=priority, cuts=2)(job)
+    kept, whole = job.channels
+    assert kept <= 0.6 * whole
+    assert job.network.module(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
