@@ -285,7 +285,7 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
     run = job.run.path if job.run else None
     return PruneResult(
         run,
-        options.method,
+        "+".join(filter(None, (options.method, options.then))),
         now,
         was,
         params,

@@ -145,6 +145,7 @@ def test_channels_then_low_rank(options: PruneOptions, tmp_path: Path) -> None:
     assert found.macs <= 0.4 * found.dense_macs
     assert found.widths
     assert found.low_rank
+    assert found.method == "auto+dalr"
     assert [cut["cut"] for cut in found.cuts] == [0, 1, 2]
     assert found.cuts[1]["macs"] <= 0.4**0.5 * found.dense_macs < found.cuts[1]["macs"] * 1.3
     seen = sum(cut.get("images", 0) for cut in found.cuts)
