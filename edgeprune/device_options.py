@@ -98,12 +98,16 @@ class BenchOptions:
         "steady (call after call), paced (frames at --fps), cold (opened anew each time), throughput (--streams).",
         panel="Measuring",
     )
-    fps: float = option(30.0, "Frames a second, for --mode paced.", panel="Measuring")
-    streams: int = option(2, "Runners at once, a thread each, for --mode throughput.", panel="Measuring")
+    fps: float | None = option(None, "--mode paced: frames a second; 30 if not given.", panel="Measuring")
+    streams: int | None = option(
+        None, "--mode throughput: runners at once, a thread each; 2 if not given.", panel="Measuring"
+    )
     seconds: float = option(3.0, "Measured time at least, for each artefact.", panel="Measuring")
     runs: int = option(200, "Measured runs at least, for each artefact.", panel="Measuring")
     warmup: float = option(1.0, "Warm-up at least, in seconds.", panel="Measuring")
-    input: str = option("random", "Input: random or zeros; --images takes real ones.", panel="Measuring")
+    input: str | None = option(
+        None, "Input: random (if not given) or zeros; --images takes real ones.", panel="Measuring"
+    )
     images: Path | None = option(None, "Real images as input.", panel="Measuring")
     evaluate: Path | None = option(None, "Labelled images: accuracy of each artefact.", panel="Measuring")
     runtime: str = option("auto", "What runs it; auto goes by the file.", panel="Runtime")
@@ -116,7 +120,9 @@ class BenchOptions:
     spin: bool = option(
         False, "Threads spin while they wait: faster alone, slower on a shared machine.", panel="Runtime"
     )
-    device: str = option("cpu", "Of torch: cpu, cuda or cuda:N.", panel="Runtime")
+    device: str | None = option(
+        None, "Of torch: cpu (if not given), cuda or cuda:N; ONNX Runtime takes --provider.", panel="Runtime"
+    )
     per_layer: bool = option(
         False, "The operators' times too, where the runtime tells them.", panel="Looking closer"
     )

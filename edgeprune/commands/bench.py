@@ -6,8 +6,7 @@ Torch-free: a checkpoint is opened with torch only when the user asks for that r
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ from edgeprune.bench import machine, modes, trtexec
 from edgeprune.bench.compare import compare
 from edgeprune.bench.measure import Samples, measure
 from edgeprune.bench.result import BenchResult, config_differences, require_alike
-from edgeprune.commands import bench_files, bench_rows, files
-from edgeprune.commands.bench_open import Opened, Setting, open_all, open_one
+from edgeprune.commands import bench_check, bench_files, bench_rows, files, outputs
+from edgeprune.commands.bench_open import FPS, Opened, Setting, open_all, open_one
 from edgeprune.device_options import BenchOptions
-from edgeprune.errors import DataError, UsageError
+from edgeprune.errors import DataError
 from edgeprune.runtime import answers
 from edgeprune.runtime.runner import Runner
-
-MODES = ("steady", "paced", "cold", "throughput")
 
 
 @dataclass(frozen=True)
@@ -52,21 +49,25 @@ def bench(options: BenchOptions) -> BenchReport:
     if options.layer_table:
         from edgeprune.commands import layers
 
-        _require_artifacts(options)
+        bench_check.require_artifacts(options)
+        outputs.require([options.layer_table], options.force)
         return BenchReport((), None, layers.bench_layers(options, options.layer_table).to_json())
-    bench_files.refuse_existing(options)
+    outputs.require([options.output, options.csv, options.markdown], options.force)
     imported = [trtexec.read(options.import_trtexec, __version__)] if options.import_trtexec else []
     if imported and not options.artifacts:
+        bench_check.import_alone(options)
         bench_files.write(options, imported)
         return BenchReport(tuple(imported), options.output)
-    _check(options)
-    earlier = _saved_file(options)
+    bench_check.check(options)
+    bench_check.two_sides(options)
+    earlier = bench_check.saved_file(options)
     before = bench_rows.saved(earlier) if earlier else []
     beside = options.baseline if options.baseline and not before else None
     words = list(dict.fromkeys([*([beside] if beside else []), *options.artifacts]))
+    bench_check.runtimes(options, words)
     found: dict[bench_rows.Key, BenchResult] = {}
     measured: dict[str, Path] = {}
-    for setting in _sweep(options):
+    for setting in list(bench_check.sweep(options)):
         for opened, row in _at(options, words, beside, setting):
             measured[opened.word] = opened.found.path
             found[opened.word, setting] = bench_rows.against(options, before, row) if before else row
@@ -76,51 +77,6 @@ def bench(options: BenchOptions) -> BenchReport:
     said = [bench_files.remember(measured[w], r) for (w, _), r in found.items()] if options.history else []
     bench_files.write(options, [*rows, *imported])
     return BenchReport((*rows, *imported), options.output, warnings=tuple(filter(None, said)))
-
-
-def _require_artifacts(options: BenchOptions) -> None:
-    if not options.artifacts:
-        raise UsageError(
-            "nothing to measure: ARTIFACT... is missing; give ONNX files or run folders, such as: "
-            "edgeprune bench runs/slim"
-        )
-
-
-def _check(options: BenchOptions) -> None:
-    _require_artifacts(options)
-    if options.mode not in MODES:
-        raise UsageError(f"--mode {options.mode}: expected one of {', '.join(MODES)}")
-    if options.mode == "throughput" and options.streams < 1:
-        raise UsageError(f"--streams {options.streams}: expected 1 or more")
-    if options.mode == "paced" and not 0 < options.fps < math.inf:
-        raise UsageError(f"--fps {options.fps}: expected a number of frames a second above 0")
-    if options.power is not None and options.power <= 0:
-        raise UsageError(f"--power {options.power}: expected seconds of load above 0, such as 10")
-    if options.diagnose and (options.baseline is None or _saved_file(options)):
-        raise UsageError(
-            "--diagnose compares layers: give the dense network as --baseline, as an ONNX file or a run"
-        )
-
-
-def _saved_file(options: BenchOptions) -> Path | None:
-    """The JSON file that --baseline names, None when it names something to measure."""
-    return Path(options.baseline) if options.baseline and options.baseline.endswith(".json") else None
-
-
-def _sweep(options: BenchOptions) -> Iterator[Setting]:
-    for batch in _sizes("--batch", options.batch, 1, "1 or 1,8"):
-        for threads in _sizes("--threads", options.threads, 0, "1 or 1,2; 0 is all cores"):
-            yield Setting(batch, threads)
-
-
-def _sizes(flag: str, text: str, least: int, example: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in str(text).split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < least:
-        raise UsageError(f"{flag} {text!r}: expected sizes such as {example}")
-    return list(dict.fromkeys(sizes))
 
 
 def _at(
@@ -164,7 +120,7 @@ def _samples(
     }
     runners = {word: one.runner for word, one in opened.items()}
     if options.mode == "paced":
-        return modes.paced(runners, feeds, fps=options.fps, plan=modes.Plan(**timing))
+        return modes.paced(runners, feeds, fps=options.fps or FPS, plan=modes.Plan(**timing))
     if options.mode == "throughput":
         many = {word: one.runners for word, one in opened.items()}
         return modes.throughput(many, feeds, plan=modes.Plan(**timing))

@@ -10,16 +10,8 @@ from edgeprune import artifact, records
 from edgeprune.bench import flat
 from edgeprune.bench.result import BenchResult
 from edgeprune.device_options import BenchOptions
-from edgeprune.errors import OutputExists
 
 HISTORY = "bench.jsonl"
-
-
-def refuse_existing(options: BenchOptions) -> None:
-    """OutputExists for a file that is there, before anything is measured."""
-    for path in (options.output, options.csv, options.markdown):
-        if path and path.exists() and not options.force:
-            raise OutputExists(f"{path} exists; --force replaces it")
 
 
 def write(options: BenchOptions, rows: Sequence[BenchResult]) -> None:

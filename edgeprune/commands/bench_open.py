@@ -14,10 +14,12 @@ from edgeprune.artifact import Artifact
 from edgeprune.bench import inputs, machine, memory
 from edgeprune.commands import files
 from edgeprune.device_options import BenchOptions
-from edgeprune.errors import UsageError
+from edgeprune.errors import DataError, UsageError
 from edgeprune.runtime.runner import Feeds, Runner
 
 TORCH = ("torch", "torch-compile")
+FPS = 30.0
+STREAMS = 2
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def open_all(
 
 
 def _open(options: BenchOptions, word: str, setting: Setting, stack: contextlib.ExitStack) -> Opened:
-    count = options.streams if options.mode == "throughput" else 1
+    count = streams(options)
 
     def work() -> tuple[Artifact, tuple[Runner, ...], Feeds]:
         pairs = []
@@ -85,12 +87,25 @@ def _open(options: BenchOptions, word: str, setting: Setting, stack: contextlib.
     return Opened(word, found, runners, feeds, config, held, reasons)
 
 
-def open_one(options: BenchOptions, word: str, setting: Setting) -> tuple[Artifact, Runner]:
-    """The artefact a word stands for and a runner of its own, as the options say."""
+def streams(options: BenchOptions) -> int:
+    """How many runners work at once."""
+    return (options.streams or STREAMS) if options.mode == "throughput" else 1
+
+
+def find(options: BenchOptions, word: str) -> tuple[Artifact, str]:
+    """The artefact a word stands for, and the runtime: "auto" for an engine whose sidecar will say."""
     runtime = options.runtime
+    if word.endswith(".json"):
+        raise DataError(f"{word}: a result, not a network; --baseline {word} compares with it")
     found = files.find(word, "torch" if runtime in TORCH else runtime)
     if runtime == "auto":
         runtime = {"checkpoint": "torch", "onnx": "ort"}.get(found.kind, "auto")
+    return found, runtime
+
+
+def open_one(options: BenchOptions, word: str, setting: Setting) -> tuple[Artifact, Runner]:
+    """The artefact a word stands for and a runner of its own, as the options say."""
+    found, runtime = find(options, word)
     if runtime == "ort" and found.kind == "onnx":
         from edgeprune.runtime import ort
 
@@ -117,13 +132,18 @@ def _open_torch(options: BenchOptions, found: Artifact, setting: Setting, compil
     given = [TensorSpec("images", ("batch", 3, *network.preprocess.size))]
     told = [TensorSpec("logits", ("batch", len(network.classes)))]
     return torch_runtime.open(
-        network.module, given, told, threads=setting.threads, device=options.device, compiled=compiled
+        network.module,
+        given,
+        told,
+        threads=setting.threads,
+        device=options.device or "cpu",
+        compiled=compiled,
     )
 
 
 def feeds_of(options: BenchOptions, found: Artifact, runner: Runner, batch: int) -> Feeds:
     """The arrays that a runner is timed on: random, zeros, or the first images of `--images`."""
-    made = inputs.synthetic(runner.inputs, batch=batch, kind=options.input, seed=options.seed)
+    made = inputs.synthetic(runner.inputs, batch=batch, kind=options.input or "random", seed=options.seed)
     if options.images is None:
         return made
     refs = images.find(options.images)
@@ -144,11 +164,11 @@ def _config(options: BenchOptions, found: Artifact, runner: Runner, setting: Set
         "batch": setting.batch,
         "threads": setting.threads,
         "mode": options.mode,
-        "fps": options.fps if options.mode == "paced" else None,
-        "streams": options.streams if options.mode == "throughput" else 1,
+        "fps": (options.fps or FPS) if options.mode == "paced" else None,
+        "streams": streams(options),
         "device": device if device.startswith(("cpu", "cuda")) else "cuda",
         "device_name": device,
-        "input": "real" if real else options.input,
+        "input": "real" if real else options.input or "random",
         "images": str(options.images) if real else None,
         "seed": options.seed,
     }

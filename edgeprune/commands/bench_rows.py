@@ -81,7 +81,7 @@ def _warnings(options: BenchOptions, opened: Opened, samples: Samples, cov: floa
     missed = samples.facts.get("missed_frames", 0)
     if missed:
         found.append(
-            f"{name} missed {missed} frames of {missed + len(samples.latency_s)} at {options.fps:g} fps"
+            f"{name} missed {missed} frames of {missed + len(samples.latency_s)} at {samples.facts['fps']:g} fps"
         )
     queued = samples.parts_s.get("enqueue")
     if queued is not None and "gpu" in samples.parts_s:
@@ -129,10 +129,11 @@ def saved(path: Path) -> list[BenchResult]:
     """The rows of a JSON file that bench wrote with -o, or printed with --json; DataError for another file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise DataError(
-            f"--baseline {path}: cannot be read as JSON ({err}); expected what bench -o wrote"
-        ) from err
+    except OSError as err:
+        why = "no such file" if isinstance(err, FileNotFoundError) else f"cannot be read ({err.strerror})"
+        raise DataError(f"--baseline {path}: {why}; expected what bench -o wrote") from err
+    except ValueError as err:
+        raise DataError(f"--baseline {path}: is not JSON ({err}); expected what bench -o wrote") from err
     rows = found.get("results") if isinstance(found, Mapping) else found
     if not isinstance(rows, list) or not rows or not all(isinstance(r, Mapping) for r in rows):
         raise DataError(f"--baseline {path}: holds no rows; expected what bench -o wrote")
