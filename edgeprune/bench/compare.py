@@ -3,29 +3,34 @@
 The speed-up is the ratio of the two medians; its interval comes from drawing whole rounds of the interleaved
 measurement again, the same rounds for both, so what slowed both at once cancels. An interval that covers 1,
 or a ratio within 2% of it, is no change; and so is a difference that the rounds, compared one by one, do not show.
+Where the rounds are too few, or those of two sessions too unsteady, it cannot say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.bench.measure import Samples
-from edgeprune.bench.statistics import bootstrap_medians, draw_rounds
+from edgeprune.bench.statistics import bootstrap_medians, draw_rounds, spread
 from edgeprune.errors import DataError
 
 FEWEST_ROUNDS = 8
 STEADY = 0.2  # interquartile range over median of rounds that were measured at another time
-Word = Literal["faster", "slower", "no change"]
+Word = Literal["faster", "slower", "no change", "cannot say"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """speedup = median of the baseline / median of the candidate, inside [ci_low, ci_high]."""
+    """speedup = median of the baseline / median of the candidate, inside [ci_low, ci_high].
+
+    word: "cannot say" where the measurement is too short or too unsteady for any other. forced: what makes the two
+    different quantities, where the user compared them all the same.
+    """
 
     vs: str
     word: Word
@@ -34,6 +39,7 @@ class Verdict:
     ci_high: float
     confidence: float
     why: str
+    forced: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -42,7 +48,7 @@ class Verdict:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Verdict:
         """Read what `to_json` wrote."""
-        return Verdict(**data)
+        return Verdict(**{**data, "forced": tuple(data.get("forced", ()))})
 
     def __str__(self) -> str:
         return f"{self.word} {self.speedup:.2f}x [{self.ci_low:.2f}, {self.ci_high:.2f}]"
@@ -73,7 +79,7 @@ def compare(
     )
     low, high = (float(q) for q in np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2]))
     word, why = _word(speedup, low, high, threshold, baseline.rounds)
-    if word != "no change" and word != _of_rounds(baseline, candidate, draws, confidence):
+    if word in ("faster", "slower") and word != _of_rounds(baseline, candidate, draws, confidence):
         word, why = "no change", "the rounds, each taken for itself, do not agree"
     return Verdict(vs, word, speedup, low, high, confidence, why)
 
@@ -119,20 +125,15 @@ def compare_saved(
     speedup = one / other
     low, high = min(low, speedup), max(high, speedup)
     word, why = _word(speedup, low, high, threshold, min(len(baseline_ms), len(candidate_ms)))
-    spread = max(_spread(baseline_ms), _spread(candidate_ms))
-    if word != "no change" and spread > STEADY:
-        word, why = "no change", f"rounds spread over {spread:.0%}: the machine was not steady"
+    widest = max(spread(baseline_ms), spread(candidate_ms))
+    if word in ("faster", "slower") and widest > STEADY:
+        word, why = "cannot say", f"rounds spread over {widest:.0%}: the machine was not steady"
     return Verdict(vs, word, speedup, low, high, confidence, f"{why}; not measured together")
-
-
-def _spread(rounds_ms: Sequence[float]) -> float:
-    low, middle, high = np.quantile(rounds_ms, [0.25, 0.5, 0.75])
-    return float((high - low) / middle)
 
 
 def _word(speedup: float, low: float, high: float, threshold: float, rounds: int) -> tuple[Word, str]:
     if rounds < FEWEST_ROUNDS:
-        return "no change", f"{rounds} rounds are too few to say; {FEWEST_ROUNDS} are needed: measure longer"
+        return "cannot say", f"{rounds} rounds are too few to say; {FEWEST_ROUNDS} are needed: measure longer"
     if low <= 1.0 <= high:
         return "no change", "the interval covers 1"
     if 1 / threshold <= speedup <= threshold:

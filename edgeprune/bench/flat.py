@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgeprune.bench import warned
 from edgeprune.bench.result import BenchResult
 
 _TIMES = ("p50", "p90", "p95", "p99", "min", "max", "mean", "std", "cov", "n")
@@ -28,6 +29,7 @@ def flat(row: BenchResult) -> dict[str, Any]:
         "threads": row.config.get("threads"),
         "streams": row.config.get("streams"),
         "input": row.config.get("input"),
+        "input_sizes": "; ".join("x".join(map(str, i.get("shape", ()))) for i in row.model.inputs) or None,
         **times,
         **{f"{name}_p50_ms": part.p50 for name, part in (row.parts_ms or {}).items()},
         "gpu_p50_ms": row.gpu_ms.p50 if row.gpu_ms else None,
@@ -47,6 +49,8 @@ def flat(row: BenchResult) -> dict[str, Any]:
         "speedup": verdict.speedup if verdict else None,
         "ci_low": verdict.ci_low if verdict else None,
         "ci_high": verdict.ci_high if verdict else None,
+        "why": verdict.why if verdict else None,
+        "forced": "; ".join(verdict.forced) or None if verdict else None,
         "created": row.created,
         "tool_version": row.tool_version,
     }
@@ -81,6 +85,7 @@ _COLUMNS = (
     "p50_ms",
     "p90_ms",
     "p99_ms",
+    "gpu_p50_ms",
     "images_per_s",
     "macs",
 )
@@ -96,7 +101,7 @@ def to_markdown(rows: Sequence[BenchResult]) -> str:
         lines.append(f"| {' | '.join((*cells, verdict))} |")
     hosts = dict.fromkeys(str(flat(row)["host"]) for row in rows)
     lines += ["", f"Measured by edgeprune {rows[0].tool_version} on {'; '.join(hosts)}, {rows[0].created}."]
-    lines += [f"- {said}" for said in dict.fromkeys(w for row in rows for w in row.warnings)]
+    lines += [f"- {said}" for said in warned.lines([row.to_json() for row in rows])]
     return "\n".join(lines) + "\n"
 
 

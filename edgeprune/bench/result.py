@@ -7,7 +7,7 @@ it is never 0. MACs are work, not speed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,15 +16,33 @@ from edgeprune.bench.statistics import Latency
 from edgeprune.errors import DataError, UsageError
 
 SCHEMA = "edgeprune.bench/1"
-MUST_AGREE = ("batch", "mode", "fps", "threads", "transfers", "streams", "device")
-"""Settings without which two latencies are different quantities."""
-IF_BOTH = ("spin_wait", "provider", "io_binding", "cuda_graph")
+"""Of a row."""
+DOCUMENT = "edgeprune.bench-results/1"
+"""Of what `edgeprune bench --json` prints and -o writes: {"schema": ..., "results": [rows], ...}."""
+MUST_AGREE: Mapping[str, str] = {
+    "batch": "batch",
+    "mode": "mode",
+    "fps": "frames a second",
+    "threads": "threads",
+    "transfers": "copies to the device in the time",
+    "streams": "streams",
+    "device": "device",
+    "input": "input",
+}
+"""Settings without which two latencies are different quantities, and what a sentence calls them."""
+IF_BOTH: Mapping[str, str] = {
+    "spin_wait": "spinning threads (--spin)",
+    "provider": "provider",
+    "io_binding": "--io-binding",
+    "cuda_graph": "CUDA graph",
+}
 """Settings that must agree where both runtimes have them."""
+_OF_A_MODE = ("fps", "streams")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured: a file. macs and params as count.py has them, at batch 1."""
+    """What was measured: a file. macs and params as count.py has them, at batch 1; inputs as its runtime has them."""
 
     name: str
     sha256: str = ""
@@ -41,14 +59,14 @@ class BenchResult:
 
     parts_ms: what the latency is made of, by name (load, first; enqueue, h2d, d2h). rounds_ms: the median of each
     round, in the order measured (at full load, milliseconds a call). layers: the operators as they ran. diagnosis: what
-    holds it back against its baseline.
+    holds it back against its baseline. throughput_ips: images a second, None where there is no such rate.
     """
 
     model: Measured
     config: Mapping[str, Any]
     host: Mapping[str, Any]
     latency_ms: Latency
-    throughput_ips: float
+    throughput_ips: float | None
     tool_version: str
     created: str
     clocks: Mapping[str, Any] | None = None
@@ -102,20 +120,45 @@ class BenchResult:
 
 def differences(one: BenchResult, other: BenchResult) -> list[str]:
     """What makes two results different quantities, each as "batch 1 against 8"."""
-    found = config_differences(one.config, other.config)
-    for key in ("cpu", "gpu", "board"):
-        left, right = _name(one.host.get(key)), _name(other.host.get(key))
-        if left != right:
-            found.append(f"{key} {left} against {right}")
-    return found
+    return [
+        *config_differences(one.config, other.config),
+        *input_differences(one.model.inputs, other.model.inputs),
+        *host_differences(one.host, other.host),
+    ]
+
+
+def host_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What makes two machines different ones."""
+    pairs = {key: (_name(one.get(key)), _name(other.get(key))) for key in ("cpu", "gpu", "board")}
+    return [
+        f"{key} {_told(left)} against {_told(right)}" for key, (left, right) in pairs.items() if left != right
+    ]
+
+
+def input_differences(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Inputs of other sizes, the batch and the order of the axes aside; nothing where one side tells none."""
+    if not one or not other or _sizes(one) == _sizes(other):
+        return []
+    return [f"input of {' and '.join(_sizes(one))} against {' and '.join(_sizes(other))}"]
+
+
+def _sizes(inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        "x".join(sorted(map(str, i["shape"][1:]), key=lambda d: (len(d), d))) or "one number" for i in inputs
+    ]
 
 
 def config_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """The part of `differences` that two measurements on one machine can have."""
-    both = [key for key in IF_BOTH if one.get(key) is not None and other.get(key) is not None]
+    both = {k: name for k, name in IF_BOTH.items() if one.get(k) is not None and other.get(k) is not None}
+    named = {
+        k: name
+        for k, name in {**MUST_AGREE, **both}.items()
+        if k not in _OF_A_MODE or one.get("mode") == other.get("mode")
+    }
     return [
-        f"{key} {one.get(key)} against {other.get(key)}"
-        for key in (*MUST_AGREE, *both)
+        f"{name} {_told(one.get(key))} against {_told(other.get(key))}"
+        for key, name in named.items()
         if one.get(key) != other.get(key)
     ]
 
@@ -133,6 +176,14 @@ def require_alike(one: str, other: str, found: list[str]) -> None:
             f"{one} and {other} are not comparable: {'; '.join(found)}; "
             "measure them alike, or give --force-compare"
         )
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _name(part: Any) -> Any:

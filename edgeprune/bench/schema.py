@@ -1,4 +1,6 @@
-"""The JSON Schema of a bench result, made from the dataclasses that write it: docs/bench.schema.json is this.
+"""The JSON Schema of what bench prints and writes, made from the dataclasses that write it.
+
+docs/bench.schema.json is `document()`, of the whole; "#/$defs/Row" in it is of one row, as a line of bench.jsonl is:
 
 python -m edgeprune.bench.schema > docs/bench.schema.json
 """
@@ -13,9 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgeprune.bench.compare import Verdict
-from edgeprune.bench.result import SCHEMA, BenchResult, Measured
+from edgeprune.bench.result import DOCUMENT, SCHEMA, BenchResult, Measured
 from edgeprune.bench.statistics import Latency
 
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _NAMED = (Measured, Latency, Verdict)
 _OPEN = {
@@ -25,19 +28,45 @@ _OPEN = {
 
 
 def document() -> dict[str, Any]:
-    """The schema of one row, draft 2020-12; `edgeprune bench --json` prints {"results": [rows], ...}."""
+    """The schema of what `edgeprune bench --json` prints and -o writes, draft 2020-12."""
+    text = {"type": "string"}
+    return {
+        "$schema": DRAFT,
+        "title": DOCUMENT,
+        "description": "What edgeprune bench measured: a row an artefact, batch and number of threads.",
+        "type": "object",
+        "properties": {
+            "schema": {"const": DOCUMENT},
+            "results": {"type": "array", "items": {"$ref": "#/$defs/Row"}},
+            "output": {"type": ["string", "null"], "description": "the file that -o named"},
+            "warnings": {"type": "array", "items": text},
+            "layers": {"type": "object", "description": "of --layer-table alone"},
+        },
+        "required": ["schema", "results", "output", "warnings"],
+        "additionalProperties": False,
+        "$defs": {"Row": _row(), **_named()},
+    }
+
+
+def row() -> dict[str, Any]:
+    """The schema of one row, by itself."""
+    return {"$schema": DRAFT, "title": SCHEMA, **_row(), "$defs": _named()}
+
+
+def _named() -> dict[str, Any]:
+    return {cls.__name__: _of_class(cls) for cls in _NAMED}
+
+
+def _row() -> dict[str, Any]:
     body = _of_class(BenchResult)
     properties = {"schema": {"const": SCHEMA}, **body["properties"]}
     for name, required in _OPEN.items():
         properties[name] = {"type": "object", "required": sorted(required)}
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": SCHEMA,
         "description": "One measured row of edgeprune bench. A null has its sentence in `reasons`; it is never 0.",
         **body,
         "properties": properties,
         "required": ["schema", *body["required"]],
-        "$defs": {cls.__name__: _of_class(cls) for cls in _NAMED},
     }
 
 

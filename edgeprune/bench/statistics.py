@@ -15,8 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeprune.errors import DataError
 
-FLOATING_COV = 0.025  # trtexec's threshold: above it, the clocks or the machine were not steady
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -71,6 +69,12 @@ def summary(latency_s: ArrayLike) -> Latency:
 def throughput(latency: Latency, batch: int) -> float:
     """Images a second of a closed loop of one: batch over the mean latency."""
     return batch / (latency.mean * 1e-3)
+
+
+def spread(values: ArrayLike) -> float:
+    """Width of the middle half of values (n,), over their median."""
+    low, middle, high = np.quantile(np.asarray(values, np.float64), [0.25, 0.5, 0.75])
+    return float((high - low) / middle)
 
 
 def bootstrap_medians(

@@ -3,6 +3,9 @@
 A times file has every query: startEnqMs, endEnqMs, h2dMs, computeMs, d2hMs, latencyMs. A log has a line for each of
 Latency, Enqueue Time, H2D Latency, GPU Compute Time and D2H Latency, with min, max, mean, median and percentiles. Its
 defaults changed in TensorRT 11 (no transfers, CUDA graph, spin wait), so whether transfers are inside is recorded.
+
+latency_ms is trtexec's host latency (H2D + GPU + D2H), gpu_ms its GPU compute time. It counts queries; a log says how
+many images a query holds by the shapes it prints, a times file does not, and then there is no number of images.
 """
 
 from __future__ import annotations
@@ -19,6 +22,17 @@ from edgeprune.bench.statistics import Latency, summary
 from edgeprune.errors import DataError
 
 _PARTS = {"h2d": "h2dMs", "d2h": "d2hMs"}
+# In the order of trust: what was bound or inferred, then what was asked for, then the batch of networks without shapes.
+_BATCHES = (
+    r"Input inference shape\s*:\s*[^\s=]+=(\d+)x",
+    r"[Ii]nput binding for \S+ with dimensions (\d+)x",
+    r"--shapes=[^\s:]+:(\d+)x",
+    r"\] Batch:\s*(\d+)",
+)
+# Its remarks on the measurement; other [W] lines are about the build.
+_REMARK = re.compile(
+    r"\[W\]\s*\*?\s*((?:GPU compute time|Throughput may be|Host latency|Clock)[^\n]*)", re.IGNORECASE
+)
 _LINES = {"enqueue": "Enqueue Time", "h2d": "H2D Latency", "d2h": "D2H Latency"}
 
 
@@ -75,7 +89,12 @@ def _of_log(path: Path, text: str, version: str) -> BenchResult:
     engine = re.search(r"TensorRT version:\s*([\d.]+)", text)
     model = re.search(r"\] Model:\s*(\S+\.onnx)|Loaded engine from\s*(\S+)|--(?:onnx|loadEngine)=(\S+)", text)
     precision = re.search(r"\] Precision:\s*(.+)", text)
+    batch = next((int(m[1]) for m in (re.search(p, text) for p in _BATCHES) if m), None)
+    streams = re.search(r"\] (?:Inference )?Streams:\s*(\d+)", text)
     facts = {
+        "batch": batch,
+        "streams": int(streams[1]) if streams else None,
+        "warnings": tuple(dict.fromkeys(f"trtexec: {said.strip()}" for said in _REMARK.findall(text))),
         "transfers": any(parts[k].max > 0 for k in ("h2d", "d2h") if k in parts),
         "tensorrt": engine[1] if engine else None,
         "gpu": device[1].strip() if device else None,
@@ -119,13 +138,15 @@ def _row(
     queries_per_s: float,
     version: str,
 ) -> BenchResult:
+    batch = facts.get("batch")
     config = {
         "runtime": "tensorrt",
         "precision": facts.get("precision"),
-        "batch": None,
+        "batch": batch,
+        "queries_per_s": queries_per_s,
         "mode": "steady",
         "threads": None,
-        "streams": None,
+        "streams": facts.get("streams"),
         "transfers": facts["transfers"],
         "device": "cuda",
         "input": "random",
@@ -133,11 +154,13 @@ def _row(
         "tensorrt": facts.get("tensorrt"),
     }
     reasons = {
-        "config.batch": "trtexec does not say it here; throughput counts queries, not images",
         "power": "trtexec does not measure it",
         "layers": "in trtexec's --exportProfile file, not in this one",
         "clocks": "trtexec does not record them",
     }
+    if batch is None:
+        reasons["config.batch"] = "trtexec does not say it here"
+        reasons["throughput_ips"] = "trtexec counts queries, and nothing says how many images one holds"
     if facts.get("gpu") is None:
         reasons["host.gpu"] = "not in this file; import the log to have it"
     return BenchResult(
@@ -145,10 +168,11 @@ def _row(
         config=config,
         host={"gpu": {"name": facts["gpu"]} if facts.get("gpu") else None},
         latency_ms=latency,
-        throughput_ips=queries_per_s,
+        throughput_ips=queries_per_s * batch if batch is not None else None,
         tool_version=version,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         gpu_ms=gpu,
         parts_ms=dict(parts),
+        warnings=facts.get("warnings", ()),
         reasons=reasons,
     )

@@ -14,10 +14,10 @@ from typing import Any
 from edgeprune import __version__, images
 from edgeprune.artifact import Artifact
 from edgeprune.bench import machine, modes, trtexec
-from edgeprune.bench.compare import compare
 from edgeprune.bench.measure import Samples, measure
-from edgeprune.bench.result import BenchResult, config_differences, require_alike
-from edgeprune.commands import bench_check, bench_files, bench_rows, files, outputs
+from edgeprune.bench.result import DOCUMENT, BenchResult
+from edgeprune.commands import bench_against, bench_check, bench_files, bench_rows, files, outputs
+from edgeprune.commands.bench_against import Baseline
 from edgeprune.commands.bench_open import FPS, Opened, Setting, open_all, open_one
 from edgeprune.device_options import BenchOptions
 from edgeprune.errors import DataError
@@ -35,8 +35,9 @@ class BenchReport:
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The rows as versioned JSON documents."""
+        """One versioned JSON document, the same on stdout and in the file that -o names."""
         return {
+            "schema": DOCUMENT,
             "results": [r.to_json() for r in self.results],
             "output": str(self.output) if self.output else None,
             "warnings": list(self.warnings),
@@ -56,54 +57,53 @@ def bench(options: BenchOptions) -> BenchReport:
     imported = [trtexec.read(options.import_trtexec, __version__)] if options.import_trtexec else []
     if imported and not options.artifacts:
         bench_check.import_alone(options)
-        bench_files.write(options, imported)
-        return BenchReport(tuple(imported), options.output)
+        shown = BenchReport(tuple(imported), options.output)
+        bench_files.write(options, imported, shown.to_json())
+        return shown
     bench_check.check(options)
     bench_check.two_sides(options)
-    earlier = bench_check.saved_file(options)
-    before = bench_rows.saved(earlier) if earlier else []
-    beside = options.baseline if options.baseline and not before else None
-    words = list(dict.fromkeys([*([beside] if beside else []), *options.artifacts]))
+    settings, baseline = list(bench_check.sweep(options)), bench_against.read(options)
+    bench_against.require_settings(options, baseline, settings)
+    words = list(dict.fromkeys([*([baseline.word] if baseline.word else []), *options.artifacts]))
     bench_check.runtimes(options, words)
     found: dict[bench_rows.Key, BenchResult] = {}
     measured: dict[str, Path] = {}
-    for setting in list(bench_check.sweep(options)):
-        for opened, row in _at(options, words, beside, setting):
+    for setting in settings:
+        for opened, row in _at(options, words, baseline, setting):
             measured[opened.word] = opened.found.path
-            found[opened.word, setting] = bench_rows.against(options, before, row) if before else row
-    if options.diagnose and beside:
-        found = bench_rows.with_diagnosis(found, measured, beside)
+            found[opened.word, setting] = row
+    if options.diagnose and baseline.word:
+        found = bench_rows.with_diagnosis(found, measured, baseline.word)
     rows = list(found.values())
     said = [bench_files.remember(measured[w], r) for (w, _), r in found.items()] if options.history else []
-    bench_files.write(options, [*rows, *imported])
-    return BenchReport((*rows, *imported), options.output, warnings=tuple(filter(None, said)))
+    report = BenchReport((*rows, *imported), options.output, warnings=tuple(filter(None, said)))
+    bench_files.write(options, report.results, report.to_json())
+    return report
 
 
 def _at(
-    options: BenchOptions, words: list[str], beside: str | None, setting: Setting
+    options: BenchOptions, words: list[str], baseline: Baseline, setting: Setting
 ) -> list[tuple[Opened, BenchResult]]:
     """Measure all artefacts at one setting, interleaved."""
     with contextlib.ExitStack() as stack:
         opened = open_all(options, words, setting, stack)
-        if beside and not options.force_compare:
-            for one in opened.values():
-                alike = config_differences(opened[beside].config, one.config)
-                require_alike(opened[beside].name, one.name, alike)
+        bench_rows.require_layers(options, opened)
+        host = machine.describe()
+        unlike = bench_against.unlike(options, baseline, opened, host)
         watch = machine.Watch()
         samples = _samples(options, opened, setting, watch)
-        shared = {"host": machine.describe(), "clocks": watch.to_json()}
+        shared = {"host": host, "clocks": watch.to_json()}
         quality = {
             w: accuracy(o.found, o.runner, options.evaluate) for w, o in opened.items() if options.evaluate
         }
         rows = {w: bench_rows.row(options, o, samples[w], shared) for w, o in opened.items()}
     made = []
     for word, row in rows.items():
-        verdict = None
-        if beside and word != beside:
-            sides = samples[beside].for_comparing(), samples[word].for_comparing()
-            verdict = compare(*sides, vs=beside, seed=options.seed)
-        said = (*row.warnings, *watch.warnings())
-        made.append((opened[word], replace(row, quality=quality.get(word), warnings=said, verdict=verdict)))
+        whole = replace(row, quality=quality.get(word), warnings=(*row.warnings, *watch.warnings()))
+        verdict = bench_against.beside(options, baseline, samples, word) or bench_against.before(
+            options, baseline, whole
+        )
+        made.append((opened[word], bench_against.judged(whole, verdict, unlike.get(word, ()))))
     return made
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgeprune import artifact, records
 from edgeprune.bench import flat
@@ -14,10 +15,10 @@ from edgeprune.device_options import BenchOptions
 HISTORY = "bench.jsonl"
 
 
-def write(options: BenchOptions, rows: Sequence[BenchResult]) -> None:
-    """Write the files that were asked for, each atomically."""
+def write(options: BenchOptions, rows: Sequence[BenchResult], document: Mapping[str, Any]) -> None:
+    """Write the files that were asked for, each atomically; `document` is all of it, as --json prints it."""
     if options.output:
-        text = json.dumps([r.to_json() for r in rows], indent=2)
+        text = json.dumps(document, indent=2)
         artifact.write_atomically(options.output, text.encode())
     if options.csv:
         artifact.write_atomically(options.csv, flat.to_csv(rows).encode())

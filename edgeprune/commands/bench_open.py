@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,11 @@ class Opened:
     def name(self) -> str:
         """What tables call it."""
         return files.short_name(self.found.path)
+
+    @property
+    def inputs(self) -> tuple[dict[str, Any], ...]:
+        """The inputs as the runtime has them, as JSON values."""
+        return tuple({**asdict(spec), "shape": list(spec.shape)} for spec in self.runner.inputs)
 
 
 def open_all(
@@ -153,22 +158,28 @@ def feeds_of(options: BenchOptions, found: Artifact, runner: Runner, batch: int)
     return {**made, name: np.ascontiguousarray(repeated.astype(made[name].dtype))}
 
 
+def settings_of(options: BenchOptions, setting: Setting) -> dict[str, Any]:
+    """The part of a row's settings that the command line alone decides."""
+    return {
+        "batch": setting.batch,
+        "threads": setting.threads,
+        "mode": options.mode,
+        "fps": (options.fps or FPS) if options.mode == "paced" else None,
+        "streams": streams(options),
+        "input": "real" if options.images is not None else options.input or "random",
+    }
+
+
 def _config(options: BenchOptions, found: Artifact, runner: Runner, setting: Setting) -> dict[str, Any]:
-    real = options.images is not None
     device = str(runner.settings.get("device", "cpu"))
     return {
         "transfers": True,
         **runner.settings,
         "runtime": runner.name,
         "precision": str(found.meta.get("precision", "fp32")),
-        "batch": setting.batch,
-        "threads": setting.threads,
-        "mode": options.mode,
-        "fps": (options.fps or FPS) if options.mode == "paced" else None,
-        "streams": streams(options),
+        **settings_of(options, setting),
         "device": device if device.startswith(("cpu", "cuda")) else "cuda",
         "device_name": device,
-        "input": "real" if real else options.input or "random",
-        "images": str(options.images) if real else None,
+        "images": str(options.images) if options.images is not None else None,
         "seed": options.seed,
     }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import numpy as np
 
 from edgeprune import __version__, count
 from edgeprune.bench import diagnose, power
-from edgeprune.bench.compare import compare_saved
+from edgeprune.bench.compare import STEADY
 from edgeprune.bench.measure import Samples
-from edgeprune.bench.result import BenchResult, Measured, require_comparable
-from edgeprune.bench.statistics import FLOATING_COV, summary
+from edgeprune.bench.result import BenchResult, Measured
+from edgeprune.bench.statistics import spread, summary
 from edgeprune.commands.bench_open import Opened, Setting
 from edgeprune.device_options import BenchOptions
-from edgeprune.errors import DataError, EdgePruneError, UsageError
+from edgeprune.errors import EdgePruneError, UsageError
 
 LAUNCH_BOUND = 0.8  # trtexec's threshold: enqueueing against computing
 
@@ -33,10 +32,15 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
     gpu = parts.pop("gpu", None)
     layers, why_no_layers = _layers(options, opened)
     energy, why_no_power = _power(options, opened)
-    reasons = {
-        **opened.reasons,
+    lacking = {
         **({"power": why_no_power} if energy is None else {}),
         **({"layers": why_no_layers} if layers is None else {}),
+    }
+    rate = _rate(options, samples)
+    reasons = {
+        **opened.reasons,
+        **lacking,
+        **({} if rate else {"throughput_ips": "a start happens once: it has no rate"}),
         **({} if gpu else {"gpu_ms": "the wall clock was read, around the whole call"}),
         **(
             {}
@@ -44,8 +48,6 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
             else {"parts_ms": f"the {opened.runner.name} runtime tells no parts in mode {options.mode}"}
         ),
     }
-    compared = samples.for_comparing()
-    rate = 1 / summary(compared.latency_s).p50 * 1e3 if samples.rate is not None else 1e3 / latency.p50
     return BenchResult(
         model=Measured(
             name=opened.name,
@@ -54,10 +56,11 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
             bytes=found.path.stat().st_size,
             macs=counted.macs if counted else None,
             params=counted.params if counted else None,
+            inputs=opened.inputs,
         ),
         config={**opened.config, **samples.facts},
         latency_ms=latency,
-        throughput_ips=batch * rate,
+        throughput_ips=batch * rate if rate else None,
         tool_version=__version__,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         memory=opened.memory,
@@ -65,32 +68,57 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
         layers=layers,
         gpu_ms=gpu,
         parts_ms=parts or None,
-        rounds_ms=tuple(round(float(s) * 1e3, 6) for s in compared.per_round()),
-        warnings=tuple(_warnings(options, opened, samples, latency.cov or 0.0)),
+        rounds_ms=tuple(round(float(s) * 1e3, 6) for s in samples.for_comparing().per_round()),
+        warnings=tuple(_warnings(options, samples, lacking)),
         reasons=reasons,
         **extra,
     )
 
 
-def _warnings(options: BenchOptions, opened: Opened, samples: Samples, cov: float) -> list[str]:
-    found, name = [], opened.name
+def _rate(options: BenchOptions, samples: Samples) -> float | None:
+    """Calls a second: at full load those of all streams, behind a camera those that were in time, else 1 / p50."""
+    if options.mode == "cold":
+        return None
+    if options.mode == "paced":
+        done = len(samples.latency_s)
+        return float(samples.facts["fps"]) * done / (done + int(samples.facts["missed_frames"]))
+    return 1e3 / summary(samples.for_comparing().latency_s).p50
+
+
+def _warnings(options: BenchOptions, samples: Samples, lacking: Mapping[str, str]) -> list[str]:
+    """Sentences about this row; the table says which row it is."""
+    found = []
     if not samples.settled:
-        found.append(f"{name}: the warm-up did not settle within 2%: the machine is busy or its clocks move")
-    if cov > FLOATING_COV and options.mode == "steady":
-        found.append(f"{name}: times vary by {100 * cov:.0f}% (CoV): trust the interval, not single runs")
+        found.append("the warm-up did not settle within 2%: the machine is busy or its clocks move")
+    if spread(samples.for_comparing().per_round()) > STEADY:
+        found.append(
+            f"the median moved by more than {STEADY:.0%} from round to round: trust the interval, not the p50"
+        )
+    if options.power is not None and "power" in lacking:
+        found.append(f"--power {options.power:g} measured nothing: {lacking['power']}")
+    if options.per_layer and "layers" in lacking:
+        found.append(f"--per-layer has nothing to show: {lacking['layers']}")
     missed = samples.facts.get("missed_frames", 0)
     if missed:
         found.append(
-            f"{name} missed {missed} frames of {missed + len(samples.latency_s)} at {samples.facts['fps']:g} fps"
+            f"missed {missed} frames of {missed + len(samples.latency_s)} at {samples.facts['fps']:g} fps"
         )
     queued = samples.parts_s.get("enqueue")
     if queued is not None and "gpu" in samples.parts_s:
         share = float(np.median(queued) / max(np.median(samples.parts_s["gpu"]), 1e-9))
         if share > LAUNCH_BOUND:
-            found.append(
-                f"{name}: launching takes {share:.0%} of the GPU's time: launch-bound; CUDA graphs help"
-            )
+            found.append(f"launching takes {share:.0%} of the GPU's time: launch-bound; CUDA graphs help")
     return found
+
+
+def require_layers(options: BenchOptions, opened: Mapping[str, Opened]) -> None:
+    """UsageError when --diagnose has no layers to look at."""
+    for one in opened.values():
+        if options.diagnose and (one.found.kind != "onnx" or not hasattr(one.runner, "layer_times")):
+            raise UsageError(
+                f"--diagnose {one.name}: the runtime {one.runner.name} does not tell its layers; "
+                "it works on ONNX files with --runtime ort"
+            )
 
 
 def _layers(options: BenchOptions, opened: Opened) -> tuple[tuple[Mapping[str, Any], ...] | None, str]:
@@ -123,36 +151,6 @@ def _power(options: BenchOptions, opened: Opened) -> tuple[Mapping[str, Any] | N
     except (OSError, ValueError) as err:
         return None, f"{sensor.source} failed under way: {err}"
     return {**found.to_json(), "rails_w": sensor.rails()}, ""
-
-
-def saved(path: Path) -> list[BenchResult]:
-    """The rows of a JSON file that bench wrote with -o, or printed with --json; DataError for another file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        why = "no such file" if isinstance(err, FileNotFoundError) else f"cannot be read ({err.strerror})"
-        raise DataError(f"--baseline {path}: {why}; expected what bench -o wrote") from err
-    except ValueError as err:
-        raise DataError(f"--baseline {path}: is not JSON ({err}); expected what bench -o wrote") from err
-    rows = found.get("results") if isinstance(found, Mapping) else found
-    if not isinstance(rows, list) or not rows or not all(isinstance(r, Mapping) for r in rows):
-        raise DataError(f"--baseline {path}: holds no rows; expected what bench -o wrote")
-    return [BenchResult.from_json(r) for r in rows]
-
-
-def against(options: BenchOptions, before: Sequence[BenchResult], row: BenchResult) -> BenchResult:
-    """A row with its verdict against the first saved row of the same batch and threads, else the first saved row."""
-    same = [b for b in before if all(b.config.get(k) == row.config.get(k) for k in ("batch", "threads"))]
-    one = (same or list(before))[0]
-    require_comparable(one, row, force=options.force_compare)
-    verdict = compare_saved(
-        one.rounds_ms,
-        row.rounds_ms,
-        vs=f"{one.model.name} of {one.created}",
-        p50_ms=None if options.mode == "throughput" else (one.latency_ms.p50, row.latency_ms.p50),
-        seed=options.seed,
-    )
-    return replace(row, verdict=verdict)
 
 
 Key = tuple[str, Setting]

@@ -51,7 +51,7 @@ def test_the_published_schema_is_what_the_code_writes() -> None:
 
 
 def test_results_satisfy_the_schema_and_others_do_not() -> None:
-    checker = jsonschema.Draft202012Validator(schema.document())
+    checker = jsonschema.Draft202012Validator(schema.row())
     jsonschema.Draft202012Validator.check_schema(schema.document())
     good = result().to_json()
     checker.validate(good)
@@ -123,8 +123,12 @@ def test_trtexec_times(tmp_path: Path) -> None:
     assert made.parts_ms is not None
     assert made.parts_ms["enqueue"].p50 == pytest.approx(0.05)
     assert made.config["transfers"] is True
-    assert made.throughput_ips == pytest.approx(9 / 18e-3)
-    jsonschema.validate(made.to_json(), schema.document())
+    assert made.throughput_ips is None
+    assert made.reasons["throughput_ips"].startswith(
+        "trtexec counts queries, and nothing says how many images"
+    )
+    assert made.config["queries_per_s"] == pytest.approx(9 / 18e-3)
+    jsonschema.validate(made.to_json(), schema.row())
     file.write_text(json.dumps([query(0, 1.0, 0.0)]))
     assert trtexec.read(file, "0.1.0").config["transfers"] is False
 
@@ -154,8 +158,37 @@ def test_trtexec_log(tmp_path: Path) -> None:
     assert made.latency_ms.std is None, "trtexec does not print it"
     assert made.host == {"gpu": {"name": "Orin"}}
     assert made.gpu_ms is not None
-    assert (made.gpu_ms.p50, made.throughput_ips, made.config["transfers"]) == (2.7, 344.731, True)
-    jsonschema.validate(made.to_json(), schema.document())
+    assert (made.gpu_ms.p50, made.throughput_ips, made.config["transfers"]) == (2.7, None, True)
+    assert made.config["queries_per_s"] == 344.731
+    jsonschema.validate(made.to_json(), schema.row())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[I] Input inference shape : input=8x3x224x224",
+        "[I] Created input binding for input with dimensions 8x3x224x224",
+        "&&&& RUNNING TensorRT.trtexec [v100300] # trtexec --onnx=slim.onnx --shapes=input:8x3x224x224",
+        "[I] Batch: 8",
+    ],
+)
+def test_trtexec_images_are_queries_times_the_batch(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "log.txt"
+    file.write_text(f"{LOG}[11/21/2026-05:00:04] {line}\n")
+    made = trtexec.read(file, "0.1.0")
+    assert made.config["batch"] == 8
+    assert made.throughput_ips == pytest.approx(8 * 344.731)
+    assert "config.batch" not in made.reasons
+
+
+def test_trtexec_remarks_on_the_measurement_are_warnings(tmp_path: Path) -> None:
+    file = tmp_path / "log.txt"
+    said = "GPU compute time is unstable, with coefficient of variance = 4.2%."
+    lines = (
+        f"[W] * {said}\n[W]   If not already in use, locking GPU clock frequency may help.\n[W] [TRT] other"
+    )
+    file.write_text(LOG + lines)
+    assert trtexec.read(file, "0.1.0").warnings == (f"trtexec: {said}",)
 
 
 @pytest.mark.parametrize(
@@ -182,11 +215,13 @@ def test_a_saved_measurement_needs_five_per_cent_and_says_so() -> None:
     assert (found.word, round(found.speedup, 2)) == ("faster", 1.10)
     assert found.why.endswith("not measured together")
     assert compare_saved([r / 1.10 for r in rounds], rounds, vs="old").word == "slower"
-    assert compare_saved(rounds[:3], rounds, vs="old").why.startswith("3 rounds are too few")
+    few = compare_saved(rounds[:3], rounds, vs="old")
+    assert few.word == "cannot say"
+    assert few.why.startswith("3 rounds are too few")
     moody = [7.0 * r for r in rounds[:30]] + [1.5] * 10
     moody[::3] = [4.0] * 14
     told = compare_saved(moody, rounds, vs="old", p50_ms=(7.0, 1.0))
-    assert (told.word, told.speedup) == ("no change", 7.0)
+    assert (told.word, told.speedup) == ("cannot say", 7.0)
     assert told.why.startswith("rounds spread over ")
     assert told.ci_low <= told.speedup <= told.ci_high
     with pytest.raises(DataError, match="the saved result holds no rounds"):

@@ -62,3 +62,31 @@ def test_unlike_results_are_not_compared_unless_forced() -> None:
     with pytest.raises(UsageError, match=r"not comparable: batch 1 against 8; .*or give --force-compare"):
         require_comparable(one, other)
     require_comparable(one, other, force=True)
+
+
+def test_differences_are_told_in_the_words_of_the_user() -> None:
+    one = result(config={**result().config, "spin_wait": False, "streams": 1, "input": "random"})
+    other = result(
+        config={**one.config, "spin_wait": True, "mode": "throughput", "streams": 2, "threads": None}
+    )
+    assert differences(one, other) == [
+        "mode steady against throughput",
+        "threads 1 against unknown",
+        "spinning threads (--spin) no against yes",
+    ], "streams come with the mode"
+    zeros = result(config={**one.config, "input": "zeros", "batch": 2})
+    assert differences(one, zeros) == ["batch 1 against 2", "input random against zeros"]
+
+
+def test_inputs_of_other_sizes_are_unlike_and_the_order_of_axes_is_not() -> None:
+    def with_input(*shape: Any) -> BenchResult:
+        return result(
+            model=dataclasses.replace(result().model, inputs=({"name": "x", "shape": list(shape)},))
+        )
+
+    assert differences(with_input("batch", 3, 28, 28), with_input(1, 28, 28, 3)) == []
+    assert differences(with_input(1, 3, 28, 28), with_input(1, 3, 20, 20)) == [
+        "input of 3x28x28 against 3x20x20"
+    ]
+    unknown = result(model=dataclasses.replace(result().model, inputs=()))
+    assert differences(with_input(1, 3, 28, 28), unknown) == []

@@ -43,8 +43,9 @@ def test_bench_prints_a_row_each_and_json(network: Path, capfd: pytest.CaptureFi
         assert said in out
     file = network.with_name("bench.json")
     assert main(["bench", str(network), *quick, "--json", "-o", str(file)]) == 0
-    rows = json.loads(capfd.readouterr().out)["results"]
-    assert rows == json.loads(file.read_text())
+    whole = json.loads(capfd.readouterr().out)
+    assert whole == json.loads(file.read_text()), "one shape for both"
+    rows = whole["results"]
     assert main(["bench", str(network), *quick, "-o", str(file)]) == 1
     assert capfd.readouterr().err.endswith("exists; --force replaces it\n")
 

@@ -26,8 +26,8 @@ from edgeprune.errors import DataError, OutputExists, UsageError
 QUICK = BenchOptions(seconds=0.04, runs=10, warmup=0.02)
 
 
-def network(path: Path, width: int) -> Path:
-    """images (batch, 3, 24, 24) -> two convolutions of `width` -> 2 logits."""
+def network(path: Path, width: int, size: int = 24) -> Path:
+    """images (batch, 3, size, size) -> two convolutions of `width` -> 2 logits."""
     draw = np.random.default_rng(0)
     shapes = {"a.weight": (width, 3, 3, 3), "b.weight": (width, width, 3, 3), "head": (width, 2)}
     weights = [numpy_helper.from_array(draw.standard_normal(s).astype("f4"), n) for n, s in shapes.items()]
@@ -38,7 +38,7 @@ def network(path: Path, width: int) -> Path:
         helper.make_node("Flatten", ["pooled"], ["flat"], "flat"),
         helper.make_node("MatMul", ["flat", "head"], ["logits"], "head"),
     ]
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 24, 24])
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, size, size])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])
     graph = helper.make_graph(nodes, "net", [images], [logits], weights)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +69,15 @@ def test_every_mode_writes_rows_of_the_published_schema(pair: tuple[str, str], m
     dense, slim = pair
     own = {"paced": {"fps": 400.0}, "throughput": {"streams": 2}}.get(mode, {})
     report = bench(replace(QUICK, artifacts=(slim,), baseline=dense, mode=mode, **own))  # type: ignore[arg-type]
-    document = schema.document()
+    jsonschema.validate(json.loads(json.dumps(report.to_json(), allow_nan=False)), schema.document())
+    document = schema.row()
     for row in report.results:
         plain = json.loads(json.dumps(row.to_json(), allow_nan=False))
         jsonschema.validate(plain, document)
         assert BenchResult.from_json(plain) == row
         assert row.config["mode"] == mode
-        nulls = {k for k in ("power", "layers", "gpu_ms", "parts_ms") if plain[k] is None}
+        nulls = {k for k in ("power", "layers", "gpu_ms", "parts_ms", "throughput_ips") if plain[k] is None}
+        assert row.model.inputs == ({"name": "images", "shape": ["batch", 3, 24, 24], "dtype": "float32"},)
         assert nulls <= set(row.reasons), "a null has its reason"
     assert report.results[1].verdict is not None
     parts = report.results[0].parts_ms
@@ -89,6 +91,16 @@ def test_what_went_in_is_recorded(pair: tuple[str, str], monkeypatch: pytest.Mon
         assert (row.config["input"], row.config["images"]) == (kind, None)
     with pytest.raises(UsageError, match="input 'noise': expected random or zeros"):
         bench(replace(QUICK, artifacts=pair[:1], input="noise"))
+
+
+def test_a_rate_is_that_of_the_mode(pair: tuple[str, str]) -> None:
+    (paced,) = bench(replace(QUICK, artifacts=pair[1:], mode="paced", fps=100.0)).results
+    missed = paced.config["missed_frames"]
+    assert paced.throughput_ips == pytest.approx(100 * 16 / (16 + missed)), "two rounds of 8 frames"
+    (cold,) = bench(replace(QUICK, artifacts=pair[1:], mode="cold")).results
+    assert cold.throughput_ips is None
+    (steady,) = bench(replace(QUICK, artifacts=pair[1:])).results
+    assert steady.throughput_ips == pytest.approx(1e3 / steady.latency_ms.p50)
 
 
 def test_diagnosis_names_the_padded_layer(pair: tuple[str, str]) -> None:
@@ -116,10 +128,16 @@ def test_a_saved_result_is_a_baseline_when_it_is_alike(pair: tuple[str, str], tm
     with pytest.raises(UsageError, match=r"batch 1 against 2"):
         bench(replace(QUICK, artifacts=(slim,), baseline=str(file), batch="2"))
     forced = bench(replace(QUICK, artifacts=(slim,), baseline=str(file), batch="2", force_compare=True))
-    assert forced.results[0].verdict is not None
-    rows = json.loads(file.read_text())
+    told = forced.results[0]
+    assert told.verdict is not None
+    assert told.verdict.forced == ("batch 1 against 2",)
+    assert (
+        "compared by force with what is unlike it (batch 1 against 2): the ratio says nothing"
+        in told.warnings[-1]
+    )
+    rows = json.loads(file.read_text())["results"]
     rows[0]["host"]["cpu"]["name"] = "Cortex-A78AE"
-    file.write_text(json.dumps({"results": rows}))
+    file.write_text(json.dumps(rows))  # a bare list, as bench wrote until it had a document
     with pytest.raises(UsageError, match=r"cpu Cortex-A78AE against .*measure them alike"):
         bench(replace(QUICK, artifacts=(slim,), baseline=str(file)))
     file.write_text("{}")
@@ -130,7 +148,7 @@ def test_a_saved_result_is_a_baseline_when_it_is_alike(pair: tuple[str, str], tm
 def test_files_are_written_and_not_overwritten(pair: tuple[str, str], tmp_path: Path) -> None:
     names = {"output": tmp_path / "o.json", "csv": tmp_path / "o.csv", "markdown": tmp_path / "o.md"}
     bench(replace(QUICK, artifacts=pair, **names))  # type: ignore[arg-type]
-    assert len(json.loads(names["output"].read_text())) == 2
+    assert len(json.loads(names["output"].read_text())["results"]) == 2
     with names["csv"].open() as stream:
         assert [row["mode"] for row in csv.DictReader(stream)] == ["steady"] * 2
     assert names["markdown"].read_text().startswith("| artefact | runtime |")
@@ -179,6 +197,7 @@ def test_energy_is_measured_when_asked_and_null_with_a_reason_else(
     monkeypatch.setattr(power, "find", lambda device: (None, f"nothing measures the {device}"))
     (row,) = bench(replace(QUICK, artifacts=pair[:1], power=0.05)).results
     assert (row.power, row.reasons["power"]) == (None, "nothing measures the cpu")
+    assert "--power 0.05 measured nothing: nothing measures the cpu" in row.warnings
     monkeypatch.setattr(power, "find", lambda device: (Meter(), ""))
     (row,) = bench(replace(QUICK, artifacts=pair[:1], power=0.05)).results
     told: Any = row.power

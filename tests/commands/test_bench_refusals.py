@@ -14,6 +14,7 @@ from edgeprune.commands import bench as command
 from edgeprune.commands.bench import bench
 from edgeprune.device_options import BenchOptions
 from edgeprune.errors import DataError, EdgePruneError, MissingHere, OutputExists, UsageError
+from edgeprune.runtime import ort
 
 from .test_bench import QUICK, network
 
@@ -23,12 +24,25 @@ def pair(tmp_path: Path) -> tuple[str, str]:
     return str(network(tmp_path / "dense.onnx", 16)), str(network(tmp_path / "slim.onnx", 8))
 
 
+SAMPLES = command._samples
+
+
+def fail(*_: Any) -> None:
+    raise AssertionError("measured before it refused")
+
+
 @pytest.fixture(autouse=True)
 def never_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise AssertionError("measured before it refused")
-
     monkeypatch.setattr(command, "_samples", fail)
+
+
+@pytest.fixture
+def earlier(pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What was measured of the dense network before the tests' guard stands."""
+    monkeypatch.setattr(command, "_samples", SAMPLES)
+    bench(replace(QUICK, artifacts=pair[:1], output=tmp_path / "earlier.json"))
+    monkeypatch.setattr(command, "_samples", fail)
+    return str(tmp_path / "earlier.json")
 
 
 def test_the_guard_of_these_tests_fires(pair: tuple[str, str]) -> None:
@@ -76,6 +90,49 @@ def test_words_that_make_no_sense(pair: tuple[str, str], words: dict[str, Any], 
     with pytest.raises(UsageError, match=said) as caught:
         bench(replace(QUICK, artifacts=pair, **words))
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"batch": "1,8"}, "dense.onnx and what is asked for are not comparable: batch 1 against 8; measure"),
+        ({"threads": "2"}, "threads 1 against 2"),
+        ({"input": "zeros"}, "input random against zeros"),
+        (
+            {"mode": "throughput"},
+            "not comparable: mode steady against throughput; measure them alike, or give",
+        ),
+        (
+            {"spin": True},
+            r"dense.onnx and .*slim.onnx are not comparable: spinning threads \(--spin\) no against yes",
+        ),
+    ],
+)
+def test_an_unlike_baseline_is_refused_at_once(
+    pair: tuple[str, str], earlier: str, words: dict[str, Any], said: str
+) -> None:
+    asked = replace(QUICK, artifacts=pair[1:], baseline=earlier, **words)
+    with pytest.raises(UsageError, match=said):
+        bench(asked)
+    with pytest.raises(AssertionError, match="measured"):
+        bench(replace(asked, force_compare=True))
+
+
+def test_inputs_of_other_sizes_are_not_compared(pair: tuple[str, str], earlier: str, tmp_path: Path) -> None:
+    small = str(network(tmp_path / "small.onnx", 8, size=20))
+    for baseline in (pair[0], earlier):
+        with pytest.raises(
+            UsageError, match="not comparable: input of 3x24x24 against 3x20x20; measure them alike"
+        ):
+            bench(replace(QUICK, artifacts=(small,), baseline=baseline))
+
+
+def test_a_diagnosis_without_layers_is_refused_at_once(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ort.OrtRunner, "layer_times")
+    with pytest.raises(UsageError, match="the runtime ort does not tell its layers; it works on ONNX files"):
+        bench(replace(QUICK, artifacts=pair[1:], baseline=pair[0], diagnose=True))
 
 
 def test_a_network_is_not_its_own_baseline(pair: tuple[str, str]) -> None:

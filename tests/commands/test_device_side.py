@@ -90,7 +90,7 @@ def test_bench_compares_with_a_baseline_and_writes_json(
     assert dense.quality is not None
     assert other.quality is not None
     assert dense.quality["accuracy"] == other.quality["accuracy"]
-    assert [BenchResult.from_json(r) for r in json.loads(out.read_text())] == list(report.results)
+    assert [BenchResult.from_json(r) for r in json.loads(out.read_text())["results"]] == list(report.results)
     with pytest.raises(OutputExists, match="exists; --force replaces it"):
         bench(options)
 
