@@ -170,7 +170,7 @@ class PredictOptions:
 class InspectOptions:
     """Say what a file is, layer by layer."""
 
-    file: str = argument("A run folder, a checkpoint, an ONNX file, or a model with --prunable.", default="")
+    file: str = argument("A run folder, a checkpoint, an ONNX file, an engine, or a model with --prunable.", default="")
     prunable: bool = option(False, "List what can be pruned, and why not the rest (needs torch).")
     sensitivity: bool = option(
         False, "Cut each coupling alone and say how far the answers move (needs torch)."

@@ -27,12 +27,13 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
     """One row; `extra` fills the fields that every row of a measurement shares (host, clocks)."""
     latency = summary(samples.latency_s)
     found, batch = opened.found, int(opened.config["batch"])
-    counted = count.count(found.path) if found.kind == "onnx" else None
+    counted, why_not_counted = _count(opened)
     parts = {name: summary(part) for name, part in samples.parts_s.items()}
     gpu = parts.pop("gpu", None)
     layers, why_no_layers = _layers(options, opened)
     energy, why_no_power = _power(options, opened)
     lacking = {
+        **({"model.macs": why_not_counted, "model.params": why_not_counted} if counted is None else {}),
         **({"power": why_no_power} if energy is None else {}),
         **({"layers": why_no_layers} if layers is None else {}),
     }
@@ -73,6 +74,16 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
         reasons=reasons,
         **extra,
     )
+
+
+def _count(opened: Opened) -> tuple[count.Count | None, str]:
+    """MACs and parameters of an ONNX file, None and why where they cannot be told: what was timed stays true."""
+    if opened.found.kind != "onnx":
+        return None, "counted in ONNX files alone"
+    try:
+        return count.count(opened.found.path), ""
+    except EdgePruneError as err:
+        return None, str(err)
 
 
 def _rate(options: BenchOptions, samples: Samples) -> float | None:

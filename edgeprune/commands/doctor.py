@@ -98,7 +98,7 @@ def complaints(packages: tuple[Package, ...], python: tuple[int, int] = sys.vers
         found.append("no ONNX Runtime: bench and predict cannot run ONNX files: pip install 'edgeprune[cpu]'")
     lost = sorted(p.name for p in packages if not p.extra and not p.version)
     if lost:
-        found.append(f"missing from the base: {', '.join(lost)}: pip install --upgrade edgeprune")
+        found.append(f"missing from the base: {', '.join(lost)}: pip install {' '.join(lost)}")
     if "torch" not in there:
         where = "" if python >= (3, 11) else "; it needs Python 3.11 or later"
         found.append(

@@ -1,4 +1,4 @@
-"""`edgeprune inspect`: what a checkpoint or an ONNX file is, layer by layer, old -> new width. Torch-free.
+"""`edgeprune inspect`: what a checkpoint, an ONNX file or an engine is, layer by layer, old -> new width. Torch-free.
 
 Only `--prunable` and `--sensitivity` need torch: the first tries every coupling of a network and says which can be cut,
 and why not the rest; the second says how far the answers move when one alone is cut.
@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeprune import artifact, count, header
+from edgeprune import artifact, count, header, records
+from edgeprune.artifact import Artifact
 from edgeprune.commands import files
 from edgeprune.device_options import InspectOptions
-from edgeprune.errors import DataError, UsageError
+from edgeprune.errors import BrokenModel, DataError, UsageError
+from edgeprune.runtime import engines
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class InspectResult:
 def inspect(options: InspectOptions) -> InspectResult:
     """Describe a file or a run folder, or with `prunable` a network. Errors: any EdgePruneError."""
     if not options.file:
-        raise UsageError("nothing to inspect: give a run folder, a checkpoint or an ONNX file")
+        raise UsageError("nothing to inspect: give a run folder, a checkpoint, an ONNX file or an engine")
     if options.prunable:
         from edgeprune.commands import prunable
 
@@ -71,11 +73,45 @@ def inspect(options: InspectOptions) -> InspectResult:
     if path.is_dir() or path.suffix == ".safetensors":
         return _checkpoint(path)
     found = artifact.read(path)
-    if found.kind != "onnx":
-        raise DataError(
-            f"{path}: a file of kind {found.kind} cannot be looked into yet; expected a checkpoint or ONNX"
-        )
-    return _onnx(path)
+    return _engine(found) if found.kind == "engine" else _onnx(path)
+
+
+def _engine(found: Artifact) -> InspectResult:
+    """What the sidecar says of an engine; the plan itself is for the library that built it alone."""
+    built = dict(engines.built_by(found))
+    facts: dict[str, Any] = {
+        "bytes": found.path.stat().st_size,
+        "sha256": found.sha256,
+        "inputs": [asdict(t) for t in found.inputs],
+        "outputs": [asdict(t) for t in found.outputs],
+    }
+    if not artifact.sidecar(found.path).is_file():
+        note = f"no {found.path.name}.json beside it, so nothing says what it was built from, for and by"
+        return InspectResult(found.path, "engine", {**facts, "note": note})
+    told = {key: found.meta[key] for key in _OF_AN_ENGINE if found.meta.get(key) is not None}
+    changed = "the file is not the one that its sidecar was written for" if _changed(found) else None
+    return InspectResult(
+        found.path,
+        "engine",
+        {
+            **facts,
+            "device": found.device or "not recorded",
+            **told,
+            "classes": list(found.meta.get("classes", ())),
+            "parents": list(found.parents),
+            **({"note": changed} if changed else {}),
+            "engine": built,
+        },
+    )
+
+
+_OF_AN_ENGINE = ("precision", "macs", "params", "preprocess", "opset", "tool_version")
+
+
+def _changed(found: Artifact) -> bool:
+    """Whether the sidecar was written for other bytes."""
+    side = records.read_json(artifact.sidecar(found.path)) or {}
+    return bool(side.get("sha256")) and side["sha256"] != found.sha256
 
 
 def _checkpoint(path: Path) -> InspectResult:
@@ -119,7 +155,10 @@ def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _onnx(path: Path) -> InspectResult:
     found = artifact.read(path)
-    counted = count.count(path)
+    try:
+        counted = count.count(path)
+    except DataError as err:
+        raise BrokenModel(str(err)) from err
     facts = {
         "macs": counted.macs,
         "parameters": counted.params,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import artifact, images
-from edgeprune.commands import files
+from edgeprune.commands import files, outputs
 from edgeprune.device_options import PredictOptions
-from edgeprune.errors import OutputExists, UsageError
+from edgeprune.errors import UsageError
 from edgeprune.runtime import answers
 
 
@@ -46,8 +46,11 @@ def predict(options: PredictOptions) -> PredictResult:
     """Name the `top` likeliest classes of each image, in the order of the file names."""
     if options.images is None:
         raise UsageError("--images is missing: the folder or zip of images to name")
-    if options.csv and options.csv.exists() and not options.force:
-        raise OutputExists(f"{options.csv} exists; --force replaces it")
+    if not options.artifact:
+        raise UsageError(
+            "nothing to run: ARTIFACT is missing; give an ONNX file, a run folder or a checkpoint"
+        )
+    outputs.require([options.csv], options.force)
     refs = images.find(options.images)
     found, runner = files.open_runner(options.artifact, "auto", options.threads, options.trust)
     names = files.classes(found)

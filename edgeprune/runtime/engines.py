@@ -87,6 +87,29 @@ def built_by(found: Artifact) -> Mapping[str, Any]:
     return facts if isinstance(facts, Mapping) else {}
 
 
+def runtime_of(found: Artifact) -> str:
+    """What built an engine, by its sidecar; without one, the only library that is here; MissingHere where none is."""
+    if facts := built_by(found):
+        return str(facts.get("runtime", "tensorrt"))
+    here = [name for name, package in MODULES.items() if _is_here(package)]
+    if not here:
+        raise MissingHere(
+            f"{found.path}: running an engine needs the library that built it, and neither is installed here: "
+            "pip install 'edgeprune[tensorrt]' for TensorRT (on a Jetson it comes with JetPack), "
+            "'edgeprune[rtx,cuda]' for TensorRT-RTX; nothing says which, since its sidecar "
+            f"{found.path.name}.json is not beside it"
+        )
+    return here[0]
+
+
+def _is_here(package: str) -> bool:
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        return False
+    return True
+
+
 def check_version(found: Artifact, runtime: str, here: str) -> None:
     """MissingHere when the engine is another runtime's or release's; it names both, and the rebuild command."""
     facts = built_by(found)
@@ -129,6 +152,14 @@ def _reaches(version: str, here: str) -> bool:
     return new >= old and (new[0] == old[0] or (old[0], new[0]) in MAJOR_JUMPS)
 
 
+def _unknown(found: Artifact, tried: str) -> str:
+    other = next(name for name in MODULES if name != tried)
+    return (
+        f"nothing says what built it, since {found.path.name}.json is not beside it; "
+        f"if {other} did, give --runtime {other}"
+    )
+
+
 def _again(facts: Mapping[str, Any]) -> str:
     return str(facts.get("rebuild", "edgeprune export MODEL.onnx --to tensorrt"))
 
@@ -148,7 +179,7 @@ def load(found: Artifact, runtime: str, graphs: bool) -> Opened:
     if engine is None:
         why = logger.errors[0] if logger.errors else "it says nothing of why"
         built = built_by(found)
-        by = f"built by {built['runtime']} {built['version']}" if built else "nothing says what built it"
+        by = f"built by {built['runtime']} {built['version']}" if built else _unknown(found, runtime)
         raise ModelError(
             f"{found.path}: {runtime} {trt.__version__} cannot open it ({by}): {why}; build it again: {_again(built)}"
         )

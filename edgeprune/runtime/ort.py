@@ -17,6 +17,7 @@ from typing import Any
 
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.errors import DataError, MissingHere, ModelError, UsageError, missing_package
+from edgeprune.runtime import ort_errors
 from edgeprune.runtime.runner import Array, Feeds
 
 CPU = "CPUExecutionProvider"
@@ -94,7 +95,9 @@ class OrtRunner:
             return ModelError("this ONNX Runtime session is closed; open the file again")
         given = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in feeds.items())
         wanted = ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in self.inputs)
-        return ModelError(f"ONNX Runtime received {given}; the network takes {wanted}: {_first_line(err)}")
+        return ModelError(
+            f"ONNX Runtime received {given}; the network takes {wanted}: {ort_errors.words(err)}"
+        )
 
     def close(self) -> None:
         """Free the session."""
@@ -120,7 +123,8 @@ def open(
     """Open an ONNX file. threads: CPU threads inside an operator, 0 for all cores.
 
     provider: ONNX Runtime's own name, or cpu, cuda, tensorrt or openvino.
-    MissingHere when ONNX Runtime or the provider is not here; ModelError when it cannot load the file.
+    MissingHere when ONNX Runtime or the provider is not here, or does not run such a file; BrokenModel when the file
+    is not whole or no valid graph.
     """
     path = artifact.path if isinstance(artifact, Artifact) else artifact
     if threads < 0:
@@ -136,7 +140,7 @@ def open(
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as err:
-        raise ModelError(f"{path}: ONNX Runtime cannot load it: {_first_line(err)}; export it again") from err
+        raise ort_errors.refusal(path, err, onnxruntime.__version__) from err
     used = session.get_providers()
     if used[:1] != [provider]:
         raise MissingHere(
@@ -195,8 +199,3 @@ def _options(onnxruntime: Any, threads: int, provider: str, spinning: bool) -> A
 def _spec(tensor: Any) -> TensorSpec:
     shape = tuple(d if isinstance(d, int) else str(d or "?") for d in tensor.shape)
     return TensorSpec(tensor.name, shape, _DTYPES.get(tensor.type, tensor.type))
-
-
-def _first_line(err: Exception) -> str:
-    lines = str(err).strip().splitlines()
-    return lines[0][:200] if lines else type(err).__name__

@@ -242,7 +242,7 @@ def open(
             f"{found.path} is not an engine; build one: edgeprune export {found.path} --to tensorrt"
         )
     if runtime == "auto":
-        runtime = str(engines.built_by(found).get("runtime", "tensorrt"))
+        runtime = engines.runtime_of(found)
     engines.check_version(found, runtime, str(engines.module(runtime).__version__))
     gpu = cuda or cudas.open()
     try:

@@ -6,6 +6,7 @@ above it. Eager, or compiled by torch.compile, whose compilation happens in the 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,10 @@ def open(
         raise MissingHere(
             f"--device {device}: torch {torch.__version__} sees no CUDA device here; take --device cpu"
         )
+    if device.startswith("cuda:") and int(device.partition(":")[2]) >= torch.cuda.device_count():
+        raise MissingHere(
+            f"--device {device}: torch sees {torch.cuda.device_count()} CUDA devices here, from cuda:0 on"
+        )
     if isinstance(function, torch.nn.Module):
         function = function.eval().to(device)
     if compiled:
@@ -110,6 +115,8 @@ def _compiled(torch: Any, function: Callable[..., Any], device: str) -> Callable
             "torch.compile needs a C++ compiler for the CPU and finds none (g++, clang++, $CXX): "
             "apt install g++, or take --runtime torch"
         )
+    # It says on stderr that a CUDA toolkit is here without a GPU, which is nothing to a network on the CPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     made: Callable[..., Any] = torch.compile(function, dynamic=False)
     return made
 
