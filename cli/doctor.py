@@ -9,6 +9,10 @@ from edgeprune.cli import show as page
 if TYPE_CHECKING:
     from rich.console import Console
 
+_REMEDIES = (
+    "A remedy such as pip install 'edgeprune[cpu]' keeps the edgeprune that is installed here and adds what the extra "
+    "names; to install edgeprune itself, in its checkout: pip install 'edgeprune[cpu] @ .'"
+)
 EXAMPLES = (
     "edgeprune doctor",
     "edgeprune doctor --clear-cache",
@@ -21,6 +25,8 @@ def show(facts: page.Facts, console: Console) -> None:
     page.table(_by_extra(facts["packages"]), console, title="Packages")
     page.table(facts["runtimes"], console, title="Runtimes")
     page.table(facts["sensors"], console, title="Sensors")
+    if any(p["extra"] and not p["version"] for p in facts["packages"]):
+        console.print(_REMEDIES, style="dim", markup=False, highlight=False)
     page.pairs({f"cache {key}": item for key, item in facts["cache"].items()}, console)
     for complaint in facts["complaints"]:
         # Not as markup: a remedy such as 'edgeprune[cpu]' would lose its brackets.

@@ -65,7 +65,7 @@ def application() -> typer.Typer:
             (
                 "Start here:  edgeprune demo",
                 "What is installed:  edgeprune doctor",
-                "Exit codes: 0 done, 1 error, 2 usage, 3 budget not met, 4 parity failed, "
+                "Exit codes: 0 done, 1 error, 2 usage, 3 budget not met, 4 parity failed or a broken model, "
                 "5 something is missing here, 130 interrupted.",
             )
         ),

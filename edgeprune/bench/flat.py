@@ -34,6 +34,7 @@ def flat(row: BenchResult) -> dict[str, Any]:
         **{f"{name}_p50_ms": part.p50 for name, part in (row.parts_ms or {}).items()},
         "gpu_p50_ms": row.gpu_ms.p50 if row.gpu_ms else None,
         "images_per_s": row.throughput_ips,
+        "queries_per_s": row.config.get("queries_per_s"),
         "macs": row.model.macs,
         "params": row.model.params,
         "bytes": row.model.bytes,

@@ -101,7 +101,7 @@ def _warnings(options: BenchOptions, samples: Samples, lacking: Mapping[str, str
     found = []
     if not samples.settled:
         found.append("the warm-up did not settle within 2%: the machine is busy or its clocks move")
-    if spread(samples.for_comparing().per_round()) > STEADY:
+    if options.mode != "cold" and spread(samples.for_comparing().per_round()) > STEADY:
         found.append(
             f"the median moved by more than {STEADY:.0%} from round to round: trust the interval, not the p50"
         )

@@ -12,6 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from edgeprune.cli.app import main
+from edgeprune.commands import files
+from edgeprune.commands.predict import predict
+from edgeprune.device_options import PredictOptions
+from edgeprune.errors import UsageError
 
 pytest.importorskip("onnxruntime")
 
@@ -45,7 +49,7 @@ def test_bench_prints_a_row_each_and_json(network: Path, capfd: pytest.CaptureFi
     assert main(["bench", str(network), *quick, "--json", "-o", str(file)]) == 0
     whole = json.loads(capfd.readouterr().out)
     assert whole == json.loads(file.read_text()), "one shape for both"
-    rows = whole["results"]
+    assert len(whole["results"]) == 1
     assert main(["bench", str(network), *quick, "-o", str(file)]) == 1
     assert capfd.readouterr().err.endswith("exists; --force replaces it\n")
 
@@ -71,6 +75,24 @@ def test_report_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert main(["report", str(run), "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["file"] == str(run / "report.html")
     assert "adapt-net-1" in (run / "report.html").read_text()
+
+
+def test_predict_refuses_before_it_runs(
+    network: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("opened before it refused")
+
+    monkeypatch.setattr(files, "open_runner", fail)
+    words = ["predict", str(network), "--images", str(tmp_path)]
+    assert main([*words, "--csv", "/proc/no/x.csv"]) == 5
+    assert "/proc/no/x.csv: cannot be written, since /proc takes no file" in capfd.readouterr().err
+    assert main([*words, "--csv", str(tmp_path)]) == 2
+    assert "is a folder; expected the name of a file to write" in capfd.readouterr().err
+    with pytest.raises(
+        UsageError, match="ARTIFACT is missing; give an ONNX file, a run folder or a checkpoint"
+    ):
+        predict(PredictOptions(images=tmp_path))
 
 
 def test_predict_names_each_image(network: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

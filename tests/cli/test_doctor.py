@@ -10,10 +10,12 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
+from rich.console import Console
 
 import edgeprune
 from edgeprune import catalog
 from edgeprune.bench import nvml
+from edgeprune.cli import doctor as shown
 from edgeprune.commands import doctor as subject
 from edgeprune.commands.doctor import Package, complaints, doctor, overwritten
 from edgeprune.device_options import DoctorOptions
@@ -115,3 +117,17 @@ sys.exit(main(["doctor", "--json"]))
     found = {r["name"]: r for r in json.loads(done.stdout)["runtimes"]}
     assert not found["torch"]["works"]
     assert found["torch"]["remedy"] == "pip install 'edgeprune[compress]'"
+
+
+def test_a_remedy_says_what_it_adds_to(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lost = Package("pillow", "", None)
+    (said,) = (c for c in complaints((lost, package("onnxruntime"), package("torch"))) if "base" in c)
+    assert said == "missing from the base: pillow: pip install pillow"
+    console = Console(width=200, record=True)
+    facts = doctor(DoctorOptions(cache=tmp_path)).to_json()
+    facts["packages"] = [{"name": "av", "extra": "video", "version": None}]
+    shown.show(facts, console)
+    told = " ".join(console.export_text().split())
+    assert "keeps the edgeprune that is installed here and adds what the extra names" in told
+    assert "in its checkout: pip install 'edgeprune[cpu] @ .'" in told
+    capfd.readouterr()

@@ -185,7 +185,7 @@ def test_an_import_alone_drops_nothing_silently(tmp_path: Path) -> None:
     file.write_text("[I] Latency: min = 1 ms, max = 3 ms, mean = 2 ms, median = 1.5 ms\n")
     for words in ({"baseline": "dense.onnx"}, {"power": 10.0}, {"diagnose": True}):
         with pytest.raises(UsageError, match=f"--{next(iter(words))} needs something to measure"):
-            bench(BenchOptions(import_trtexec=file, **words))  # type: ignore[arg-type]
+            bench(BenchOptions(import_trtexec=file, **words))
 
 
 def test_a_baseline_that_is_no_result(pair: tuple[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -143,6 +144,23 @@ def test_helpful_errors(file: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(MissingHere, match="sees no CUDA device"):
             torch_runtime.open(torch.nn.Identity(), two, two, device="cuda")
+
+
+def test_a_cuda_device_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    spec = [TensorSpec("a", (1,))]
+    with pytest.raises(MissingHere, match="--device cuda:2: torch sees 2 CUDA devices here, from cuda:0 on"):
+        torch_runtime.open(torch.nn.Identity(), spec, spec, device="cuda:2")
+
+
+def test_compiling_does_not_talk_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    talker = logging.getLogger("torch.utils.cpp_extension")
+    monkeypatch.setattr(talker, "level", logging.WARNING)
+    monkeypatch.setenv("CXX", "g++")
+    spec = [TensorSpec("a", (1,))]
+    torch_runtime.open_compiled(torch.nn.Identity(), spec, spec).close()
+    assert talker.level == logging.ERROR
 
 
 def test_the_device_side_runs_where_torch_cannot_be_imported(file: Path) -> None:
