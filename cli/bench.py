@@ -22,9 +22,10 @@ EXAMPLES = (
 # What a narrow terminal does without, first things first; before these, what is the same in every row.
 _SPARE = (
     *("params", "bytes", "memory bytes", "runtime", "p99 ms", "macs", "images/s", "threads", "batch"),
-    *("d2h ms", "h2d ms", "enqueue ms", "queries/s", "first ms", "load ms", "p90 ms", "mode"),
+    *("D2H ms", "H2D ms", "enqueue ms", "queries/s", "first ms", "load ms", "p90 ms", "mode"),
 )
 _LAYERS = 12
+_PARTS = {"h2d": "H2D", "d2h": "D2H"}
 
 
 def show(facts: page.Facts, console: Console) -> None:
@@ -125,7 +126,7 @@ def _row(row: page.Facts) -> dict[str, Any]:
         "threads": config.get("threads"),
         **{f"{key} ms": f"{times[key]:.3g}" for key in ("p50", "p90", "p99") if times.get(key) is not None},
         "gpu p50 ms": f"{row['gpu_ms']['p50']:.3g}" if row.get("gpu_ms") else None,
-        **{f"{name} ms": f"{part['p50']:.3g}" for name, part in parts.items()},
+        **{f"{_PARTS.get(name, name)} ms": f"{part['p50']:.3g}" for name, part in parts.items()},
         "images/s": _rate(row.get("throughput_ips")),
         "queries/s": None if row.get("throughput_ips") else _rate(config.get("queries_per_s")),
         "mJ/image": f"{power['gross_mj']:.3g} ({power['net_mj']:.3g} net)" if power else None,

@@ -101,7 +101,7 @@ class Watch:
         }
 
     def warnings(self) -> list[str]:
-        """Sentences on floating clocks, slowdowns seen and a busy machine."""
+        """Sentences on floating clocks and on slowdowns seen."""
         found = []
         clocks = [s["cpu_mhz"] for s in self.states if s["cpu_mhz"]]
         if clocks and max(clocks) > 1.05 * min(clocks):
@@ -117,11 +117,15 @@ class Watch:
         counts = [s["throttled"] for s in self.states if s.get("throttled") is not None]
         if counts and counts[-1] > counts[0]:
             found.append(f"the hardware throttled itself {counts[-1] - counts[0]} times (heat or current)")
-        cores = usable_cores()
-        load = self.states[0]["load"]
-        if load is not None and load > cores:
-            found.append(f"the machine was busy before: load {load:.1f} on {cores} cores")
         return found
+
+
+def busy(now: dict[str, Any]) -> list[str]:
+    """A sentence when more work waits than there are cores; to be asked before the first measurement, which is work."""
+    cores, load = usable_cores(), now["load"]
+    if load is None or load <= cores:
+        return []
+    return [f"the machine was busy before: load {load:.1f} on {cores} cores"]
 
 
 def usable_cores() -> int:

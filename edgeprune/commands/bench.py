@@ -66,12 +66,13 @@ def bench(options: BenchOptions) -> BenchReport:
     bench_against.require_settings(options, baseline, settings)
     words = list(dict.fromkeys([*([baseline.word] if baseline.word else []), *options.artifacts]))
     bench_check.runtimes(options, words)
+    busy = machine.busy(machine.state())
     found: dict[bench_rows.Key, BenchResult] = {}
     measured: dict[str, Path] = {}
     for setting in settings:
         for opened, row in _at(options, words, baseline, setting):
             measured[opened.word] = opened.found.path
-            found[opened.word, setting] = row
+            found[opened.word, setting] = replace(row, warnings=(*row.warnings, *busy))
     if options.diagnose and baseline.word:
         found = bench_rows.with_diagnosis(found, measured, baseline.word)
     rows = list(found.values())
