@@ -7,6 +7,7 @@ own shapes, so the document cannot disagree with the weights.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgeprune.errors import CheckpointError, DataError
 
 KEY = "edgeprune"
 FORMAT = 1
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,21 @@ def read(path: Path) -> Header:
             f"{file}: plain weights without a model; give the model's name and these as --weights {file}"
         )
     return Header(file, _document(file, metadata[KEY]), shapes, dtypes)
+
+
+def dense_shapes(head: Header) -> dict[str, tuple[int, ...]]:
+    """Shapes of the dense network, with as many classes as there are now: a head that was replaced is no cut."""
+    dense = {name: tuple(shape) for name, shape in head.document.get("dense", {}).items()}
+    layer = head.document.get("classifier")
+    for name in (f"{layer}.weight", f"{layer}.bias") if layer else ():
+        if dense.get(name) and head.shapes.get(name):
+            dense[name] = (head.shapes[name][0], *dense[name][1:])
+    return dense
+
+
+def parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many numbers are learned: all but the buffers of the norms."""
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.rpartition(".")[2] not in BUFFERS)
 
 
 def _document(file: Path, text: str) -> Mapping[str, Any]:

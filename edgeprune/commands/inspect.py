@@ -117,7 +117,7 @@ def _changed(found: Artifact) -> bool:
 def _checkpoint(path: Path) -> InspectResult:
     head = header.read(path)
     document = head.document
-    dense = {name: tuple(shape) for name, shape in document["dense"].items()}
+    dense = header.dense_shapes(head)
     layers = tuple(
         LayerFacts(name.removesuffix(".weight"), shape, dense.get(name) if dense.get(name) != shape else None)
         for name, shape in head.shapes.items()
@@ -127,26 +127,14 @@ def _checkpoint(path: Path) -> InspectResult:
         "model": document["spec"],
         "classes": list(document["classes"]),
         "preprocess": document["preprocess"],
-        "parameters": _parameters(head.shapes),
-        "dense_parameters": _parameters(dense),
+        "parameters": header.parameters(head.shapes),
+        "dense_parameters": header.parameters(dense),
         "bytes": head.path.stat().st_size,
         "sha256": artifact.sha256(head.path),
         "libraries": document["libraries"],
     }
     history = tuple(_short(entry) for entry in document["history"])
     return InspectResult(head.path, "checkpoint", facts, layers, history=history)
-
-
-def _parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    total = 0
-    for name, shape in shapes.items():
-        if name.rpartition(".")[2] not in buffers:
-            size = 1
-            for side in shape:
-                size *= side
-            total += size
-    return total
 
 
 def _short(entry: Mapping[str, Any]) -> dict[str, Any]:

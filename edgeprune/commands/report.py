@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import artifact
+from edgeprune.commands import outputs
 from edgeprune.device_options import ReportOptions
-from edgeprune.errors import DataError, OutputExists, UsageError
+from edgeprune.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ def report(options: ReportOptions) -> ReportResult:
         if not (run / "run.json").is_file():
             raise DataError(f"{run}: not a run folder of edgeprune; expected what adapt or prune wrote")
     file = options.output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    if file.exists() and options.output and not options.force:
-        raise OutputExists(f"{file} exists; --force replaces it")
+    outputs.require([file], options.force or not options.output)
     return write(runs, file)
 
 

@@ -5,6 +5,7 @@ A part that is not there is empty: a run may be unfinished, not exported, or nev
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from edgeprune import header, records
 from edgeprune.errors import CheckpointError, DataError, RunError
 
 BENCH_SCHEMA = "edgeprune.bench/"
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+HISTORY = "bench.jsonl"
+PRECISIONS = ("fp32", "fp16", "int8")
 
 Json = Mapping[str, Any]
 
@@ -30,8 +32,22 @@ class Width:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """A file that export wrote into the run folder, and its sidecar's meta."""
+
+    file: str
+    bytes: int | None
+    meta: Json
+
+    @property
+    def precision(self) -> str:
+        """fp32, fp16 or int8."""
+        return str(self.meta.get("precision", "fp32"))
+
+
+@dataclass(frozen=True)
 class Facts:
-    """One run. results: of its command; bench: rows of edgeprune bench; export: a sidecar's meta."""
+    """One run. results: of its command; bench: rows of edgeprune bench, oldest first; export: of model.onnx."""
 
     path: Path
     command: str
@@ -47,6 +63,7 @@ class Facts:
     dense_params: int | None = None
     bytes: int | None = None
     export: Json = field(default_factory=dict)
+    exports: tuple[Exported, ...] = ()
     bench: tuple[Json, ...] = ()
 
     @property
@@ -70,6 +87,7 @@ def read(path: Path) -> Facts:
         config=_config(path),
         metrics=tuple(records.metrics(path)),
         export=sidecar.get("meta") or {},
+        exports=tuple(_exports(path)),
         bench=tuple(_bench(path)),
         **_checkpoint(path),
     )
@@ -87,7 +105,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         head = header.read(path)
     except (CheckpointError, DataError):
         return {}
-    dense = {name: tuple(shape) for name, shape in head.document.get("dense", {}).items()}
+    dense = header.dense_shapes(head)
     head_layer = head.document.get("classifier")  # a new head is as wide as there are classes: no cut
     widths = tuple(
         Width(name.removesuffix(".weight"), dense[name][0], shape[0])
@@ -98,31 +116,60 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "spec": str(head.document.get("spec", "")),
         "history": tuple(head.document.get("history", ())),
         "widths": widths,
-        "params": _elements(head.shapes),
-        "dense_params": _elements(dense) or None,
+        "params": header.parameters(head.shapes),
+        "dense_params": header.parameters(dense) or None,
         "bytes": head.path.stat().st_size,
     }
 
 
-def _elements(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    total = 0
-    for name, shape in shapes.items():
-        if name.rpartition(".")[2] not in _BUFFERS:
-            size = 1
-            for side in shape:
-                size *= side
-            total += size
-    return total
+def _exports(path: Path) -> Iterator[Exported]:
+    """Every ONNX file and engine with a sidecar: the plain ones before those with ends, engines last."""
+    found = []
+    for side in (*path.glob("*.onnx.json"), *path.glob("*.engine.json")):
+        file, meta = side.with_suffix(""), _json(side).get("meta")
+        if isinstance(meta, Mapping):
+            found.append(Exported(file.name, file.stat().st_size if file.is_file() else None, meta))
+    order = {word: i for i, word in enumerate(PRECISIONS)}
+    yield from sorted(
+        found,
+        key=lambda e: (
+            e.file.endswith(".engine"),
+            bool(e.meta.get("ends")),
+            order.get(e.precision, 9),
+            e.file,
+        ),
+    )
 
 
 def _bench(path: Path) -> Iterator[Json]:
-    """Rows of every JSON file in the folder that edgeprune bench wrote."""
+    """Rows of the folder's history and of every JSON file in it that edgeprune bench wrote, each once, oldest first."""
+    told: list[Any] = _lines(path / HISTORY)
     for file in sorted(path.glob("*.json")):
         data = _any_json(file)
         rows = data.get("results", [data]) if isinstance(data, Mapping) else data
-        for row in rows if isinstance(rows, list) else []:
-            if isinstance(row, Mapping) and str(row.get("schema", "")).startswith(BENCH_SCHEMA):
-                yield row
+        told += rows if isinstance(rows, list) else []
+    found = [r for r in told if isinstance(r, Mapping) and str(r.get("schema", "")).startswith(BENCH_SCHEMA)]
+    once = {row_identity(row): row for row in found}
+    yield from sorted(once.values(), key=lambda row: str(row.get("created") or ""))
+
+
+def row_identity(row: Json) -> str:
+    """The same text for the same measurement, whichever file it was read from."""
+    parts = [row.get(key) for key in ("model", "config", "created", "latency_ms")]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _lines(file: Path) -> list[Any]:
+    """The whole lines of a history; one that is torn or no JSON is left out."""
+    try:
+        text = file.read_text("utf-8", errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def _any_json(file: Path) -> Any:

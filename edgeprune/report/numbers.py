@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _WORDS = {
@@ -16,13 +16,20 @@ _WORDS = {
     "gpu": "GPU",
 }
 
+MOST = 8
+"""Groups of facts that are still written out one after the other; more are counted."""
+
 
 def label(key: str) -> str:
     """A key as a heading: "accuracy_before" -> "Accuracy before"."""
-    words = [_WORDS.get(w, w) for w in key.replace("_", " ").split()]
-    joined = " ".join(words)
+    joined = _spelt(key)
+    words = joined.split()
     kept = words and (words[0] in _WORDS.values() or re.fullmatch(r"p\d+", words[0]))
     return joined if kept else joined[:1].upper() + joined[1:]
+
+
+def _spelt(key: str) -> str:
+    return " ".join(_WORDS.get(w, w) for w in key.replace("_", " ").split())
 
 
 def text(item: Any, key: str = "") -> str:
@@ -33,7 +40,16 @@ def text(item: Any, key: str = "") -> str:
         return "yes" if item else "no"
     if isinstance(item, int | float):
         return number(item, set(key.lower().replace("_", " ").split()))
-    return ", ".join(text(i, key) for i in item) if isinstance(item, list | tuple) else str(item)
+    if isinstance(item, Mapping):
+        return ", ".join(f"{_spelt(str(k))} {text(v, str(k))}" for k, v in item.items())
+    return _several(item, key) if isinstance(item, list | tuple) else str(item)
+
+
+def _several(items: Sequence[Any], key: str) -> str:
+    groups = [item for item in items if isinstance(item, Mapping)]
+    if len(groups) > MOST:
+        return f"{len(items)} entries"
+    return ("; " if groups else ", ").join(text(item, key) for item in items)
 
 
 def number(item: float, words: set[str]) -> str:

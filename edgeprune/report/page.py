@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import edgeprune
-from edgeprune.report import facts, numbers, pictures
+from edgeprune.report import facts, latencies, numbers, pictures
 from edgeprune.report.facts import Facts
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _DENSE = (
     ("dense_params", "params"),
     ("params_before", "params"),
 )
+
+
+_SHOWN = ("run", "widths", "cuts", "next")  # results that have their own place on the page
 
 
 @dataclass(frozen=True)
@@ -64,29 +67,54 @@ def render(runs: Sequence[Path]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(fact=numbers.text, label=numbers.label, flat=_flat)
-    measured = [row for run in read for row in run.bench]
-    states = [state for run in read for state in _states(run, read, measured)]
-    machines = _machines(measured)
+    once = {facts.row_identity(row): row for run in read for row in run.bench}
+    measured = latencies.newest(once.values())
+    own = {run.path: _own(run, measured) for run in read}
+    wanted = latencies.headline(list(own.values()))
+    states = [state for run in read for state in _states(run, read, own[run.path], wanted)]
+    machines = list(dict.fromkeys(name for row in measured if (name := latencies.machine(row))))
     return environment.get_template("page.html").render(
         title=", ".join(run.name for run in read),
         version=edgeprune.__version__,
-        states=states,
+        states=[_cells(state, _columns(states)) for state in states],
         columns=_columns(states),
         labelled=any(state.accuracy for state in states),
-        tradeoffs=_tradeoffs(read, measured, plots),
+        wanted=wanted if any(state.latency for state in states) else None,
+        tradeoffs=_tradeoffs(read, own, machines, plots),
         runs=[_run(run, plots) for run in read],
-        bench=[_bench_row(row, several=len(machines) > 1) for row in measured],
+        bench=latencies.table(measured),
+        older=len(once) - len(measured),
+        findings=latencies.findings(measured),
         machines=machines,
     )
 
 
-def _states(run: Facts, others: Sequence[Facts], measured: Sequence[Mapping[str, Any]]) -> list[State]:
+def _own(run: Facts, measured: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows that measured this run's own files: by their names, or by being alone."""
+    return [
+        row
+        for row in measured
+        if run.name in Path(latencies.way(row).artefact).parts[:-1]
+        or (len(run.bench) == 1 and row in run.bench)
+    ]
+
+
+def _cells(state: State, columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    return {"name": state.name, "what": state.what, **{key: getattr(state, key) for key, _ in columns}}
+
+
+def _states(
+    run: Facts,
+    others: Sequence[Facts],
+    measured: Sequence[Mapping[str, Any]],
+    wanted: latencies.Way | None,
+) -> list[State]:
     """The network before the command, unless that is unknown or its own run is here too; and after it."""
     found = run.results
     before = {} if _parent(run) in [other.path.resolve() for other in others] else _before(run)
     states = [State(run.name, f"before {run.command}", **before)] if any(before.values()) else []
-    bench: Mapping[str, Any] = next((row for row in reversed(measured) if _is_of(row, run)), {})
-    macs = found.get("macs") or run.export.get("macs") or _at(bench, "model", "macs")
+    bench = latencies.best(measured, wanted)
+    macs = found.get("macs") or run.export.get("macs") or latencies.at(bench, "model", "macs")
     params = run.params or found.get("params") or run.export.get("params")
     states.append(
         State(
@@ -96,21 +124,26 @@ def _states(run: Facts, others: Sequence[Facts], measured: Sequence[Mapping[str,
             macs=_joined(numbers.count(macs)) if macs else "",
             params=_joined(numbers.count(params)) if params else "",
             size=_joined(numbers.size(run.bytes)) if run.bytes else "",
-            latency=_latency(bench),
-            speedup=numbers.verdict(bench.get("verdict")),
-            parity=_parity(run.export.get("parity") or found.get("parity")),
+            latency=_latency(bench, wanted),
+            speedup=latencies.verdict(bench.get("verdict")),
+            parity=_parities(run),
         )
     )
     return states
 
 
 def _before(run: Facts) -> dict[str, str]:
-    """What is known of the network that the command started from."""
+    """What is known of the network that the command started from; where nothing was cut, its size is what it is now."""
     found = run.results
     known = {short: _joined(numbers.count(found[key])) for key, short in _DENSE if found.get(key)}
-    if "params" not in known and run.dense_params and run.dense_params != run.params:
+    uncut = run.dense_params is not None and run.dense_params == run.params
+    if "params" not in known and run.dense_params and not uncut:
         known["params"] = _joined(numbers.count(run.dense_params))
-    return {"accuracy": _percent(found.get("accuracy_before")), **known}
+    before = {"accuracy": _percent(found.get("accuracy_before")), **known}
+    if uncut and any(before.values()):
+        now = {"macs": found.get("macs") or run.export.get("macs"), "params": run.params}
+        before = {key: _joined(numbers.count(item)) for key, item in now.items() if item} | before
+    return before
 
 
 def _parent(run: Facts) -> Path | None:
@@ -137,16 +170,27 @@ def _columns(states: Sequence[State]) -> list[tuple[str, str]]:
     return [(key, text) for key, text in named.items() if any(getattr(s, key) for s in states)]
 
 
-def _tradeoffs(runs: Sequence[Facts], measured: Sequence[Mapping[str, Any]], plots: Any) -> list[Plot]:
+def _tradeoffs(
+    runs: Sequence[Facts],
+    own: Mapping[Path, Sequence[Mapping[str, Any]]],
+    machines: Sequence[str],
+    plots: Any,
+) -> list[Plot]:
     """Accuracy against MACs, and against latency on each machine: those on which two runs at least have both."""
     costs: dict[str, dict[str, float]] = {"MACs": {}}
     for run in runs:
         if macs := run.results.get("macs") or run.export.get("macs"):
             costs["MACs"][run.name] = float(macs)
-        for row in (r for r in measured if _is_of(r, run)):
-            p50 = _at(row, "latency_ms", "p50")
-            if p50 is not None:
-                costs.setdefault(f"latency (ms) on {_machine(row)}", {})[run.name] = float(p50)
+    for machine in machines:
+        here = {run.name: [r for r in own[run.path] if latencies.machine(r) == machine] for run in runs}
+        wanted = latencies.headline(list(here.values()))
+        if wanted is None:
+            continue
+        for name, rows in here.items():
+            row = latencies.best(rows, wanted)
+            if row and latencies.way(row).of_any == wanted and row["latency_ms"].get("p50") is not None:
+                what = f"latency (ms) on {machine}: {wanted.sentence()}"
+                costs.setdefault(what, {})[name] = float(row["latency_ms"]["p50"])
     made = []
     for what, known in costs.items():
         dots = [
@@ -168,8 +212,11 @@ def _run(run: Facts, plots: Any) -> dict[str, Any]:
         "facts": run,
         "curves": _curves(run, plots),
         "widths": _widths(run),
-        "cuts": [{key: cut.get(key) for key in keys} for cut in cuts],
-        "worst": pictures.worst(run),
+        "cuts": [{key: numbers.text(cut.get(key), key) for key in keys} for cut in cuts],
+        "cut_keys": keys,
+        "exports": [_export_row(e) for e in run.exports],
+        "worst": [_worst(run, e) for e in run.exports if not e.meta.get("ends")],
+        "results": {k: v for k, v in run.results.items() if k not in _SHOWN},
     }
 
 
@@ -186,7 +233,7 @@ def _curves(run: Facts, plots: Any) -> list[Plot]:
     for (stage, key), points in series.items():
         if len(points) > 1:
             mark = float(chosen) if chosen is not None and stage in ("", run.command) else None
-            caption = f"{stage}: {numbers.label(key)}" if stage else numbers.label(key)
+            caption = _caption(key, stage if stage != run.command else "")
             made.append(Plot(caption, plots.curve(points, caption, mark)))
     return made
 
@@ -200,40 +247,47 @@ def _widths(run: Facts) -> dict[str, Any]:
     return {"cut": cut, "same": len(run.widths) - len(cut)}
 
 
-def _bench_row(row: Mapping[str, Any], *, several: bool) -> dict[str, str]:
-    """A line of the table of latencies; with `several` machines it says on which."""
-    config, times = row.get("config") or {}, row.get("latency_ms") or {}
-    return {
-        "artefact": str(_at(row, "model", "name") or ""),
-        **({"device": _machine(row)} if several else {}),
-        "runtime": " ".join(str(config.get(k, "")) for k in ("runtime", "precision")).strip(),
-        "batch": str(config.get("batch", "")),
-        "threads": str(config.get("threads", "")),
-        **{key: f"{times[key]:.3g}" if times.get(key) is not None else "" for key in ("p50", "p90", "p99")},
-        "images per second": f"{row['throughput_ips']:.4g}" if row.get("throughput_ips") else "",
-        "against the baseline": numbers.verdict(row.get("verdict")),
-    }
+def _caption(key: str, stage: str) -> str:
+    """ "Validator information, stage source" of a label-free validator, else the name of what was followed."""
+    family, _, rest = key.partition(" ")
+    name = f"Validator: {rest.replace('_', ' ')}" if family == "validators" and rest else numbers.label(key)
+    return f"{name}, stage {stage}" if stage else name
 
 
-def _machines(measured: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in measured if (name := _machine(row))))
+def _export_row(e: facts.Exported) -> dict[str, str]:
+    """A line of the table of exported files. A file with ends is compared with the plain one it was made from."""
+    ends = e.meta.get("ends")
+    parity = (ends.get("parity") if isinstance(ends, Mapping) else e.meta.get("parity")) or {}
+    row = {"file": e.file, "precision": e.precision, "size": numbers.size(e.bytes) if e.bytes else ""}
+    for key in ("flips", "ties", "relative", "cosine", "n"):
+        row[key] = numbers.text(parity[key], key) if parity.get(key) is not None else ""
+    return row
 
 
-def _machine(row: Mapping[str, Any]) -> str:
-    host = row.get("host") or {}
-    names = [_at(host, "cpu", "name"), _at(host, "gpu", "name"), host.get("board"), host.get("os")]
-    return ", ".join(str(n) for n in names if n)
+def _worst(run: Facts, e: facts.Exported) -> dict[str, Any]:
+    rows = pictures.worst(run, e.meta)
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "picture"))
+    shown = [{"picture": row["picture"], **{k: numbers.text(row.get(k), k) for k in keys}} for row in rows]
+    return {"file": e.file, "keys": keys, "rows": shown}
 
 
-def _is_of(row: Mapping[str, Any], run: Facts) -> bool:
-    """Whether a bench row measured this run's own file: by its name, or by being alone."""
-    name = str(_at(row, "model", "name") or "")
-    return run.name in Path(name).parts or len(run.bench) == 1
+def _latency(row: Mapping[str, Any], wanted: latencies.Way | None) -> str:
+    """The median, and how it was measured where that is not how the others were."""
+    said = latencies.p50(row) if row else ""
+    if not said:
+        return ""
+    here = latencies.way(row).of_any
+    return said if here == wanted else f"{said}: {here.artefact}, {here.sentence()}, on {here.device}"
 
 
-def _latency(row: Mapping[str, Any]) -> str:
-    times = row.get("latency_ms") or {}
-    return f"{times['p50']:.3g} ms (p90 {times['p90']:.3g})" if times.get("p50") is not None else ""
+def _parities(run: Facts) -> str:
+    """Parity of the float32 file in full, of each lower precision how many answers changed."""
+    said = [_parity(run.export.get("parity") or run.results.get("parity"))]
+    for e in run.exports:
+        found = e.meta.get("parity")
+        if e.precision != "fp32" and not e.meta.get("ends") and isinstance(found, Mapping) and found.get("n"):
+            said.append(f"{e.precision}: {found.get('flips', '?')} flipped")
+    return "; ".join(part for part in said if part)
 
 
 def _parity(parity: Any) -> str:
@@ -246,13 +300,6 @@ def _parity(parity: Any) -> str:
 
 def _percent(share: Any) -> str:
     return f"{100 * share:.1f}%" if isinstance(share, int | float) else ""
-
-
-def _at(data: Mapping[str, Any], *keys: str) -> Any:
-    found: Any = data
-    for key in keys:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

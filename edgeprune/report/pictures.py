@@ -18,12 +18,12 @@ from edgeprune.report.facts import Facts
 SIDE = 96  # pixels
 
 
-def worst(run: Facts) -> list[dict[str, Any]]:
-    """Rows of the parity report's worst images, answers by name, each with `picture`, a data URI or ""."""
-    parity = run.export.get("parity") or {}
-    folder = run.export.get("parity_folder") or run.config.get("target") or ""
+def worst(run: Facts, meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a file's worst images, answers by name, each with `picture`, a data URI or ""."""
+    parity = meta.get("parity") or {}
+    folder = meta.get("parity_folder") or run.config.get("target") or ""
     rows = [dict(row) for row in parity.get("worst", ()) if isinstance(row, Mapping)]
-    classes = list(run.export.get("classes") or ())
+    classes = list(meta.get("classes") or ())
     for row in rows:
         for key in ("reference", "candidate"):
             if isinstance(row.get(key), int) and row[key] < len(classes):

@@ -174,6 +174,154 @@ def test_rows_of_several_devices_say_which(run: Path) -> None:
     assert "model.onnx Test CPU, Linux ort" in said
 
 
+def told(run: Path, *rows: dict[str, Any]) -> None:
+    """The history as bench appends it, its last line torn."""
+    (run / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"schema": "edgepr')
+
+
+def row_of(p50: float, **config: Any) -> dict[str, Any]:
+    row = bench_row("prune-net-1/model.onnx", p50, 0.5)
+    return {**row, "config": {**row["config"], "mode": "steady", "input": "random", **config}}
+
+
+def test_the_history_that_bench_writes_fills_the_page(run: Path) -> None:
+    (run / "bench.json").unlink()
+    told(run, row_of(2.5))
+    said = text_of(render([run]))
+    assert "ort fp32, steady, batch 1, 1 thread, random input, on Test CPU, Linux" in said
+    assert "2.5 ms (p90 2.75) faster: 1.80x" in said
+
+
+def test_a_row_in_the_history_and_in_a_file_is_one_and_a_newer_one_replaces_it(run: Path) -> None:
+    old, new = ({**row_of(p50), "created": f"2026-01-0{day}T"} for p50, day in ((2.5, 1), (3.5, 2)))
+    told(run, old, new)
+    write(
+        run / "bench.json", {"schema": "edgeprune.bench-results/1", "results": [new], "output": "bench.json"}
+    )
+    said = text_of(render([run]))
+    assert "2.5 ms" not in said
+    assert said.count("ort fp32 steady 1 1 3.5 3.85") == 1
+    assert "1 earlier row in the history is not shown" in said
+
+
+def test_ways_of_measuring_are_told_apart_and_the_plainest_is_the_headline(run: Path) -> None:
+    (run / "bench.json").unlink()
+    paced = {**row_of(9.0, mode="paced", fps=30), "throughput_ips": 1091}
+    foreign = {**row_of(1.5, batch=None, threads=None, runtime="tensorrt"), "gpu_ms": {"p50": 1.25}}
+    told(run, row_of(24.0, mode="cold"), row_of(2.5), row_of(1.75, threads=2), paced, foreign)
+    said = text_of(render([run]))
+    assert "2.5 ms (p90 2.75)" in said, "steady on one thread, though the newest rows are others"
+    assert "ort fp32 cold 1 1 24 26.4 – – – faster" in said, "no images a second when cold"
+    assert "ort fp32 steady 1 2 1.75" in said
+    assert "paced, 30 frames a second" in said
+    assert "1091" not in said
+    assert "tensorrt fp32 steady – – 1.5 1.65 – 1.25 666.7" in said
+    assert "None" not in said
+
+
+def test_a_run_measured_in_another_way_says_so(run: Path, tmp_path: Path) -> None:
+    told(run, row_of(2.5, threads=2))
+    (run / "bench.json").unlink()
+    other = tmp_path / "prune-net-2"
+    other.mkdir()
+    (other / "bench.jsonl").write_text(
+        json.dumps({**row_of(7.0), "model": {"name": "prune-net-2/model.onnx"}}) + "\n"
+    )
+    said = text_of(render([run, other]))
+    assert "7 ms (p90 7.7) faster" in said
+    assert (
+        "2.5 ms (p90 2.75): model.onnx, ort fp32, steady, batch 1, 2 threads, random input, on Test CPU"
+        in said
+    )
+
+
+def test_a_verdict_names_its_baseline_why_and_what_was_forced(run: Path) -> None:
+    (run / "bench.json").unlink()
+    row = row_of(2.5)
+    row["verdict"] |= {"word": "cannot say", "vs": "runs/r18/model.onnx", "why": "7 rounds are too few"}
+    row["verdict"]["forced"] = ["batch 1 against 8"]
+    told(run, row)
+    assert (
+        "cannot say: 1.80x (99%: 1.70 to 1.90) against r18/model.onnx: 7 rounds are too few; forced, although batch 1"
+        in text_of(render([run]))
+    )
+
+
+def test_what_diagnose_found_is_on_the_page(run: Path) -> None:
+    (run / "bench.json").unlink()
+    told(
+        run,
+        {
+            **row_of(2.5),
+            "diagnosis": [{"kind": "memory", "text": "memory-bound: 34% of the time", "layers": []}],
+        },
+    )
+    said = text_of(render([run]))
+    assert "What holds it back" in said
+    assert "memory-bound: 34% of the time" in said
+
+
+def test_every_exported_file_has_its_parity(run: Path) -> None:
+    meta = {
+        "precision": "int8",
+        "parity": {"n": 256, "flips": 3, "ties": 2, "relative": 0.0447, "cosine": 0.987},
+    }
+    write(run / "model.int8.onnx.json", {"meta": meta})
+    ends = {"ends": {"parity": {"n": 64, "relative": 5e-8}}}
+    write(run / "model.int8.e2e.onnx.json", {"meta": {**meta, **ends}})
+    said = text_of(render([run]))
+    assert "model.int8.onnx int8 – 3 2 0.0447 0.9870000 256" in said
+    assert "model.int8.e2e.onnx int8 – – – 5e-08 – 64" in said, "compared with the file without ends"
+    assert "0 of 256 flipped, error 2.0e-06; int8: 3 flipped" in said
+
+
+def test_no_python_is_printed(run: Path) -> None:
+    done = json.loads((run / "done.json").read_text())
+    groups = [{"layer": "conv1", "macs": 1_500_000}, {"layer": "conv2", "macs": 2_500_000}]
+    done["results"] |= {
+        "heaviest": groups,
+        "widths": groups,
+        "cuts": [{"cut": 0, "layers": groups}],
+        "many": groups * 9,
+    }
+    write(run / "done.json", done)
+    said = text_of(render([run]))
+    assert "{" not in said
+    assert "&#39;" not in said
+    assert "Heaviest layer conv1, MACs 1.5 M; layer conv2, MACs 2.5 M" in said
+    assert "Many 18 entries" in said
+    assert said.count("layer conv1, MACs 1.5 M") == 2, "the widths have their own place"
+
+
+def test_before_adapt_has_the_size_of_what_was_not_cut(run: Path) -> None:
+    """A dense head of 1000 classes is no part of the network before, and its MACs are those of now."""
+    tensors = {
+        "conv1.weight": np.zeros((8, 3, 3, 3), np.float32),
+        "head.weight": np.zeros((4, 8), np.float32),
+    }
+    dense = {"conv1.weight": [8, 3, 3, 3], "head.weight": [1000, 8]}
+    document = {"format": 1, "spec": "package.nets:net", "dense": dense, "classifier": "head", "history": []}
+    save_file(tensors, run / "model.safetensors", {"edgeprune": json.dumps(document)})
+    results = {"accuracy_before": 0.5, "accuracy": 0.75, "macs": 148_000_000}
+    write(run / "done.json", {"command": "adapt", "model": "x:y", "finished": "now", "results": results})
+    assert "before adapt 50.0% 148\u00a0M 248 –" in text_of(render([run]))
+
+
+def test_curves_of_validators_are_called_so(run: Path) -> None:
+    lines = [{"stage": "source", "step": s, "validators": {"information": s}} for s in range(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = text_of(render([run]))
+    assert "Validator: information, stage source" in said
+    assert "Validators" not in said
+
+
+def test_cells_name_their_column_on_a_phone(run: Path) -> None:
+    page = render([run])
+    assert '<td role="cell" data-label="Parity">' in page
+    assert '<td role="cell" data-label="Mode" class="none">' in page
+    assert "content: attr(data-label)" in page
+
+
 def test_a_new_head_is_no_cut(run: Path) -> None:
     tensors = {
         "conv1.weight": np.zeros((8, 3, 3, 3), np.float32),
