@@ -98,6 +98,11 @@ class Job:
             return self.timing.dense_ms
         return float(self.timing.predictor(self.dense_costs, self.dense_costs).at(self.dense_costs.full))
 
+    @cached_property
+    def dense_answers(self) -> Tensor:
+        """(N,) classes that the dense network gives the images of `probe`."""
+        return inference.logits_of(self.dense, self.probe, self.network.preprocess).argmax(1)
+
     @property
     def probe(self) -> Pixels:
         """Up to 1,024 target images, evenly spaced, on which agreement is measured."""
@@ -119,11 +124,8 @@ def of(
 
 def agreement(job: Job) -> float:
     """Share of target images, in 0..1, on which the network says what the dense one says; it bounds the loss."""
-    probe, pre = job.probe, job.network.preprocess
-    dense = inference.logits_of(job.dense, probe, pre)
-    return float(
-        (inference.logits_of(job.network.module, probe, pre).argmax(1) == dense.argmax(1)).double().mean()
-    )
+    answers = inference.logits_of(job.network.module, job.probe, job.network.preprocess).argmax(1)
+    return float((answers == job.dense_answers).double().mean())
 
 
 def couplings(job: Job) -> Couplings:
