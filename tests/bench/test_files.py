@@ -18,6 +18,7 @@ from edgeprune.bench import flat, schema, trtexec
 from edgeprune.bench.compare import Verdict, compare_saved
 from edgeprune.bench.result import BenchResult, Measured
 from edgeprune.bench.statistics import summary
+from edgeprune.commands.bench import BenchReport
 from edgeprune.errors import DataError
 
 PUBLISHED = Path(edgeprune.__file__).parent.parent / "docs" / "bench.schema.json"
@@ -226,3 +227,9 @@ def test_a_saved_measurement_needs_five_per_cent_and_says_so() -> None:
     assert told.ci_low <= told.speedup <= told.ci_high
     with pytest.raises(DataError, match="the saved result holds no rounds"):
         compare_saved([], rounds, vs="old")
+
+
+def test_a_layer_table_is_a_document_of_the_same_schema() -> None:
+    report = BenchReport((), None, {"file": "table.json", "layers": 3}).to_json()
+    jsonschema.validate(report, schema.document())
+    assert not jsonschema.Draft202012Validator(schema.document()).is_valid([]), "a bare list is none"
