@@ -167,7 +167,7 @@ def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
 def made(case: Case, place: Place) -> Row:
     """Run a row's command unless its run is finished; an earlier kill is resumed. `failed` holds the last line."""
     folder, words = place.run(case), command(case, place)
-    spoken = shlex.join(words)
+    spoken = portable(words, place)
     if records.is_done(folder):
         return {**records.results(folder), "command": spoken}
     begun = time.monotonic()
@@ -181,6 +181,19 @@ def made(case: Case, place: Place) -> Row:
         lines = out.stderr.strip().splitlines() or ["no message"]
         return {"failed": f"exit {out.returncode}: {lines[-1][:300]}", "command": spoken}
     return {**records.results(folder), "command": spoken, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def portable(words: list[str], place: Place) -> str:
+    """The command as it can be typed on another machine, from the repository's root."""
+    roots = {place.work: "runs/accuracy"} | ({place.data: "$EDGEPRUNE_DATA"} if place.data else {})
+    said = []
+    for word in words:
+        root = next((r for r in roots if Path(word).is_relative_to(r)), None)
+        if root is not None:
+            said.append(f"{roots[root]}/{Path(word).relative_to(root)}")
+        else:
+            said.append(Path(word).name if Path(word).is_absolute() else shlex.quote(word))
+    return " ".join(said)
 
 
 _KEPT = (
@@ -220,7 +233,7 @@ def row(case: Case, place: Place) -> Row:
         facts |= {"last": _percent(watched[-1]), "oracle": _percent(max(watched))}
     if case.stage == "prune":
         facts["images"] = sum(cut.get("images", 0) for cut in found["cuts"])
-        facts["speedup"] = _speedup(Path(shlex.split(found["command"])[2]), place.run(case))
+        facts["speedup"] = _speedup(Path(command(case, place)[2]), place.run(case))
     return facts
 
 
@@ -240,7 +253,7 @@ def _speedup(dense: Path, slim: Path) -> dict[str, float] | None:
     words = ["bench", str(slim), "--baseline", str(dense), "-o", str(file), "--force"]
     if subprocess.run([program, *words], capture_output=True, check=False).returncode != 0:
         return None
-    verdict = next(r["verdict"] for r in json.loads(file.read_text()) if r["verdict"])
+    verdict = next(r["verdict"] for r in json.loads(file.read_text())["results"] if r["verdict"])
     return {k: round(verdict[k], 4) for k in ("speedup", "ci_low", "ci_high")}
 
 

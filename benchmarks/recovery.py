@@ -159,7 +159,7 @@ def main() -> int:
             "dense": round(100 * found["accuracy_before"], 2),
             "macs_kept": round(found["macs"] / found["dense_macs"], 4),
             "params_kept": round(found["params"] / found["dense_params"], 4),
-            "command": shlex.join(words),
+            "command": accuracy.portable(words, place),
         }
         accuracy.save(list(done.values()), RESULTS)
         print(key, done[key]["accuracy"], flush=True)

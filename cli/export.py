@@ -19,4 +19,18 @@ EXAMPLES = (
 
 def show(facts: page.Facts, console: Console) -> None:
     """Print what `edgeprune.commands.export` returned."""
-    page.result(facts, console)
+    page.result(_shown(facts), console)
+
+
+def _shown(facts: page.Facts) -> page.Facts:
+    """Without what is said twice: the row of a lone file, the parity of the last of several, counts of a plan."""
+    shown = dict(facts)
+    rows = facts.get("files") or ()
+    if len(rows) > 1:
+        for key in ("file", "bytes", "parity", "precision"):
+            shown.pop(key, None)
+    else:
+        shown.pop("files", None)
+    if facts.get("plan"):
+        shown = dict(facts["plan"])
+    return shown

@@ -31,7 +31,7 @@ class ExportOptions(RunOptions):
     embed_preprocess: bool = option(
         False, "Also write NAME.e2e.onnx, which takes uint8 pixels and normalises them itself.", panel="Ends"
     )
-    layout: str = option("nhwc", "--embed-preprocess: nhwc or nchw.", panel="Ends")
+    layout: str | None = option(None, "--embed-preprocess: nhwc (if not given) or nchw.", panel="Ends")
     softmax: bool = option(False, "Also write NAME.e2e.onnx, which gives probabilities.", panel="Ends")
     top_k: int = option(
         0, "Also write NAME.e2e.onnx, which gives the K likeliest classes; implies --softmax.", panel="Ends"
@@ -170,7 +170,9 @@ class PredictOptions:
 class InspectOptions:
     """Say what a file is, layer by layer."""
 
-    file: str = argument("A run folder, a checkpoint, an ONNX file, an engine, or a model with --prunable.", default="")
+    file: str = argument(
+        "A run folder, a checkpoint, an ONNX file, an engine, or a model with --prunable.", default=""
+    )
     prunable: bool = option(False, "List what can be pruned, and why not the rest (needs torch).")
     sensitivity: bool = option(
         False, "Cut each coupling alone and say how far the answers move (needs torch)."

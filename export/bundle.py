@@ -20,6 +20,7 @@ from edgeprune.images import Preprocess
 EXAMPLE = Path(__file__).with_name("classify_example.py")
 SUMS = "SHA256SUMS"
 MANIFEST = "bundle.json"
+BESIDE = ("labels.txt", "preprocessing.json", "classify.py", "build_engine.sh", "README.md", MANIFEST)
 
 
 def write(folder: Path, made: Sequence[Artifact], batch: str, skipped: Mapping[str, str]) -> list[str]:

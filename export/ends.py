@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeprune import artifact as artifacts
 from edgeprune import images
 from edgeprune.artifact import Artifact
-from edgeprune.errors import DataError, ModelError, ParityFailed, UsageError
+from edgeprune.errors import BrokenModel, DataError, ModelError, ParityFailed, UsageError
 from edgeprune.export import graph
 from edgeprune.images import Preprocess
 from edgeprune.runtime import answers, metadata, ort
@@ -68,7 +68,7 @@ def attach(
     try:
         model = onnx.load(source)
     except Exception as err:
-        raise DataError(f"{source}: not a whole ONNX file; export it again") from err
+        raise BrokenModel(f"{source}: not a whole ONNX file; export it again") from err
     found = artifacts.read(source)
     facts = {**metadata.from_props({p.key: p.value for p in model.metadata_props}), **found.meta}
     if "preprocess" not in facts:

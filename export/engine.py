@@ -26,7 +26,7 @@ import onnx
 from edgeprune import __version__, errors, progress
 from edgeprune import artifact as artifacts
 from edgeprune.artifact import Artifact, TensorSpec
-from edgeprune.errors import DataError, MissingHere, ModelError, UsageError
+from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, UsageError
 from edgeprune.export import graph
 from edgeprune.export import profile as profiles
 from edgeprune.runtime import metadata
@@ -190,7 +190,7 @@ def _facts(source: Path) -> dict[str, Any]:
                 raise ValueError(f"its weights {data} are not beside it")
     except Exception as err:
         why = (str(err).strip().splitlines() or [type(err).__name__])[0][:160]
-        raise DataError(f"{source}: not a whole ONNX file ({why}); export it again") from err
+        raise BrokenModel(f"{source}: not a whole ONNX file ({why}); export it again") from err
     found = metadata.from_props({p.key: p.value for p in model.metadata_props})
     found |= {k: v for k, v in artifacts.read(source).meta.items() if k not in ("also_tried", "data")}
     if "precision" not in found:

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from edgeprune import __version__
-from edgeprune.errors import DiskFull, RunError, missing_package
+from edgeprune.errors import DiskFull, EdgePruneError, MissingHere, missing_package
 
 ONE_FILE = 1_900_000_000  # bytes of weights; protobuf ends at 2 GiB
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -96,7 +96,7 @@ def scratch(path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _not_written(path: Path, err: OSError) -> RunError:
+def _not_written(path: Path, err: OSError) -> EdgePruneError:
     if err.errno == errno.ENOSPC:
         return DiskFull(f"{path}: no space is left on the device; what was there before is intact")
-    return RunError(f"{path}: cannot be written ({err.strerror}); give another --output")
+    return MissingHere(f"{path}: cannot be written ({err.strerror}); give another --output")

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from edgeprune.model import Network
 
 EXPORTERS = ("dynamo", "torchscript")
-OPSETS = range(17, 24)
 INPUT, OUTPUT = "images", "logits"
 IN_THE_FILE = (
     "classes",
@@ -80,10 +79,7 @@ def export(
     checkpoint. ParityFailed when neither exporter's file equals the network, ModelError when neither can
     export it.
     """
-    if opset not in OPSETS:
-        raise UsageError(
-            f"--opset {opset}: expected {OPSETS.start} to {OPSETS.stop - 1}; 20 suits TensorRT 10 and 11"
-        )
+    profiles.check_opset(opset)
     if path.suffix != ".onnx":
         raise UsageError(f"{path}: expected a name that ends in .onnx")
     request = _Request(profiles.parse(batch), opset, slim, parents)

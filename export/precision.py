@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgeprune import __version__
 from edgeprune import artifact as artifacts
 from edgeprune.artifact import Artifact
-from edgeprune.errors import DataError, ModelError, UsageError
+from edgeprune.errors import ModelError, ParityFailed, UsageError
 from edgeprune.export import bias, graph, reading, sensitive
 from edgeprune.export import fp16 as half
 from edgeprune.export import int8 as quantised
@@ -91,7 +91,7 @@ def lower(
         raise UsageError(f"{path}: expected a name that ends in .onnx")
     quantised.calibrations(calibration)
     if precision == "int8" and not any(len(b) for b in images or ()):
-        raise DataError("--precision int8 is calibrated on images and received none; give --images DIR")
+        raise ParityFailed("--precision int8 is calibrated on images and received none; give --images DIR")
     given = reading.read(source)
     gate = tolerance(precision, max_flip)
     with graph.scratch(path) as folder:

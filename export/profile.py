@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from edgeprune.errors import UsageError
 
+OPSETS = range(17, 24)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -22,6 +24,14 @@ class Profile:
 
     def __str__(self) -> str:
         return str(self.best) if self.fixed else f"{self.lowest}:{self.best}:{self.highest}"
+
+
+def check_opset(opset: int) -> None:
+    """UsageError for an opset that nothing here exports."""
+    if opset not in OPSETS:
+        raise UsageError(
+            f"--opset {opset}: expected {OPSETS.start} to {OPSETS.stop - 1}; 20 suits TensorRT 10 and 11"
+        )
 
 
 def parse(text: str) -> Profile:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgeprune.errors import DataError, MissingHere, ModelError, ParityFailed
+from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, ParityFailed
 
 OLDEST = 13  # QuantizeLinear has a scale a channel from here on
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -18,8 +18,8 @@ _DOMAINS = ("", "ai.onnx")
 def read(path: Path) -> onnx.ModelProto:
     """The float32 graph at `path`.
 
-    DataError when it is truncated or no ONNX; ModelError when it is of too old an opset or quantised already;
-    MissingHere when an operator or opset is not known here; ParityFailed when a weight is not a number.
+    BrokenModel when it is truncated or no ONNX; ModelError when it is quantised already; MissingHere when an
+    operator or opset is not known here; ParityFailed when a weight is not a number.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected an ONNX file")
@@ -28,7 +28,7 @@ def read(path: Path) -> onnx.ModelProto:
     except Exception as err:
         raise _broken(path, err) from err
     if not model.graph.node:
-        raise DataError(f"{path}: not a whole ONNX file (it has no nodes); export it again")
+        raise BrokenModel(f"{path}: not a whole ONNX file (it has no nodes); export it again")
     _opset(path, model)
     _operators(path, model)
     try:
@@ -41,16 +41,16 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _broken(path: Path, err: Exception) -> DataError:
+def _broken(path: Path, err: Exception) -> BrokenModel:
     why = (str(err).strip().splitlines() or [type(err).__name__])[0][:160]
-    return DataError(f"{path}: not a whole ONNX file ({why}); export it again")
+    return BrokenModel(f"{path}: not a whole ONNX file ({why}); export it again")
 
 
 def _opset(path: Path, model: onnx.ModelProto) -> None:
     found = next((o.version for o in model.opset_import if o.domain in _DOMAINS), 0)
     newest = onnx.defs.onnx_opset_version()
     if found < OLDEST:
-        raise ModelError(f"{path}: opset {found}; expected {OLDEST} or newer: export it with --opset 20")
+        raise MissingHere(f"{path}: opset {found}; expected {OLDEST} or newer: export it with --opset 20")
     if found > newest:
         raise MissingHere(
             f"{path}: opset {found}; onnx {onnx.__version__} here knows up to {newest}: export it with --opset 20"

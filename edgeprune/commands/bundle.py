@@ -19,7 +19,6 @@ from edgeprune.errors import (
     ModelError,
     OutputExists,
     ParityFailed,
-    RunError,
     UsageError,
 )
 from edgeprune.export import bundle as bundling
@@ -43,11 +42,7 @@ def bundle(options: ExportOptions, folder: Path, export_fp32: Callable[[ExportOp
 
     OutputExists when something is there that --force may not replace; errors of the float32 file end it all.
     """
-    if set(options.precision) != {"fp32"} or set(options.to) != {"onnx"} or options.output:
-        raise UsageError(
-            "--bundle holds every precision, and engines are built on the board: drop --precision, --to and -o"
-        )
-    _free(options, folder)
+    check(options, folder)
     with graph.scratch(folder) as scratch:
         work = scratch / "bundle"
         work.mkdir()
@@ -64,6 +59,15 @@ def bundle(options: ExportOptions, folder: Path, export_fp32: Callable[[ExportOp
     return Bundled(folder, tuple(files), tuple(made), skipped)
 
 
+def check(options: ExportOptions, folder: Path) -> None:
+    """UsageError for words that do not go with --bundle, OutputExists when `folder` may not be replaced."""
+    if set(options.precision) != {"fp32"} or set(options.to) != {"onnx"} or options.output:
+        raise UsageError(
+            "--bundle holds every precision, and engines are built on the board: drop --precision, --to and -o"
+        )
+    _free(options, folder)
+
+
 def _plain(options: ExportOptions, work: Path) -> ExportOptions:
     return replace(
         options,
@@ -74,6 +78,7 @@ def _plain(options: ExportOptions, work: Path) -> ExportOptions:
         embed_preprocess=False,
         softmax=False,
         top_k=0,
+        layout=None,
     )
 
 
@@ -154,4 +159,4 @@ def _into_place(work: Path, folder: Path) -> None:
             folder.rename(work.parent / "before")  # the scratch folder goes, and the old bundle with it
         work.rename(folder)
     except OSError as err:
-        raise RunError(f"{folder}: cannot be written ({err.strerror}); choose another --bundle") from err
+        raise MissingHere(f"{folder}: cannot be written ({err.strerror}); choose another --bundle") from err

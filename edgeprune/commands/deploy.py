@@ -12,10 +12,10 @@ from typing import Any
 
 from edgeprune import artifact, count, header, images
 from edgeprune.artifact import Artifact
-from edgeprune.commands import files, finish
+from edgeprune.commands import files, finish, outputs
 from edgeprune.commands import lowered as report
 from edgeprune.device_options import ExportOptions
-from edgeprune.errors import EdgePruneError, OutputExists, UsageError
+from edgeprune.errors import DataError, EdgePruneError, OutputExists, ParityFailed, UsageError
 from edgeprune.export import engine, int8, precision, profile
 from edgeprune.export.parity import Array
 
@@ -56,12 +56,14 @@ def check_words(options: ExportOptions) -> None:
         raise UsageError(f"--max-flip {options.max_flip}: expected a share of the images, 0 to 1")
     int8.calibrations(options.calibration)
     profile.parse(options.batch)
+    finish.ends_of(options)
+    profile.check_opset(options.opset)
     for word in set(options.to) & set(engine.MODULES):
         finish.build_options(options, word)
     chosen = engine.capabilities(options.compute_capability)
     if chosen and "tensorrt-rtx" not in options.to:
         raise UsageError("--compute-capability needs --to tensorrt-rtx; others build for the GPU they run on")
-    if Path(options.model).suffix.lower() == ".onnx" and wanted_nothing(options):
+    if Path(options.model).suffix.lower() == ".onnx" and not options.bundle and wanted_nothing(options):
         raise UsageError(
             f"{options.model} is ONNX already; give --precision fp16 or int8, --embed-preprocess, or --to tensorrt-rtx"
         )
@@ -78,15 +80,12 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
     given = Path(options.model)
     direct = given.suffix.lower() == ".onnx"
     source = given if direct else _float32(options, export_fp32)
-    folder = options.output or source.parent
-    if folder.exists() and not folder.is_dir():
-        raise OutputExists(f"{folder}: a file is there; expected a folder")
+    folder = folder_of(options, source)
     words = [w for w in precision.PRECISIONS if w in options.precision]
     paths = {w: finish.free(options, folder / f"{_stem(source)}.{w}.onnx") for w in words if w != "fp32"}
+    outputs.require((folder / f"{_stem(source)}.{word}" for word in words), force=True)
     proof, names = proof_of(options, source) if paths else ([], [])
     count = sum(map(len, proof))
-    if options.dry_run:
-        return Deployed((), count, None, None)
     made: list[Artifact] = []
     for word in words:
         lowered = source
@@ -102,7 +101,16 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
         report.write(folder / "report.json", source, list(paths.values()), names)
         if "int8" in paths:
             advice = report.recommend(source, paths["int8"], threads=options.threads or 1)
-    return Deployed(tuple(made), count, *_count(source), advice)
+    first = () if direct or not made else (artifact.read(source),)
+    return Deployed((*first, *made), count, *_count(source), advice)
+
+
+def folder_of(options: ExportOptions, source: Path) -> Path:
+    """Where files go: `output`, or beside the source; OutputExists when a file has its name."""
+    folder = options.output or source.parent
+    if folder.exists() and not folder.is_dir() and (wanted(options) or folder.suffix != ".onnx"):
+        raise OutputExists(f"{folder}: a file is there; expected a folder")
+    return folder if folder.suffix != ".onnx" or wanted(options) else folder.parent
 
 
 def _stem(source: Path) -> str:
@@ -127,17 +135,9 @@ def _lower(
 def _float32(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) -> Path:
     """The checkpoint's float32 file: the one that is there when it is of this checkpoint and batch, else a new one."""
     source = header.locate(Path(options.model))
-    path = (options.output or source.parent) / "model.onnx"
-    if path.is_file() and artifact.sidecar(path).is_file():
-        found = artifact.read(path)
-        same = found.meta.get("batch") == str(profile.parse(options.batch))
-        same = same and bool(found.meta.get("simplified")) == options.simplify
-        if same and artifact.sha256(source) in found.parents:
-            return path
-    if options.dry_run:
-        raise UsageError(
-            f"--dry-run: {path} is not there yet; export float32 first: edgeprune export {options.model}"
-        )
+    path = plain_path(options, source)
+    if is_of(options, source, path):
+        return path
     plain = replace(
         options,
         precision=("fp32",),
@@ -148,9 +148,35 @@ def _float32(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]
         embed_preprocess=False,
         softmax=False,
         top_k=0,
+        layout=None,
     )
     export_fp32(plain)
     return path
+
+
+def plain_path(options: ExportOptions, source: Path) -> Path:
+    """Where the checkpoint's float32 file is or goes."""
+    given = options.output
+    whole = given is not None and given.suffix == ".onnx" and not given.is_dir() and not wanted(options)
+    return given if given is not None and whole else (given or source.parent) / "model.onnx"
+
+
+def is_of(options: ExportOptions, source: Path, path: Path) -> bool:
+    """Whether `path` is the float32 file of the checkpoint `source`, as the options ask for it."""
+    if not path.is_file() or not artifact.sidecar(path).is_file():
+        return False
+    found = artifact.read(path)
+    same = found.meta.get("batch") == str(profile.parse(options.batch))
+    same = same and bool(found.meta.get("simplified")) == options.simplify
+    return same and artifact.sha256(source) in found.parents
+
+
+def found_in(folder: Path) -> list[images.ImageRef]:
+    """The images to prove and calibrate on; ParityFailed when there are none, since nothing can be proved then."""
+    try:
+        return images.find(folder)
+    except DataError as err:
+        raise ParityFailed(f"{err}; nothing can be proved or calibrated without images") from err
 
 
 def proof_of(options: ExportOptions, source: Path) -> tuple[list[Array], list[str]]:
@@ -158,7 +184,7 @@ def proof_of(options: ExportOptions, source: Path) -> tuple[list[Array], list[st
     folder = options.images or target_of(options)
     if folder is None:
         return [], []
-    refs = images.find(folder)
+    refs = found_in(folder)
     pre = files.preprocess(artifact.read(source))
     total = min(PARITY_IMAGES, len(refs))
     chosen = [refs[i * len(refs) // total] for i in range(total)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeprune import artifact, header, images
 from edgeprune.artifact import Artifact
-from edgeprune.commands import deploy, finish, start
+from edgeprune.commands import bundle, deploy, export_files, finish, outputs, start
 from edgeprune.commands.bench import accuracy
 from edgeprune.device_options import ExportOptions
 from edgeprune.errors import OutputExists
@@ -38,6 +39,8 @@ class ExportResult:
     recommended: dict[str, Any] | None = None
     layers: dict[str, Any] | None = None
     bundle: dict[str, Any] | None = None
+    files: tuple[dict[str, Any], ...] = ()
+    plan: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -55,9 +58,15 @@ def export(options: ExportOptions) -> ExportResult:
 
         wrote = layers.export_layers(options)
         return ExportResult(None, None, None, None, None, None, 0, None, wrote.next, layers=wrote.to_json())
+    deploy.check_words(options)
+    if options.bundle:
+        bundle.check(options, options.bundle)
+    if options.dry_run:
+        planned = export_files.plan(options)
+        count = planned["parity_images"]
+        return ExportResult(None, None, None, None, None, None, count, None, None, plan=planned)
     if options.bundle:
         return _bundled(options, options.bundle)
-    deploy.check_words(options)
     if deploy.wanted(options):
         return _deployed(options, deploy.deploy(options, export))
     from edgeprune import checkpoint
@@ -70,8 +79,6 @@ def export(options: ExportOptions) -> ExportResult:
     proof = _proof(options, network.history)
     batches, names = _batches(proof, network.preprocess)
     count = sum(len(b) for b in batches)
-    if options.dry_run:
-        return ExportResult(None, None, None, None, None, None, count, None, None)
     tolerance = (
         FP32 if options.max_flip is None else parities.Tolerance("fp32", FP32.relative, options.max_flip)
     )
@@ -101,11 +108,9 @@ def _named(made: Artifact, folder: Path | None, names: list[str]) -> Artifact:
 
 def _bundled(options: ExportOptions, folder: Path) -> ExportResult:
     """The result of --bundle: one row a file."""
-    from edgeprune.commands import bundle
-
     done = bundle.bundle(options, folder, export)
     first = done.made[0]
-    rows = [{"file": a.path.name, "bytes": (folder / a.path.name).stat().st_size} for a in done.made]
+    made = [replace(a, path=folder / a.path.name) for a in done.made]
     found = {k: v for k, v in first.meta.get("parity", {}).items() if k != "worst"}
     return ExportResult(
         folder,
@@ -117,7 +122,8 @@ def _bundled(options: ExportOptions, folder: Path) -> ExportResult:
         int(found.get("n", 0)),
         None,
         start.words("python", folder / "classify.py", folder / first.path.name, "IMAGE"),
-        bundle={"files": rows, "skipped": done.skipped},
+        bundle={"files": list(done.files), "skipped": done.skipped},
+        files=export_files.rows(made),
     )
 
 
@@ -138,6 +144,7 @@ def _result(options: ExportOptions, made: Artifact, count: int) -> ExportResult:
         count or 8,
         right,
         start.words("edgeprune", "bench", made.path),
+        files=export_files.rows([made]),
     )
 
 
@@ -151,7 +158,7 @@ def _deployed(options: ExportOptions, done: deploy.Deployed) -> ExportResult:
         with ort.open(onnx_files[-1], threads=options.threads) as runner:
             right = accuracy(onnx_files[-1], runner, options.evaluate)["accuracy"]
     found = {k: v for k, v in meta.get("parity", {}).items() if k != "worst"}
-    lowered = {k: v for k, v in meta.get("lowered", {}).items() if k != "tried"}
+    lowered = _told(meta.get("lowered", {}))
     engines = [_engine(a) for a in done.made if a.kind == "engine"]
     return ExportResult(
         last.path if last else None,
@@ -167,7 +174,20 @@ def _deployed(options: ExportOptions, done: deploy.Deployed) -> ExportResult:
         lowered or None,
         tuple(engines),
         recommended=done.recommended,
+        files=export_files.rows(done.made),
     )
+
+
+def _told(lowered: Mapping[str, Any]) -> dict[str, Any]:
+    """How the last file was lowered; the sidecar has all that was tried."""
+    said = {k: v for k, v in lowered.items() if k not in ("tried", "corrected")}
+    tried = lowered.get("corrected")
+    if tried:
+        word = "taken" if lowered.get("biases_corrected") else "tried and not taken"
+        said["bias_correction"] = (
+            f"{word}: {tried['flips']} of {tried['n']} flipped, cosine {tried['cosine']:.7f}"
+        )
+    return said
 
 
 def _engine(made: Artifact) -> dict[str, Any]:
@@ -184,6 +204,7 @@ def _place(options: ExportOptions, source: Path) -> Path:
     path = folder if folder.suffix == ".onnx" and not folder.is_dir() else folder / "model.onnx"
     if path.parent.exists() and not path.parent.is_dir():
         raise OutputExists(f"{path.parent}: a file is there; expected a folder, or a name that ends in .onnx")
+    outputs.require([path], force=True)
     return finish.free(options, path)
 
 
@@ -202,7 +223,7 @@ def _batches(folder: Path | None, pre: images.Preprocess) -> tuple[list[Array], 
     """Up to 256 images spread over the folder, preprocessed, in batches of 32 (n, 3, H, W) float32; their names."""
     if folder is None:
         return [], []
-    refs = images.find(folder)
+    refs = deploy.found_in(folder)
     count = min(PARITY_IMAGES, len(refs))
     chosen = [refs[i * len(refs) // count] for i in range(count)]
     found = list(images.batches(chosen, pre, 32))

@@ -12,7 +12,7 @@ from edgeprune import artifact, images
 from edgeprune.artifact import Artifact
 from edgeprune.commands import files
 from edgeprune.device_options import ExportOptions
-from edgeprune.errors import OutputExists
+from edgeprune.errors import OutputExists, UsageError
 from edgeprune.export import ends as ending
 from edgeprune.export import engine
 from edgeprune.export.ends import Ends
@@ -22,7 +22,11 @@ PARITY_IMAGES = 256
 
 def ends_of(options: ExportOptions) -> Ends:
     """The ends that were asked for; UsageError for words that do not make sense."""
-    layout = options.layout.lower()
+    if options.layout and not options.embed_preprocess:
+        raise UsageError(
+            f"--layout {options.layout} is of the pixels that --embed-preprocess takes; give both"
+        )
+    layout = (options.layout or "nhwc").lower()
     asked = Ends(layout, options.softmax or options.top_k > 0, options.top_k)
     return asked if options.embed_preprocess else replace(asked, layout="")
 
@@ -65,12 +69,16 @@ def build_options(options: ExportOptions, word: str) -> engine.BuildOptions:
 
 
 def _engine(options: ExportOptions, source: Path, folder: Path, word: str) -> Artifact:
+    return engine.build(source, engine_path(options, source, folder, word), build_options(options, word))
+
+
+def engine_path(options: ExportOptions, source: Path, folder: Path, word: str) -> Path:
+    """Where the engine of `source` for `--to WORD` goes."""
     stem = source.name.removesuffix(source.suffix)
     if not any(part in ("fp32", "fp16", "int8") for part in stem.split(".")):
         stem += ".fp32"
     several = len(set(options.to) & set(engine.MODULES)) > 1
-    path = free(options, folder / (f"{stem}.{word}.engine" if several else f"{stem}.engine"))
-    return engine.build(source, path, build_options(options, word))
+    return free(options, folder / (f"{stem}.{word}.engine" if several else f"{stem}.engine"))
 
 
 def free(options: ExportOptions, path: Path) -> Path:

@@ -62,3 +62,19 @@ def test_table() -> None:
     assert len(lines) == 3
     assert lines[2].startswith("| digits | macs=0.5 | tcp+variant=code | the released code's score")
     assert lines[2].endswith("| 91.0 ± 1.4 | 0.50 | 0.30 |")
+
+
+def test_commands_in_results_name_no_place_of_this_machine(tmp_path: Path) -> None:
+    place = Place(tmp_path / "data", tmp_path / "work", "cpu")
+    words = [
+        "edgeprune",
+        "prune",
+        str(place.work / "a"),
+        "--target",
+        str(tmp_path / "data" / "t"),
+        "--weights",
+    ]
+    said = accuracy.portable([*words, "/elsewhere/w.pth", "--score", "two words"], place)
+    assert said == (
+        "edgeprune prune runs/accuracy/a --target $EDGEPRUNE_DATA/t --weights w.pth --score 'two words'"
+    )
