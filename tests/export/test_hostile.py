@@ -49,7 +49,7 @@ def changed(path: Path, change: Callable[[onnx.ModelProto], Any]) -> Path:
 def test_truncated(tmp_path: Path, fails: Fails, kept: int) -> None:
     source = network(tmp_path / "model.onnx")
     source.write_bytes(source.read_bytes()[:kept])
-    line = fails(source, 1)
+    line = fails(source, 4)
     assert "model.onnx: not a whole ONNX file (" in line
     assert line.endswith("; export it again")
 
@@ -57,13 +57,13 @@ def test_truncated(tmp_path: Path, fails: Fails, kept: int) -> None:
 def test_text_with_the_ending_of_onnx(tmp_path: Path, fails: Fails) -> None:
     source = tmp_path / "model.onnx"
     source.write_text("<html>404</html>")
-    assert "not a whole ONNX file" in fails(source, 1)
+    assert "not a whole ONNX file" in fails(source, 4)
 
 
 @pytest.mark.parametrize(
     ("version", "code", "words"),
     [
-        (9, 1, "opset 9; expected 13 or newer: export it with --opset 20"),
+        (9, 5, "opset 9; expected 13 or newer: export it with --opset 20"),
         (99, 5, "opset 99; onnx .* here knows up to [0-9]+: export it with --opset 20"),
     ],
 )
@@ -108,11 +108,11 @@ def test_weights_that_are_no_numbers(tmp_path: Path, fails: Fails, bad: float) -
 
 def test_calibration_without_images(tmp_path: Path, fails: Fails) -> None:
     source = network(tmp_path / "model.onnx")
-    line = fails(source, 1, "--precision", "int8")
+    line = fails(source, 4, "--precision", "int8")
     assert "--precision int8 is calibrated on images and received none; give --images DIR" in line
     (tmp_path / "empty").mkdir()
-    assert f"{tmp_path}/empty" in fails(source, 1, "--precision", "int8", "--images", str(tmp_path / "empty"))
-    line = fails(source, 1, "--precision", "int8", "--images", str(tmp_path / "nowhere"))
+    assert f"{tmp_path}/empty" in fails(source, 4, "--precision", "int8", "--images", str(tmp_path / "empty"))
+    line = fails(source, 4, "--precision", "int8", "--images", str(tmp_path / "nowhere"))
     assert "nowhere: no such folder" in line
 
 
@@ -123,14 +123,24 @@ def test_output_that_cannot_be_written(tmp_path: Path, fails: Fails, monkeypatch
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    line = fails(source, 1)
+    line = fails(source, 5)
     assert line.endswith("cannot be written (Read-only file system); give another --output")
+
+
+def test_a_folder_that_takes_no_file(tmp_path: Path, fails: Fails) -> None:
+    line = fails(network(tmp_path / "model.onnx"), 5, "--precision", "fp16", "-o", "/proc/no")
+    assert "/proc/no/model.fp16.onnx: cannot be written, since /proc takes no file" in line
+    assert "errno" not in line.lower()
 
 
 def test_words_that_make_no_sense(tmp_path: Path, fails: Fails) -> None:
     source = network(tmp_path / "model.onnx")
     assert "--precision int4: expected fp32, fp16, int8" in fails(source, 2, "--precision", "int4")
     assert "--max-flip 3.0: expected a share" in fails(source, 2, "--precision", "int8", "--max-flip", "3")
+    assert "--layout nchw is of the pixels that --embed-preprocess takes; give both" in fails(
+        source, 2, "--precision", "fp16", "--layout", "nchw"
+    )
+    assert "--opset 3: expected 17 to 23" in fails(source, 2, "--opset", "3", "--dry-run")
     assert "--calibration mean: expected auto" in fails(
         source, 2, "--precision", "int8", "--calibration", "mean"
     )
