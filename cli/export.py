@@ -16,10 +16,18 @@ EXAMPLES = (
     "edgeprune export runs/prune-resnet50-1 --images camera/ --batch 1:8:32 -o out/",
 )
 
+SPARE = ("precision", "cosine", "ties", "bytes", "images")
+"""Columns of the table of files that a narrow terminal can do without; --json has them."""
+
 
 def show(facts: page.Facts, console: Console) -> None:
     """Print what `edgeprune.commands.export` returned."""
-    page.result(_shown(facts), console)
+    shown = dict(_shown(facts))
+    rows = shown.pop("files", ()) if not facts.get("plan") else ()
+    page.result({**shown, "next": None}, console)
+    if rows:
+        page.table(rows, console, title="Files", spare=SPARE)
+    page.next_command(shown, console)
 
 
 def _shown(facts: page.Facts) -> page.Facts:

@@ -1,9 +1,4 @@
-"""Name the classes of images: python classify.py MODEL IMAGE...
-
-MODEL is an .onnx file of this folder (needs onnxruntime), or an engine built from one (needs cuda-python and tensorrt;
-tensorrt_rtx when its name says so). Of an image the decoder is Pillow's; a .npy file, uint8 (H, W, 3) at the network's
-size, needs numpy alone. This file needs nothing else, and may be copied and changed.
-"""
+"""python classify.py MODEL IMAGE...   MODEL: .onnx (onnxruntime), or an engine (tensorrt[_rtx] and cuda-python)."""
 
 import importlib
 import json
@@ -13,100 +8,86 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
 
-
-def load(file: str, pre: dict[str, Any]) -> Any:
-    """The pixels of an image at the network's size: uint8 (H, W, 3)."""
-    if file.endswith(".npy"):
-        return np.load(file)
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+def read(file: str, pre: dict[str, Any]) -> Any:
+    """What the network takes of one image; a .npy file holds uint8 (H, W, 3) at its size, and needs no Pillow."""
     (height, width), (covered_h, covered_w) = pre["size"], pre["covered"]
-    w, h = image.size  # the short side covers size / crop, then the centre is cut out
-    wide = covered_h * w <= covered_w * h
-    to = (covered_w, max(height, covered_w * h // w)) if wide else (max(width, covered_h * w // h), covered_h)
-    image = image.resize(to, Image.Resampling[pre["interpolation"].upper()])
-    top, left = round((to[1] - height) / 2), round((to[0] - width) / 2)
-    return np.asarray(image)[top : top + height, left : left + width]
+    if file.endswith(".npy"):
+        batch = np.load(file)[None]
+    else:
+        from PIL import Image, ImageOps
 
-
-def prepare(pixels: Any, pre: dict[str, Any]) -> Any:
-    """What the network takes of one image: (1, ...), normalised float32, or uint8 when its graph normalises."""
-    batch = pixels[None] if pre.get("layout") == "nhwc" else pixels.transpose(2, 0, 1)[None]
-    if not pre.get("layout"):
-        mean, std = (np.float32(pre[key]).reshape(3, 1, 1) for key in ("mean", "std"))
-        batch = ((batch / np.float32(255) - mean) / std).astype(np.float32)
-    return np.ascontiguousarray(batch)
+        image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+        # the short side covers size / crop, then the centre is cut out
+        by = max(covered_h / image.height, covered_w / image.width)
+        w, h = (max(n, int(by * side + 1e-6)) for n, side in ((width, image.width), (height, image.height)))
+        image = image.resize((w, h), Image.Resampling[pre["interpolation"].upper()])
+        top, left = round((h - height) / 2), round((w - width) / 2)
+        batch = np.asarray(image)[None, top : top + height, left : left + width]
+    if not pre.get("layout"):  # else the graph normalises
+        batch = (batch / np.float32(255) - np.float32(pre["mean"])) / np.float32(pre["std"])
+    return np.ascontiguousarray(batch if pre.get("layout") == "nhwc" else batch.transpose(0, 3, 1, 2))
 
 
 def by_onnxruntime(file: str, images: Any) -> dict[str, Any]:
     """Outputs by name."""
     ort = importlib.import_module("onnxruntime")
     session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-    first = session.get_inputs()[0]
+    first, names = session.get_inputs()[0], [t.name for t in session.get_outputs()]
     fed = np.repeat(images, first.shape[0], 0) if isinstance(first.shape[0], int) else images
-    return dict(
-        zip([t.name for t in session.get_outputs()], session.run(None, {first.name: fed}), strict=True)
-    )
+    return dict(zip(names, session.run(None, {first.name: fed}), strict=True))
 
 
 def by_engine(file: str, images: Any, module: str) -> dict[str, Any]:
-    """Outputs by name, from a plan file of TensorRT or TensorRT-RTX."""
+    """Outputs by name."""
     trt, rt = importlib.import_module(module), importlib.import_module("cuda.bindings.runtime")
-    logger = trt.Logger()
+    logger, kinds, held, addresses = trt.Logger(), rt.cudaMemcpyKind, {}, {}
     engine = trt.Runtime(logger).deserialize_cuda_engine(Path(file).read_bytes())
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    entry = next(n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
-    batch = max(1, engine.get_tensor_shape(entry)[0])
-    arrays = {entry: np.ascontiguousarray(np.repeat(images, batch, 0))}
-    context.set_input_shape(entry, arrays[entry].shape)
-    addresses = {}
-    for name in names:
-        if name != entry:
-            kind = trt.nptype(engine.get_tensor_dtype(name))
-            arrays[name] = np.empty(tuple(context.get_tensor_shape(name)), kind)
-        addresses[name] = int(rt.cudaMalloc(arrays[name].nbytes)[1])
-        context.set_tensor_address(name, addresses[name])
-    stream = int(rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking)[1])
-    kinds, fed = rt.cudaMemcpyKind, arrays.pop(entry)
-    rt.cudaMemcpy(addresses[entry], fed.ctypes.data, fed.nbytes, kinds.cudaMemcpyHostToDevice)
-    context.execute_async_v3(stream_handle=stream)
-    rt.cudaStreamSynchronize(stream)
-    for name, array in arrays.items():
-        rt.cudaMemcpy(array.ctypes.data, addresses[name], array.nbytes, kinds.cudaMemcpyDeviceToHost)
-    for address in addresses.values():
-        rt.cudaFree(address)
-    return arrays
-
-
-def best(outputs: dict[str, Any], top: int) -> list[tuple[int, float]]:
-    """The likeliest classes of the first image with their probabilities."""
-    if "classes" in outputs:
-        return list(zip(outputs["classes"][0].tolist(), outputs["scores"][0].tolist(), strict=True))[:top]
-    shares: Any = np.float64(
-        outputs.get("probabilities", outputs.get("logits", next(iter(outputs.values()))))[0]
-    )
-    if "probabilities" not in outputs:
-        shares = np.exp(shares - shares.max()) / np.exp(shares - shares.max()).sum()
-    return [(int(k), float(shares[k])) for k in np.argsort(-shares)[:top]]
-
-
-def main(model: str, files: list[str]) -> None:
-    """Print file, class and probability, the likeliest three of each image."""
-    pre = json.loads((HERE / "preprocessing.json").read_text(encoding="utf-8"))
-    labels = (HERE / "labels.txt").read_text(encoding="utf-8").splitlines()
-    for file in files:
-        images = prepare(load(file, pre), pre)
-        if model.endswith(".onnx"):
-            outputs = by_onnxruntime(model, images)
+    for name in sorted(names, key=lambda n: engine.get_tensor_mode(n) != trt.TensorIOMode.INPUT):
+        if not held:  # the input comes first; the outputs' shapes follow from it
+            held[name] = np.repeat(images, max(1, engine.get_tensor_shape(name)[0]), 0)
+            context.set_input_shape(name, held[name].shape)
         else:
-            outputs = by_engine(model, images, "tensorrt_rtx" if "rtx" in Path(model).name else "tensorrt")
-        for k, share in best(outputs, 3):
+            kind = trt.nptype(engine.get_tensor_dtype(name))
+            held[name] = np.empty(tuple(context.get_tensor_shape(name)), kind)
+        addresses[name] = int(rt.cudaMalloc(held[name].nbytes)[1])
+        context.set_tensor_address(name, addresses[name])
+        rt.cudaMemcpy(
+            addresses[name], held[name].ctypes.data, held[name].nbytes, kinds.cudaMemcpyHostToDevice
+        )
+    context.execute_async_v3(stream_handle=int(rt.cudaStreamCreate()[1]))
+    rt.cudaDeviceSynchronize()
+    for name, array in held.items():
+        rt.cudaMemcpy(array.ctypes.data, addresses[name], array.nbytes, kinds.cudaMemcpyDeviceToHost)
+        rt.cudaFree(addresses[name])
+    return held
+
+
+def main(model: str, *files: str) -> None:
+    """Print image, class and probability: the likeliest three of each image."""
+    here, module = Path(__file__).parent, "tensorrt_rtx" if "rtx" in Path(model).name else "tensorrt"
+    pre = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))
+    labels = (here / "labels.txt").read_text(encoding="utf-8").splitlines()
+    for file in files:
+        fed = read(file, pre)
+        got = by_onnxruntime(model, fed) if model.endswith(".onnx") else by_engine(model, fed, module)
+        if "classes" in got:
+            order, shares = got["classes"][0], got["scores"][0]
+        else:
+            first = np.float64(got.get("probabilities", next(iter(got.values())))[0])
+            all_of = first if "probabilities" in got else np.exp(first - first.max())
+            order = np.argsort(-all_of)[:3]
+            shares = all_of[order] / all_of.sum()
+        for k, share in list(zip(order, shares, strict=True))[:3]:
             print(f"{file}\t{labels[k]}\t{share:.4f}")  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    if len(sys.argv) < 3:
+        sys.exit(f"usage: {__doc__}")
+    try:
+        main(*sys.argv[1:])
+    except Exception as err:  # whatever a runtime raises: one line
+        sys.exit(f"error: {type(err).__name__}: {' '.join(str(err).split())}")

@@ -35,6 +35,8 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 COMPATIBLE = {"ampere+": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
 TIMEOUT_S = 7200
 PROGRESS = "progress "
+ANY_RTX = "compute capability 8.0 and later"
+"""What TensorRT-RTX builds for when nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,9 @@ def build(source: Path, path: Path, options: BuildOptions) -> Artifact:
         answer = _ask(request, options.to)
         seconds = time.perf_counter() - start
         graph.move(made, path)
-    target = ", ".join(options.capabilities) if options.capabilities else str(answer.pop("gpu", ""))
+    target = ", ".join(options.capabilities) or str(answer.get("gpu") or "")
+    if not target and options.to == "tensorrt-rtx":
+        target = ANY_RTX
     sha = artifacts.sha256(source)
     free = any(isinstance(t["shape"][0], str) for t in answer["inputs"] if t["shape"])
     engine = {

@@ -83,7 +83,7 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
     folder = folder_of(options, source)
     words = [w for w in precision.PRECISIONS if w in options.precision]
     paths = {w: finish.free(options, folder / f"{_stem(source)}.{w}.onnx") for w in words if w != "fp32"}
-    outputs.require((folder / f"{_stem(source)}.{word}" for word in words), force=True)
+    outputs.require([*paths.values()] or [folder / f"{_stem(source)}.onnx"], force=True)
     proof, names = proof_of(options, source) if paths else ([], [])
     count = sum(map(len, proof))
     made: list[Artifact] = []

@@ -195,7 +195,8 @@ def _engine(made: Artifact) -> dict[str, Any]:
     facts = made.meta["engine"]
     layers = ", ".join(f"{n} {kind}" for kind, n in facts["layers"].items())
     size = made.path.stat().st_size
-    return {"engine": made.path.name, "version": facts["version"], "bytes": size, "layers": layers}
+    row = {"engine": made.path.name, "built_for": made.device or "not known", "version": facts["version"]}
+    return {**row, "bytes": size, "layers": layers}
 
 
 def _place(options: ExportOptions, source: Path) -> Path:

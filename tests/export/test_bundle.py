@@ -207,4 +207,30 @@ def test_names_of_the_example_are_those_of_the_libraries() -> None:
     for word, kind in (("engine", "ICudaEngine"), ("context", "IExecutionContext")):
         for name in set(re.findall(rf"\b{word}\.(\w+)", text)):
             assert hasattr(getattr(trt, kind), name), name
-    assert len(text.splitlines()) < 130
+    assert len([line for line in text.splitlines() if line.strip()]) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage: python classify.py MODEL IMAGE..."),
+        (["model.onnx"], "usage: python classify.py MODEL IMAGE..."),
+        (
+            ["model.onnx", "gone.jpg"],
+            "error: FileNotFoundError: [Errno 2] No such file or directory: 'gone.jpg'",
+        ),
+        (["gone.onnx", "one.npy"], "error: NoSuchFile: "),
+        (["model.engine", "one.npy"], "error: "),
+    ],
+)
+def test_the_example_says_what_is_wrong_in_one_line(
+    made: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    np.save(tmp_path / "one.npy", np.zeros((SIZE, SIZE, 3), np.uint8))
+    files = [str(made / w) if w == "model.onnx" else w for w in words]
+    command = [sys.executable, str(made / "classify.py"), *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
