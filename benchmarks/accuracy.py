@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import TASKS, Task, few
-from edgeprune import records
+from edgeprune import catalog, records
 from edgeprune.artifact import write_atomically
 from edgeprune.bench import machine
 from edgeprune.catalog import OBJECTIVES
@@ -105,12 +105,14 @@ def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
 
 
 def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
-    """Every method at half and at 30% of the MACs, and admp at 40% of the inner channels."""
+    """Every method that a task has images for at half and 30% of the MACs; admp at 40% of the inner channels too."""
     for task in TASKS.values():
         for seed in seeds:
             for budget in ("macs=0.5", "macs=0.3"):
                 kind, share = budget.split("=")
                 for name in METHODS:
+                    if not task.cloud and "source" in catalog.METHODS[name].needs:
+                        continue
                     yield Case("prune", task.name, name, seed, ("--method", name, f"--{kind}", share), budget)
                 for score in ("magnitude", "random"):
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)
@@ -118,8 +120,9 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                 for name, more in LABELLED.items():
                     learned = ("--method", "tana", f"--{kind}", share, *more)
                     yield Case("prune", task.name, name, seed, learned, budget)
-            inner = ("--method", "admp", "--channels", "0.4")
-            yield Case("prune", task.name, "admp", seed, inner, "channels=0.4")
+            if task.cloud:
+                inner = ("--method", "admp", "--channels", "0.4")
+                yield Case("prune", task.name, "admp", seed, inner, "channels=0.4")
 
 
 def command(case: Case, place: Place) -> list[str]:
