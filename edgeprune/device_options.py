@@ -71,6 +71,23 @@ class ExportOptions(RunOptions):
     max_flip: float | None = option(
         None, "Largest share of top-1 answers that may change; 0 fp32, 0.005 fp16, 0.01 int8.", panel="Parity"
     )
+    mean: str | None = option(
+        None, "Mean per channel, of pixels in 0..1: '0.485,0.456,0.406'.", panel="ONNX from elsewhere"
+    )
+    std: str | None = option(
+        None, "Standard deviation per channel: '0.229,0.224,0.225'.", panel="ONNX from elsewhere"
+    )
+    size: int | None = option(
+        None,
+        "Input height and width in pixels, where the graph leaves them free.",
+        panel="ONNX from elsewhere",
+    )
+    interpolation: str | None = option(
+        None, "bilinear (if not given), bicubic or nearest.", panel="ONNX from elsewhere"
+    )
+    classes: Path | None = option(
+        None, "File with the names of its classes, one a line.", panel="ONNX from elsewhere"
+    )
     trust: tuple[str, ...] = option(
         (), "A factory ('module:function') that the checkpoint may import.", panel=MODEL
     )

@@ -32,7 +32,7 @@ def write(folder: Path, made: Sequence[Artifact], batch: str, skipped: Mapping[s
     names = facts.get("classes")
     if not isinstance(names, list) or "preprocess" not in facts:
         raise DataError(
-            f"{made[0].path}: nothing says its classes and preprocessing; export it with edgeprune"
+            f"{made[0].path}: nothing says its classes and preprocessing; give --classes, --mean and --std"
         )
     one_line = [" ".join(str(n).split()) for n in names]
     _text(folder / "labels.txt", "\n".join(one_line) + "\n")

@@ -72,7 +72,7 @@ def attach(
     found = artifacts.read(source)
     facts = {**metadata.from_props({p.key: p.value for p in model.metadata_props}), **found.meta}
     if "preprocess" not in facts:
-        raise DataError(f"{source}: nothing says how its images are prepared; export it with edgeprune")
+        raise DataError(f"{source}: nothing says how its images are prepared; give --mean and --std")
     if "ends" in facts:
         raise ModelError(f"{source}: has ends already; give the file without {SUFFIX}")
     pre = Preprocess.from_json(facts["preprocess"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeprune import artifact
 from edgeprune.artifact import Artifact
-from edgeprune.commands import deploy, finish
+from edgeprune.commands import deploy, described, finish
 from edgeprune.device_options import ExportOptions
 from edgeprune.errors import (
     DataError,
@@ -48,6 +48,11 @@ def bundle(options: ExportOptions, folder: Path, export_fp32: Callable[[ExportOp
         work.mkdir()
         if Path(options.model).suffix.lower() == ".onnx":
             source = _copied(Path(options.model), work)
+            if described.asked(options):
+                artifact.sidecar(source).unlink()
+                made_of = described.write(options, source, work / "described.onnx")
+                made_of.path.replace(source)
+                replace(made_of, path=source).write_sidecar()
         else:
             export_fp32(_plain(options, work))
             source = work / "model.onnx"

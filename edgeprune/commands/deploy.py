@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeprune import artifact, count, header, images
 from edgeprune.artifact import Artifact
-from edgeprune.commands import files, finish, outputs
+from edgeprune.commands import described, files, finish, outputs
 from edgeprune.commands import lowered as report
 from edgeprune.device_options import ExportOptions
 from edgeprune.errors import DataError, EdgePruneError, OutputExists, ParityFailed, UsageError
@@ -57,6 +57,7 @@ def check_words(options: ExportOptions) -> None:
     int8.calibrations(options.calibration)
     profile.parse(options.batch)
     finish.ends_of(options)
+    described.asked(options)
     profile.check_opset(options.opset)
     for word in set(options.to) & set(engine.MODULES):
         finish.build_options(options, word)
@@ -65,13 +66,15 @@ def check_words(options: ExportOptions) -> None:
         raise UsageError("--compute-capability needs --to tensorrt-rtx; others build for the GPU they run on")
     if Path(options.model).suffix.lower() == ".onnx" and not options.bundle and wanted_nothing(options):
         raise UsageError(
-            f"{options.model} is ONNX already; give --precision fp16 or int8, --embed-preprocess, or --to tensorrt-rtx"
+            f"{options.model} is ONNX already; give --precision fp16 or int8, --embed-preprocess, "
+            "--mean and --std, or --to tensorrt-rtx"
         )
 
 
 def wanted_nothing(options: ExportOptions) -> bool:
     """Whether an ONNX file would only be copied."""
-    return set(options.precision) == {"fp32"} and set(options.to) == {"onnx"} and not finish.ends_of(options)
+    plain = set(options.precision) == {"fp32"} and set(options.to) == {"onnx"}
+    return plain and not finish.ends_of(options) and not described.asked(options)
 
 
 def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) -> Deployed:
@@ -82,11 +85,17 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
     source = given if direct else _float32(options, export_fp32)
     folder = folder_of(options, source)
     words = [w for w in precision.PRECISIONS if w in options.precision]
-    paths = {w: finish.free(options, folder / f"{_stem(source)}.{w}.onnx") for w in words if w != "fp32"}
-    outputs.require([*paths.values()] or [folder / f"{_stem(source)}.onnx"], force=True)
+    stem = _stem(source)
+    paths = {w: finish.free(options, folder / f"{stem}.{w}.onnx") for w in words if w != "fp32"}
+    outputs.require([*paths.values()] or [folder / f"{stem}.onnx"], force=True)
+    made: list[Artifact] = []
+    if described.asked(options):
+        made.append(
+            described.write(options, source, finish.free(options, described.path_of(options, folder)))
+        )
+        source = made[0].path
     proof, names = proof_of(options, source) if paths else ([], [])
     count = sum(map(len, proof))
-    made: list[Artifact] = []
     for word in words:
         lowered = source
         if word != "fp32":

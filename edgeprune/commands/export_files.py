@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeprune import header
 from edgeprune.artifact import Artifact
-from edgeprune.commands import deploy, files, finish
+from edgeprune.commands import deploy, described, files, finish
 from edgeprune.device_options import ExportOptions
 from edgeprune.errors import DataError, ParityFailed, UsageError
 from edgeprune.export import bundle as bundling
@@ -75,13 +75,20 @@ def _files(options: ExportOptions, source: Path, direct: bool) -> Sequence[Path]
         names = [f"model{'' if w == 'fp32' else f'.{w}'}{end}.onnx" for w in precision.PRECISIONS]
         return [options.bundle / name for name in (*names, *bundling.BESIDE, bundling.SUMS)]
     plain = source if direct else deploy.plain_path(options, source)
-    made = [] if direct or deploy.is_of(options, source, plain) else [plain]
+    stem = plain.stem
+    if described.asked(options):
+        plain = finish.free(options, described.path_of(options, folder))
+    made = (
+        []
+        if (direct and plain == source) or (not direct and deploy.is_of(options, source, plain))
+        else [plain]
+    )
     if not deploy.wanted(options):
         made = [finish.free(options, plain)]
     for word in (w for w in precision.PRECISIONS if w in options.precision):
         last = plain
         if word != "fp32":
-            last = finish.free(options, folder / f"{plain.stem}.{word}.onnx")
+            last = finish.free(options, folder / f"{stem}.{word}.onnx")
             made.append(last)
         if finish.ends_of(options):
             last = finish.free(options, folder / f"{last.stem}{ends.SUFFIX}.onnx")

@@ -86,7 +86,10 @@ def preprocess(found: Artifact) -> Preprocess:
     """How images enter the artefact; DataError when nothing says so."""
     facts = _facts(found).get("preprocess")
     if not isinstance(facts, dict):
-        raise DataError(f"{found.path}: nothing says how its images are prepared; export it with edgeprune")
+        raise DataError(
+            f"{found.path}: nothing says how its images are prepared; say it once, in a copy: "
+            f"edgeprune export {found.path.name} --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
+        )
     return Preprocess.from_json(facts)
 
 
@@ -94,7 +97,9 @@ def classes(found: Artifact) -> tuple[str, ...]:
     """The class names of the artefact; DataError when nothing says them."""
     names = _facts(found).get("classes")
     if not isinstance(names, list):
-        raise DataError(f"{found.path}: nothing says its class names; export it with edgeprune")
+        raise DataError(
+            f"{found.path}: nothing says its class names; edgeprune export takes them with --classes FILE"
+        )
     return tuple(str(n) for n in names)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from edgeprune import artifact, progress
-from edgeprune.errors import DataError, MissingHere, ModelError, RunError, UsageError
+from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, RunError, UsageError
 from edgeprune.export import build_engine, engine, precision
 from edgeprune.export.engine import BuildOptions
 
@@ -81,7 +81,7 @@ def test_broken_files_are_one_line(tmp_path: Path) -> None:
     cut = tmp_path / "cut.onnx"
     for data in (whole.read_bytes()[:3000], b"", b"not onnx at all"):
         cut.write_bytes(data)
-        with pytest.raises(DataError, match=r"cut\.onnx: not a whole ONNX file") as caught:
+        with pytest.raises(BrokenModel, match=r"cut\.onnx: not a whole ONNX file") as caught:
             engine.build(cut, tmp_path / "x.engine", ADA)
         assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="no such file"):

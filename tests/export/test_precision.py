@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from edgeprune import artifact
-from edgeprune.errors import DataError, ModelError, ParityFailed, UsageError
+from edgeprune.errors import BrokenModel, ModelError, ParityFailed, UsageError
 from edgeprune.export import fp16, int8, precision, ranges
 from edgeprune.export import parity as parities
 from edgeprune.runtime import metadata, ort
@@ -212,11 +212,11 @@ def test_words_and_files_that_make_no_sense(tmp_path: Path) -> None:
         precision.lower(source, out, "int4")
     with pytest.raises(UsageError, match="--calibration mean: expected auto, minmax, entropy, percentile"):
         precision.lower(source, out, "int8", images=[images()], calibration="mean")
-    with pytest.raises(DataError, match="calibrated on images and received none; give --images DIR"):
+    with pytest.raises(ParityFailed, match="calibrated on images and received none; give --images DIR"):
         precision.lower(source, out, "int8")
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(source.read_bytes()[:3000])
-    with pytest.raises(DataError, match="not a whole ONNX file") as caught:
+    with pytest.raises(BrokenModel, match="not a whole ONNX file") as caught:
         precision.lower(cut, out, "fp16")
     assert "\n" not in str(caught.value)
     precision.lower(source, tmp_path / "q.onnx", "int8", images=[images()], calibration="minmax")
