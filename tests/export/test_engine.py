@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from edgeprune import artifact, progress
-from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, RunError, UsageError
+from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, UsageError
 from edgeprune.export import build_engine, engine, precision
 from edgeprune.export.engine import BuildOptions
 
@@ -60,6 +60,12 @@ def test_free_batch_gets_a_profile_and_the_sidecar_tells_how(tmp_path: Path) -> 
         "edgeprune export model.onnx --to tensorrt-rtx --batch 1:4:8 "
         "--compute-capability 8.6,8.9,12.0 --workspace 512 --force"
     )
+
+
+@needs_rtx
+def test_an_engine_without_a_target_says_what_it_was_built_for(tmp_path: Path) -> None:
+    engine.build(network(tmp_path / "model.onnx"), tmp_path / "model.engine", BuildOptions("tensorrt-rtx"))
+    assert artifact.read(tmp_path / "model.engine").device == "compute capability 8.0 and later"
 
 
 @needs_rtx
@@ -171,7 +177,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch
     source = network(tmp_path / "model.onnx")
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        RunError, match=r"file/model\.engine: cannot be written \(.*\); give another --output"
+        MissingHere, match=r"file/model\.engine: cannot be written \(.*\); give another --output"
     ):
         engine.build(source, tmp_path / "file" / "model.engine", ADA)
 
@@ -179,7 +185,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
-    with pytest.raises(RunError, match=r"model\.engine: cannot be written \(Read-only file system\)"):
+    with pytest.raises(MissingHere, match=r"model\.engine: cannot be written \(Read-only file system\)"):
         engine.build(source, tmp_path / "model.engine", ADA)
 
 
