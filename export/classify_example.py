@@ -41,7 +41,8 @@ def by_onnxruntime(file: str, images: Any) -> dict[str, Any]:
 def by_engine(file: str, images: Any, module: str) -> dict[str, Any]:
     """Outputs by name."""
     trt, rt = importlib.import_module(module), importlib.import_module("cuda.bindings.runtime")
-    logger, kinds, held, addresses = trt.Logger(), rt.cudaMemcpyKind, {}, {}
+    logger, addresses, held = trt.Logger(), dict[str, int](), dict[str, Any]()
+    kinds = rt.cudaMemcpyKind.cudaMemcpyHostToDevice, rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
     engine = trt.Runtime(logger).deserialize_cuda_engine(Path(file).read_bytes())
     context = engine.create_execution_context()
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -54,13 +55,11 @@ def by_engine(file: str, images: Any, module: str) -> dict[str, Any]:
             held[name] = np.empty(tuple(context.get_tensor_shape(name)), kind)
         addresses[name] = int(rt.cudaMalloc(held[name].nbytes)[1])
         context.set_tensor_address(name, addresses[name])
-        rt.cudaMemcpy(
-            addresses[name], held[name].ctypes.data, held[name].nbytes, kinds.cudaMemcpyHostToDevice
-        )
+        rt.cudaMemcpy(addresses[name], held[name].ctypes.data, held[name].nbytes, kinds[0])
     context.execute_async_v3(stream_handle=int(rt.cudaStreamCreate()[1]))
     rt.cudaDeviceSynchronize()
     for name, array in held.items():
-        rt.cudaMemcpy(array.ctypes.data, addresses[name], array.nbytes, kinds.cudaMemcpyDeviceToHost)
+        rt.cudaMemcpy(array.ctypes.data, addresses[name], array.nbytes, kinds[1])
         rt.cudaFree(addresses[name])
     return held
 
@@ -77,7 +76,7 @@ def main(model: str, *files: str) -> None:
             order, shares = got["classes"][0], got["scores"][0]
         else:
             first = np.float64(got.get("probabilities", next(iter(got.values())))[0])
-            all_of = first if "probabilities" in got else np.exp(first - first.max())
+            all_of: Any = first if "probabilities" in got else np.exp(first - first.max())
             order = np.argsort(-all_of)[:3]
             shares = all_of[order] / all_of.sum()
         for k, share in list(zip(order, shares, strict=True))[:3]:
