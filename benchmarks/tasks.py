@@ -26,7 +26,7 @@ class Task:
 
     model: words that name the cloud model to `adapt`. common: words that every command of the task shares. cloud: words
     that train the cloud model on source, none when it comes trained. adapt, prune: words of those stages. older: words
-    that name the weights before the cloud's fine-tuning, for objectives that use them.
+    that name the weights before the cloud's fine-tuning, for objectives that use them. auto: words of objective auto.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Task:
     prune: tuple[str, ...]
     trust: tuple[str, ...] = ()
     older: Callable[[Path | None], tuple[str, ...]] | None = None
+    auto: tuple[str, ...] = ()
 
 
 def _digits(work: Path, data: Path | None) -> tuple[Path, Path, Path]:
@@ -149,9 +150,10 @@ TASKS = {
             _resnet56,
             ("--batch", "64"),
             (),
-            ("--steps", "600", "--lr", "3e-4"),
+            ("--steps", "300", "--lr", "1e-4"),
             ("--recover", "3", "--lr", "1e-3"),
             ("--trust", "examples.resnet_cifar:resnet56"),
+            auto=("--set", "view=weak", "--set", "statistics=frozen"),
         ),
     )
 }

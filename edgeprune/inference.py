@@ -103,6 +103,14 @@ def tracking(module: nn.Module, on: bool) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+def training(module: nn.Module, *, frozen: bool = False) -> None:
+    """Put a network into training mode; `frozen`: batch-norm stays in evaluation mode."""
+    module.train()
+    for norm in module.modules() if frozen else ():
+        if isinstance(norm, _BatchNorm):
+            norm.eval()
+
+
 class _Pooled:
     """Mean and variance over all the batches that entered a batch-norm layer, as though they were one."""
 

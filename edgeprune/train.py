@@ -140,6 +140,7 @@ class _Loop:
         self.optimizer = optimise.optimizer(network, objective, settings)
         self.target, source = pixels
         needs, seed = objective.needs, settings.seed
+        self.frozen = needs.frozen_statistics
         self.target_batches = self._batches(self.target, needs.views, seed) if needs.views else None
         source = source if needs.source or needs.welcome_source else None
         self.source_batches = (
@@ -170,7 +171,8 @@ class _Loop:
             if self.run is not None:
                 snapshot.forget_metrics(self.run, self.stage)
             if self.objective.needs.statistics:
-                inference.reestimate_batchnorm(self.network.module, self.target, self.network.preprocess)
+                settle = validate.settle_batchnorm if self.frozen else validate.take_statistics
+                settle(self.network, self.target)
             self._validate()
         processes.alike(self.network.module, self.objective)
         total = self.settings.steps if self.objective.needs.train else 0
@@ -202,7 +204,7 @@ class _Loop:
     def _step(self, step: Step) -> dict[str, float]:
         self._refresh(step)
         torch.manual_seed((self.settings.seed + 1) * 1_000_003 + step.number)  # dropout, on every device
-        self.network.module.train()
+        inference.training(self.network.module, frozen=self.frozen)
         self.objective.train()
         optimise.set_rates(self.optimizer, self.settings, step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -273,7 +275,7 @@ class _Loop:
         module = self.network.module
         live = {k: v.clone() for k, v in module.state_dict().items()}
         weights.take(module, self.state.ema or live)
-        if self.target_batches is not None and self.state.step:
+        if self.target_batches is not None and self.state.step and not self.frozen:
             inference.reestimate_batchnorm(module, validate.evenly(self.target), self.network.preprocess)
         scores = self.validator()
         self.state.curves.append({"step": self.state.step, **scores})

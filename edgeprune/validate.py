@@ -21,6 +21,7 @@ from edgeprune.model import Network
 IMAGES = 1024
 MIXED = 256  # pairs of each kind
 SOURCE_IMAGES = 512
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the target, in a blend of batch-norm statistics
 
 
 def evenly(pixels: Pixels, most: int = IMAGES) -> Pixels:
@@ -100,6 +101,42 @@ def _spread(rows: Tensor, most: int) -> Tensor:
     if len(rows) <= most:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, most).round().long()]
+
+
+def take_statistics(network: Network, target: Pixels) -> None:
+    """Put the target's statistics into batch-norm, in place of the network's own."""
+    inference.reestimate_batchnorm(network.module, target, network.preprocess)
+
+
+def settle_batchnorm(network: Network, target: Pixels) -> float:
+    """Blend the target's statistics into batch-norm by one of SHARES, and return it: that of the most information.
+
+    Information is mean entropy against entropy of the mean, as select.validators has it, on up to 512 images. A blend
+    often beats both ends when the shift is small or the images are few (Schneider et al., NeurIPS 2020, arXiv
+    2006.16971); choosing the share without labels is ours.
+    """
+    module, probe = network.module, evenly(target, 512)
+    own = _running(module)
+    take_statistics(network, target)
+    theirs = _running(module)
+    scores = []
+    for share in SHARES:
+        _blend(module, own, theirs, share)
+        scores.append(select.validators(*inference.predict(network, probe))["information"])
+    best = SHARES[scores.index(max(scores))]
+    _blend(module, own, theirs, best)
+    return best
+
+
+def _running(module: nn.Module) -> dict[str, Tensor]:
+    ends = ("running_mean", "running_var")
+    return {k: v.clone() for k, v in module.state_dict().items() if k.endswith(ends)}
+
+
+def _blend(module: nn.Module, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], share: float) -> None:
+    now = module.state_dict()
+    for key, value in own.items():
+        now[key].copy_(value.lerp(theirs[key], share))
 
 
 def statistics(module: nn.Module) -> dict[str, Tensor]:

@@ -71,7 +71,8 @@ class Needs:
     statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
     norms_only: only the gains and shifts of normalisation layers learn (Tent). last: the last weights are kept, not
     those the validators like best; for a part of training on the way to something else. welcome_beside: Task.beside is
-    used when given.
+    used when given. frozen_statistics: batch-norm normalises by running statistics while the network learns; with
+    `statistics` these are a blend of the network's own and the target's, see validate.settle_batchnorm.
     """
 
     source: bool = False
@@ -87,6 +88,7 @@ class Needs:
     welcome_source: bool = False
     source_view: str = "train"
     welcome_beside: bool = False
+    frozen_statistics: bool = False
 
     def require(self, name: str, *, source: bool, teacher: bool) -> None:
         """UsageError, with the objective's name, when labelled source images or a teacher are needed and not given."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Auto(Objective):
         """information: weight of the H-terms. pseudo: of the pseudo-labels. sure: share of each class that teaches.
 
         near: neighbours of an image. flow: alpha, how far labels flow, 0 to 1. partial. rare: images of a class.
+        view: what the target's images learn on, "strong", or "weak" for a network that saw no such changes and a small
+        shift. statistics: batch-norm's, "live", or "frozen" at a blend of the network's own and the target's.
         """
 
         information: float = 1.0
@@ -44,6 +46,8 @@ class Auto(Objective):
         flow: float = 0.95
         partial: bool = False
         rare: int = 10
+        view: Literal["strong", "weak"] = "strong"
+        statistics: Literal["live", "frozen"] = "live"
 
     needs = Needs(
         welcome_source=True,
@@ -58,6 +62,8 @@ class Auto(Objective):
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)
+        view, frozen = self.knobs.view, self.knobs.statistics == "frozen"
+        self.needs = replace(type(self).needs, views=(view,), source_view=view, frozen_statistics=frozen)
         self.register_buffer("pseudo", torch.empty(0, dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -80,7 +86,7 @@ class Auto(Objective):
         self.pseudo = pseudo.to(logits.device)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
-        """`target` whose main view is "strong"; `source` with labels, or None."""
+        """`target` with logits (N, K) and the index of each image; `source` with labels, or None."""
         assert target is not None
         knobs, logits = self.knobs, target.logits.float()
         terms = {} if source is None else {"source": labelled(source)}

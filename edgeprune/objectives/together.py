@@ -44,6 +44,7 @@ class Together(Objective):
             train=train,
             norms_only=all(n.norms_only for n in needs if n.train) and train,
             last=any(n.last for n in needs),
+            frozen_statistics=any(n.frozen_statistics for n in needs),
         )
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:

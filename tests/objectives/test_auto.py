@@ -102,3 +102,10 @@ def test_partial_classes_of_few_images_teach_nothing() -> None:
     objective = Auto(TASK, Auto.Knobs(partial=True, sure=1.0, near=2, rare=4))
     objective.refresh(features, logits)
     assert objective.pseudo.tolist() == [0] * 12 + [-1] * 3
+
+
+def test_view_and_statistics_are_the_users() -> None:
+    assert (Auto(TASK).needs.views, Auto(TASK).needs.frozen_statistics) == (("strong",), False)
+    mild = Auto(TASK, Auto.Knobs(view="weak", statistics="frozen")).needs
+    assert (mild.views, mild.source_view, mild.frozen_statistics) == (("weak",), "weak", True)
+    assert Auto.needs.views == ("strong",)
