@@ -60,12 +60,13 @@ def scatter(dots: Sequence[Dot], label: str) -> Markup:
     """Labelled points, such as accuracy against MACs."""
     across, up = _scales([d.x for d in dots], [d.y for d in dots], pad=0.12)
     parts = [_axes(across, up)]
-    for dot in dots:
+    for number, dot in enumerate(sorted(dots, key=lambda dot: dot.x)):
         x, y = across(dot.x), up(dot.y)
         left = x < WIDTH * 0.6
+        drop = 4 if len(dots) == 1 else -8 if number % 2 else 16  # names of neighbours above and below
         parts.append(f'<circle class="{"dot high" if dot.high else "dot"}" cx="{x}" cy="{y}" r="4"/>')
         parts.append(
-            f'<text class="name" x="{x + (8 if left else -8)}" y="{y + 4}" '
+            f'<text class="name" x="{x + (8 if left else -8)}" y="{y + drop}" '
             f'text-anchor="{"start" if left else "end"}">{escape(dot.text)}</text>'
         )
     said = "; ".join(f"{d.text}: {_short(d.y)} at {_short(d.x)}" for d in dots)

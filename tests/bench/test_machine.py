@@ -336,7 +336,7 @@ def test_peak_memory_of_one_piece_of_work(tmp_path: Path) -> None:
     made, peak, why = memory.peak_of(lambda: len(bytearray(64 << 20)))
     assert made == 64 << 20
     if peak is not None:
-        assert 60 << 20 < peak < 90 << 20
+        assert 48 << 20 < peak < 96 << 20, "the kernel may take back other pages meanwhile"
         _, small, _ = memory.peak_of(lambda: len(bytearray(1 << 20)))
         assert small is not None
         assert small < 16 << 20, "the earlier peak is not told again"

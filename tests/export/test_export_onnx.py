@@ -15,7 +15,7 @@ from torch import nn
 
 from edgeprune import artifact
 from edgeprune.count import Count, LayerCount, count
-from edgeprune.errors import ModelError, ParityFailed, RunError, UsageError
+from edgeprune.errors import MissingHere, ModelError, ParityFailed, UsageError
 from edgeprune.export import graph, profile, weights
 from edgeprune.export import onnx as exporting
 from edgeprune.runtime import metadata, ort
@@ -241,5 +241,5 @@ def test_helpful_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ends in \.onnx"):
         exporting.export(network(), tmp_path / "net.pt")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot be written .*give another --output"):
+    with pytest.raises(MissingHere, match=r"cannot be written .*give another --output"):
         exporting.export(network(), tmp_path / "file" / "net.onnx")
