@@ -35,7 +35,7 @@ from edgeprune.runtime import ort
 
 RESULTS = Path(__file__).with_name("results") / "precision.json"
 BARS = {"fp32": 0.0, "fp16": 0.005, "int8": 0.01}
-CALIBRATE, PROVE = 512, 100_000
+CALIBRATE, PROVE = 2048, 100_000
 RANDOM = (
     "torchvision:resnet18",
     "torchvision:mobilenet_v2",

@@ -19,11 +19,11 @@ from edgeprune.export.parity import Array
 from edgeprune.export.walk import Stop
 
 LAYERS = ("Conv", "Gemm")  # a MatMul's bias is an Add behind it, which this leaves alone
-PIXELS = 64 * 224 * 224  # of all images together: activations of both graphs stay in memory
+PIXELS = 32 * 224 * 224  # of all images together: activations of both graphs stay in memory
 
 
 def correct(
-    model: onnx.ModelProto, reference: onnx.ModelProto, images: Sequence[Array], most: int = 32
+    model: onnx.ModelProto, reference: onnx.ModelProto, images: Sequence[Array], most: int = 256
 ) -> int:
     """Move the biases of `model` in place and return how many layers have one that moved.
 

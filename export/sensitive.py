@@ -10,7 +10,7 @@ import onnx
 from edgeprune.export import fp16, ranges, walk
 from edgeprune.export.parity import Array
 
-IMAGES = 8
+PIXELS = 8 * 224 * 224  # of all images together: every layer runs them once
 
 
 def leave(model: onnx.ModelProto, reference: onnx.ModelProto, layers: Iterable[str]) -> onnx.ModelProto:
@@ -46,7 +46,8 @@ def errors(
     """For each layer, alone in int8: root mean square change of the outputs on a few images, over their own."""
     entry = reference.graph.input[0]
     together = np.concatenate(list(images))
-    spread = together[:: -(-len(together) // IMAGES)]
+    count = min(64, max(8, PIXELS // int(np.prod(together.shape[2:]))))
+    spread = together[:: -(-len(together) // count)]
     pieces = ranges.pieces([spread], entry.type.tensor_type.shape.dim[0].dim_value or "batch")
 
     def outputs(graph: onnx.ModelProto) -> Array:

@@ -18,9 +18,12 @@ from edgeprune.device_options import ExportOptions
 from edgeprune.errors import DataError, EdgePruneError, OutputExists, ParityFailed, UsageError
 from edgeprune.export import engine, int8, precision, profile
 from edgeprune.export.parity import Array
+from edgeprune.images import Preprocess
 
 TARGETS = ("onnx", *engine.MODULES)
 PARITY_IMAGES = 512
+MOST_PARITY_IMAGES = 2048
+PARITY_PIXELS = PARITY_IMAGES * 128 * 128
 
 
 @dataclass(frozen=True)
@@ -195,13 +198,19 @@ def proof_of(options: ExportOptions, source: Path) -> tuple[list[Array], list[st
         return [], []
     refs = found_in(folder)
     pre = files.preprocess(artifact.read(source))
-    total = min(PARITY_IMAGES, len(refs))
+    total = parity_images(pre, len(refs))
     chosen = [refs[i * len(refs) // total] for i in range(total)]
     batches, names = [], list[str]()
     for batch, kept in images.batches(chosen, pre, 32):
         batches.append(batch)
         names += [ref.name for ref in kept]
     return batches, names
+
+
+def parity_images(pre: Preprocess, found: int) -> int:
+    """How many of `found` images prove a file: 512, up to 2,048 of small ones, which cost less."""
+    wanted = min(MOST_PARITY_IMAGES, PARITY_PIXELS // (pre.size[0] * pre.size[1]))
+    return min(max(PARITY_IMAGES, wanted), found)
 
 
 def target_of(options: ExportOptions) -> Path | None:

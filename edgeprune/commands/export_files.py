@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeprune import header
+from edgeprune import artifact, header
 from edgeprune.artifact import Artifact
 from edgeprune.commands import deploy, described, files, finish
 from edgeprune.device_options import ExportOptions
 from edgeprune.errors import DataError, ParityFailed, UsageError
 from edgeprune.export import bundle as bundling
 from edgeprune.export import ends, engine, precision, profile, reading
+from edgeprune.images import Preprocess
 
 
 def rows(made: Iterable[Artifact]) -> tuple[dict[str, Any], ...]:
@@ -51,8 +52,14 @@ def plan(options: ExportOptions) -> dict[str, Any]:
         else "as it is",
         "opset": None if direct else options.opset,
         "images": str(proof) if proof else "random numbers: nothing is known of the answers on real images",
-        "parity_images": min(deploy.PARITY_IMAGES, count),
+        "parity_images": deploy.parity_images(_preprocess(source, direct), count),
     }
+
+
+def _preprocess(source: Path, direct: bool) -> Preprocess:
+    if direct:
+        return files.preprocess(artifact.read(source))
+    return Preprocess.from_json(header.read(source).document["preprocess"])
 
 
 def _fewer_than_classes(options: ExportOptions, source: Path, direct: bool) -> None:

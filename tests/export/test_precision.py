@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
 from edgeprune import artifact
@@ -160,10 +162,28 @@ def test_layers_are_left_in_float_as_few_as_pass(monkeypatch: pytest.MonkeyPatch
         asked.append(count)
         return at(max(0, 7 - count))
 
-    gate = precision.INT8  # one of 100 may flip: six layers
-    assert precision._fewest(run, 20, gate)[0] == 6
+    loose = precision.INT8  # one of 100 may flip: six layers
+    strict = replace(loose, flips=0.0)
+    assert precision._fewest(run, 20, (loose,))[0] == 6
     assert len(asked) < 7
-    assert precision._fewest(lambda _: at(50), 20, gate)[0] == 19
+    assert precision._fewest(run, 20, (strict, loose))[0] == 7
+    assert precision._fewest(lambda k: at(max(1, 7 - k)), 20, (strict, loose))[0] == 6, (
+        "the strict one is out of reach"
+    )
+    assert precision._fewest(lambda _: at(50), 20, (strict, loose))[0] == 19
+
+
+@given(st.integers(2, 90), st.integers(1, 100))
+def test_no_number_of_float_layers_is_tried_twice_and_fewer_do_not_pass(most: int, needed: int) -> None:
+    asked: list[int] = []
+
+    def run(count: int) -> Any:
+        asked.append(count)
+        return parities.Parity(100, 1.0, 0.1, 0.1, 0.9, 0 if count >= needed else 50, 0, 0, 0, ())
+
+    found = precision._fewest(run, most, (replace(precision.INT8, flips=0.0), precision.INT8))[0]
+    assert found == (max(1, needed) if needed <= most - 1 else most - 1)
+    assert len(asked) == len(set(asked))
 
 
 def test_sensitive_layers_stay_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
