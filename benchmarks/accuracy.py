@@ -136,8 +136,6 @@ def command(case: Case, place: Place) -> list[str]:
         head = ("adapt", *task.model(place.data), "--objective", "source", "--source-steps", "0", *task.cloud)
     elif case.stage == "adapt":
         head = ("adapt", *_cloud(task, case, place), *task.adapt)
-        if case.name.startswith("auto"):
-            head = (*head, *task.auto)
         if task.older is not None and case.name in ("auto", "auto+partial"):
             head = (*head, *task.older(place.data))
     else:

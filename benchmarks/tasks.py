@@ -26,7 +26,7 @@ class Task:
 
     model: words that name the cloud model to `adapt`. common: words that every command of the task shares. cloud: words
     that train the cloud model on source, none when it comes trained. adapt, prune: words of those stages. older: words
-    that name the weights before the cloud's fine-tuning, for objectives that use them. auto: words of objective auto.
+    that name the weights before the cloud's fine-tuning, for objectives that use them.
     """
 
     name: str
@@ -38,7 +38,6 @@ class Task:
     prune: tuple[str, ...]
     trust: tuple[str, ...] = ()
     older: Callable[[Path | None], tuple[str, ...]] | None = None
-    auto: tuple[str, ...] = ()
 
 
 def _digits(work: Path, data: Path | None) -> tuple[Path, Path, Path]:
@@ -150,10 +149,9 @@ TASKS = {
             _resnet56,
             ("--batch", "64"),
             (),
-            ("--steps", "300", "--lr", "1e-4"),
+            ("--steps", "400", "--lr", "1e-4"),
             ("--recover", "3", "--lr", "1e-3"),
             ("--trust", "examples.resnet_cifar:resnet56"),
-            auto=("--set", "view=weak", "--set", "statistics=frozen"),
         ),
     )
 }

@@ -107,7 +107,9 @@ class AdaptOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
         None, "Steps on source alone before; default: as many when the head is new, else 0.", panel=_LEARN
     )
     batch: int = option(32, "Images of each domain in a step.", panel=_LEARN)
-    lr: float = option(5e-4, "Peak learning rate (AdamW, cosine).", panel=_LEARN)
+    lr: float | None = option(
+        None, "Peak learning rate; 5e-4, or 1e-4 where 'auto' finds the shift small.", panel=_LEARN
+    )
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
     ema: float = option(0.98, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)

@@ -72,7 +72,8 @@ class Needs:
     norms_only: only the gains and shifts of normalisation layers learn (Tent). last: the last weights are kept, not
     those the validators like best; for a part of training on the way to something else. welcome_beside: Task.beside is
     used when given. frozen_statistics: batch-norm normalises by running statistics while the network learns; with
-    `statistics` these are a blend of the network's own and the target's, see validate.settle_batchnorm.
+    `statistics` these are a blend of the network's own and the target's, see validate.settle_batchnorm. gentle: the
+    learning rate is a fifth, unless the user gives one.
     """
 
     source: bool = False
@@ -89,6 +90,7 @@ class Needs:
     source_view: str = "train"
     welcome_beside: bool = False
     frozen_statistics: bool = False
+    gentle: bool = False
 
     def require(self, name: str, *, source: bool, teacher: bool) -> None:
         """UsageError, with the objective's name, when labelled source images or a teacher are needed and not given."""
@@ -103,11 +105,14 @@ class Task:
     """What an objective may know of a network: D features enter the classifier, K classes leave it.
 
     beside (M, D'): what the network before its fine-tuning makes of the M target images, when that is at hand.
+    settled: select.class_ami of the network on the target, 0..1, when no source is there to learn from: near 1 where
+    its answers are the clusters that its features form, so that the shift is small.
     """
 
     features: int
     classes: int
     beside: Tensor | None = None
+    settled: float | None = None
 
 
 @dataclass(frozen=True)

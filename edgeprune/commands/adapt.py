@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import absent, checkpoint, follower, images, inference, train, validate
+from edgeprune import absent, checkpoint, follower, images, inference, select, train, validate
 from edgeprune.commands import estimating, start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
@@ -179,11 +179,15 @@ def _work(
         few = learning.settings(options, how.source_steps, validations=6)
         train.fit(network, plain, data.target, data.source, few, run=run, stage="source")
     before = inference.evaluate(network, data.labelled) if data.labelled else None
-    was = came if came is not None else inference.predict(network, probe)[1]
+    features, now = inference.predict(network, probe)
+    was = came if came is not None else now
+    settled = None if data.source else select.class_ami(features, now.argmax(1), len(network.classes))
     wanted = how.older is not None and how.kind.needs.welcome_beside
     beside = inference.predict(how.older, data.target)[0] if how.older and wanted else None
-    objective = learning.make(how.kind, network, how.knobs, beside)
-    settings = learning.settings(options, options.steps, validations=6)
+    objective = learning.make(how.kind, network, how.knobs, beside, settled)
+    if objective.needs.gentle:
+        run.log(f"the shift looks small: answers and clusters of features agree to {settled:.2f} (AMI)")
+    settings = learning.settings(options, options.steps, validations=6, gentle=objective.needs.gentle)
     fit = train.fit(
         network,
         objective,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Sequence
+from types import NoneType, UnionType
 from typing import Any, TypeVar
 
 from edgeprune.errors import UsageError, nearest
@@ -32,6 +33,8 @@ def parse(kind: type[T], words: Sequence[str], what: str) -> dict[str, Any]:
 
 
 def _convert(word: str, text: str, kind: Any) -> Any:
+    if typing.get_origin(kind) in (typing.Union, UnionType):  # a knob that may stay open
+        kind = next(k for k in typing.get_args(kind) if k is not NoneType)
     if kind is bool:
         lowered = text.lower()
         if lowered in ("true", "yes", "1"):

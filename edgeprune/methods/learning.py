@@ -15,6 +15,7 @@ from edgeprune.options import AdaptOptions, PruneOptions
 from edgeprune.train import Settings
 from edgeprune.waist import Objective, Task
 
+LR, GENTLE_LR = 5e-4, 1e-4
 AMP = {"none": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # as lightning-fabric calls them
 
 
@@ -30,11 +31,11 @@ def kind_of(name: str, *, source: bool) -> type[Objective]:
     return found
 
 
-def task(network: Network, beside: Tensor | None = None) -> Task:
-    """What an objective may know of the network as it stands; `beside` as in Task."""
+def task(network: Network, beside: Tensor | None = None, settled: float | None = None) -> Task:
+    """What an objective may know of the network as it stands; `beside` and `settled` as in Task."""
     layer = network.module.get_submodule(network.classifier)
     features = int(getattr(layer, "in_features", 0) or getattr(layer, "in_channels", 0))
-    return Task(features, len(network.classes), beside)
+    return Task(features, len(network.classes), beside, settled)
 
 
 def make(
@@ -42,9 +43,10 @@ def make(
     network: Network,
     knobs: Mapping[str, Any] | None = None,
     beside: Tensor | None = None,
+    settled: float | None = None,
 ) -> Objective:
-    """An objective for the network as it stands; `beside` as in Task."""
-    return kind(task(network, beside), kind.Knobs(**knobs) if knobs else None)
+    """An objective for the network as it stands; `beside` and `settled` as in Task."""
+    return kind(task(network, beside, settled), kind.Knobs(**knobs) if knobs else None)
 
 
 def check_words(options: AdaptOptions | PruneOptions) -> None:
@@ -58,12 +60,17 @@ def check_words(options: AdaptOptions | PruneOptions) -> None:
             raise UsageError(f"{flag} {word!r} is not known: {nearest(word, choices)}")
 
 
-def settings(options: AdaptOptions | PruneOptions, steps: int, validations: int) -> Settings:
-    """How the options say to train, for that many steps, with that many looks of the label-free validators."""
+def settings(
+    options: AdaptOptions | PruneOptions, steps: int, validations: int, *, gentle: bool = False
+) -> Settings:
+    """How the options say to train, for that many steps, with that many looks of the label-free validators.
+
+    gentle: as in Needs, where the options leave the learning rate open.
+    """
     return Settings(
         steps=steps,
         batch=options.batch,
-        lr=options.lr,
+        lr=options.lr if options.lr is not None else GENTLE_LR if gentle else LR,
         weight_decay=options.weight_decay,
         ema=options.ema,
         validations=validations,

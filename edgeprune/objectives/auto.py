@@ -14,6 +14,8 @@ from edgeprune.objectives.shot import marginal_entropy, mean_entropy
 from edgeprune.objectives.source import labelled
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
+SMALL = 0.8  # of Task.settled: ResNet-56 on CIFAR behind JPEG 0.92, PACS from photo to art 0.60, on photos itself 0.90
+
 
 class Auto(Objective):
     """CE on the source, if there is one + H-terms + mean_i 1[i sure] CE(p_i, pseudo_i), p_i of strong views.
@@ -35,19 +37,20 @@ class Auto(Objective):
         """information: weight of the H-terms. pseudo: of the pseudo-labels. sure: share of each class that teaches.
 
         near: neighbours of an image. flow: alpha, how far labels flow, 0 to 1. partial. rare: images of a class.
-        view: what the target's images learn on, "strong", or "weak" for a network that saw no such changes and a small
-        shift. statistics: batch-norm's, "live", or "frozen" at a blend of the network's own and the target's.
+        view: what images learn on, "strong" or "weak". statistics: batch-norm's, "live", or "frozen" at a blend of the
+        network's own and the target's. Where the shift is small and no source is there (task.settled of SMALL or more),
+        "auto" is "weak" and "frozen", and sure is 0.9 unless it is given; else "strong", "live" and 0.7.
         """
 
         information: float = 1.0
         pseudo: float = 1.0
-        sure: float = 0.7
+        sure: float | None = None
         near: int = 10
         flow: float = 0.95
         partial: bool = False
         rare: int = 10
-        view: Literal["strong", "weak"] = "strong"
-        statistics: Literal["live", "frozen"] = "live"
+        view: Literal["auto", "strong", "weak"] = "auto"
+        statistics: Literal["auto", "live", "frozen"] = "auto"
 
     needs = Needs(
         welcome_source=True,
@@ -62,8 +65,13 @@ class Auto(Objective):
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)
-        view, frozen = self.knobs.view, self.knobs.statistics == "frozen"
-        self.needs = replace(type(self).needs, views=(view,), source_view=view, frozen_statistics=frozen)
+        small = task.settled is not None and task.settled >= SMALL
+        weak = self.knobs.view == "weak" or (self.knobs.view == "auto" and small)
+        frozen = self.knobs.statistics == "frozen" or (self.knobs.statistics == "auto" and small)
+        view = "weak" if weak else "strong"
+        needs = replace(type(self).needs, views=(view,), source_view=view)
+        self.needs = replace(needs, frozen_statistics=frozen, gentle=small)
+        self.sure = self.knobs.sure if self.knobs.sure is not None else 0.9 if small else 0.7
         self.register_buffer("pseudo", torch.empty(0, dtype=torch.int64))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -78,7 +86,7 @@ class Auto(Objective):
             seen.append(self.task.beside)
         p = logits.float().softmax(1)
         p = propagate(seen, p, near=knobs.near, alpha=knobs.flow, level=not knobs.partial)
-        pseudo = surest(p, knobs.sure)
+        pseudo = surest(p, self.sure)
         if knobs.partial:
             counts = torch.bincount(p.argmax(1), minlength=p.shape[1])
             enough = counts > (knobs.rare if bool((counts > knobs.rare).any()) else 0)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from edgeprune import artifact, records, run, train
+from edgeprune import artifact, records, run, select, train
 from edgeprune.commands.adapt import adapt
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import (
@@ -272,3 +272,27 @@ def test_pretrained_is_for_objectives_that_use_it(options: AdaptOptions, tmp_pat
     save_file({"other": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"w.safetensors: .*keys are missing"):
         adapt(replace(options, pretrained=tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("ami", "given", "rate"), [(0.95, None, 1e-4), (0.3, None, 5e-4), (0.95, 2e-3, 2e-3)]
+)
+def test_a_small_shift_without_source_is_learned_gently(
+    options: AdaptOptions, monkeypatch: pytest.MonkeyPatch, ami: float, given: float | None, rate: float
+) -> None:
+    rates: list[tuple[str, float]] = []
+    fit = train.fit
+
+    def watched(*words: Any, stage: str, **more: Any) -> Any:
+        rates.append((stage, words[4].lr))
+        return fit(*words, stage=stage, **more)
+
+    monkeypatch.setattr(train, "fit", watched)
+    monkeypatch.setattr(select, "class_ami", lambda *_: ami)
+    cloud = adapt(replace(options, objective="source")).run
+    again = replace(options, model=str(cloud), weights=None, classes=None, size=None, source=None)
+    again = replace(again, output=options.output.with_name("again"), source_steps=None, lr=given)  # type: ignore[union-attr]
+    rates.clear()
+    made = adapt(again).run
+    assert rates == [("adapt", rate)]
+    assert ("the shift looks small" in (made / "log.txt").read_text()) == (ami == 0.95)  # type: ignore[operator]

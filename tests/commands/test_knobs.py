@@ -15,11 +15,12 @@ class Knobs:
     rounds: int = 3
     hard: bool = False
     kind: Literal["cubic", "linear"] = "cubic"
+    share: float | None = None
 
 
 def test_values_take_the_type_of_their_field() -> None:
-    words = ["temperature=2", "rounds=4", "hard=yes", "kind=linear"]
-    assert Knobs(**parse(Knobs, words, "mcc")) == Knobs(2.0, 4, True, "linear")
+    words = ["temperature=2", "rounds=4", "hard=yes", "kind=linear", "share=1"]
+    assert Knobs(**parse(Knobs, words, "mcc")) == Knobs(2.0, 4, True, "linear", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ def test_values_take_the_type_of_their_field() -> None:
         ("rounds=many", "expected a value of type int"),
         ("hard=perhaps", "expected true or false"),
         ("kind=cubid", "did you mean 'cubic'"),
+        ("share=most", "expected a value of type float"),
         ("rounds", "expected name=value"),
     ],
 )

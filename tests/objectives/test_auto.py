@@ -109,3 +109,13 @@ def test_view_and_statistics_are_the_users() -> None:
     mild = Auto(TASK, Auto.Knobs(view="weak", statistics="frozen")).needs
     assert (mild.views, mild.source_view, mild.frozen_statistics) == (("weak",), "weak", True)
     assert Auto.needs.views == ("strong",)
+
+
+@pytest.mark.parametrize("settled", [None, 0.6, 0.92])
+def test_a_small_shift_is_met_gently_unless_the_user_says_otherwise(settled: float | None) -> None:
+    task, small = Task(4, 3, settled=settled), settled == 0.92
+    found = Auto(task)
+    assert (found.needs.gentle, found.needs.frozen_statistics) == (small, small)
+    assert (found.needs.views, found.sure) == ((("weak",), 0.9) if small else (("strong",), 0.7))
+    told = Auto(task, Auto.Knobs(view="strong", statistics="live", sure=0.5))
+    assert (told.needs.views, told.needs.frozen_statistics, told.sure) == (("strong",), False, 0.5)
