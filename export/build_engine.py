@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import EdgePruneError, MissingHere, ModelError, RunError, UsageError
-from edgeprune.export import targets
+from edgeprune.export import reading, targets
 from edgeprune.runtime.trt import DTYPES, Builder, BuilderConfig, Network, Parser, Tensor
 
 STRONG_FROM = 10
@@ -35,7 +35,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     network = builder.create_network(_flags(trt, strong))
     parser: Parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):
-        raise ModelError(f"{Path(request['onnx']).name}: {_parser_error(parser)}")
+        raise _not_parsed(Path(request["onnx"]), parser, f"{request['module']} {trt.__version__}")
     config: BuilderConfig = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(request["workspace"]) << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -137,6 +137,24 @@ def _capabilities(trt: Any, config: BuilderConfig, wanted: list[str]) -> None:
             )
         if not config.set_compute_capability(target, i):
             raise ModelError(f"--compute-capability {word}: refused by tensorrt_rtx {trt.__version__}")
+
+
+def _not_parsed(file: Path, parser: Parser, library: str) -> EdgePruneError:
+    """What is wrong with the graph itself, if anything is; else what the parser has against it, with the layer."""
+    try:
+        model = reading.whole(file)
+    except EdgePruneError as err:
+        return err
+    node = next((n for n in model.graph.node if n.name and n.name == _node(parser)), None)
+    where = f"{reading.layer(node)}: " if node is not None else ""
+    return MissingHere(f"{file.name}: {library} does not take it: {where}{_parser_error(parser)}")
+
+
+def _node(parser: Parser) -> str:
+    if not parser.num_errors:
+        return ""
+    error = parser.get_error(0)
+    return str(error.node_name()) if hasattr(error, "node_name") else ""
 
 
 def _parser_error(parser: Parser) -> str:

@@ -18,9 +18,18 @@ from edgeprune.errors import DataError
 from edgeprune.images import Preprocess
 
 EXAMPLE = Path(__file__).with_name("classify_example.py")
+ENGINE_EXAMPLE = Path(__file__).with_name("engine_example.py")
 SUMS = "SHA256SUMS"
 MANIFEST = "bundle.json"
-BESIDE = ("labels.txt", "preprocessing.json", "classify.py", "build_engine.sh", "README.md", MANIFEST)
+BESIDE = (
+    "labels.txt",
+    "preprocessing.json",
+    "classify.py",
+    "run_engine.py",
+    "build_engine.sh",
+    "README.md",
+    MANIFEST,
+)
 
 
 def write(folder: Path, made: Sequence[Artifact], batch: str, skipped: Mapping[str, str]) -> list[str]:
@@ -38,6 +47,7 @@ def write(folder: Path, made: Sequence[Artifact], batch: str, skipped: Mapping[s
     _text(folder / "labels.txt", "\n".join(one_line) + "\n")
     _text(folder / "preprocessing.json", json.dumps(preprocessing(facts["preprocess"]), indent=2) + "\n")
     _text(folder / "classify.py", EXAMPLE.read_text(encoding="utf-8"))
+    _text(folder / "run_engine.py", ENGINE_EXAMPLE.read_text(encoding="utf-8"))
     _text(folder / "build_engine.sh", script(made, batch))
     (folder / "build_engine.sh").chmod(0o755)
     _text(folder / "README.md", readme(made, skipped))

@@ -14,6 +14,8 @@ def read(file: str, pre: dict[str, Any]) -> Any:
     (height, width), (covered_h, covered_w) = pre["size"], pre["covered"]
     if file.endswith(".npy"):
         batch = np.load(file)[None]
+        if batch.shape[1:] != (height, width, 3):
+            raise ValueError(f"{file} is {batch.shape[1:]}; expected {(height, width, 3)}")
     else:
         from PIL import Image, ImageOps
 
@@ -38,40 +40,16 @@ def by_onnxruntime(file: str, images: Any) -> dict[str, Any]:
     return dict(zip(names, session.run(None, {first.name: fed}), strict=True))
 
 
-def by_engine(file: str, images: Any, module: str) -> dict[str, Any]:
-    """Outputs by name."""
-    trt, rt = importlib.import_module(module), importlib.import_module("cuda.bindings.runtime")
-    logger, addresses, held = trt.Logger(), dict[str, int](), dict[str, Any]()
-    kinds = rt.cudaMemcpyKind.cudaMemcpyHostToDevice, rt.cudaMemcpyKind.cudaMemcpyDeviceToHost
-    engine = trt.Runtime(logger).deserialize_cuda_engine(Path(file).read_bytes())
-    context = engine.create_execution_context()
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    for name in sorted(names, key=lambda n: engine.get_tensor_mode(n) != trt.TensorIOMode.INPUT):
-        if not held:  # the input comes first; the outputs' shapes follow from it
-            held[name] = np.repeat(images, max(1, engine.get_tensor_shape(name)[0]), 0)
-            context.set_input_shape(name, held[name].shape)
-        else:
-            kind = trt.nptype(engine.get_tensor_dtype(name))
-            held[name] = np.empty(tuple(context.get_tensor_shape(name)), kind)
-        addresses[name] = int(rt.cudaMalloc(held[name].nbytes)[1])
-        context.set_tensor_address(name, addresses[name])
-        rt.cudaMemcpy(addresses[name], held[name].ctypes.data, held[name].nbytes, kinds[0])
-    context.execute_async_v3(stream_handle=int(rt.cudaStreamCreate()[1]))
-    rt.cudaDeviceSynchronize()
-    for name, array in held.items():
-        rt.cudaMemcpy(array.ctypes.data, addresses[name], array.nbytes, kinds[1])
-        rt.cudaFree(addresses[name])
-    return held
-
-
 def main(model: str, *files: str) -> None:
     """Print image, class and probability: the likeliest three of each image."""
-    here, module = Path(__file__).parent, "tensorrt_rtx" if "rtx" in Path(model).name else "tensorrt"
+    here = Path(__file__).parent
+    engine = not model.endswith(".onnx")
+    run = importlib.import_module("run_engine").outputs if engine else by_onnxruntime
     pre = json.loads((here / "preprocessing.json").read_text(encoding="utf-8"))
     labels = (here / "labels.txt").read_text(encoding="utf-8").splitlines()
     for file in files:
         fed = read(file, pre)
-        got = by_onnxruntime(model, fed) if model.endswith(".onnx") else by_engine(model, fed, module)
+        got = run(model, fed)
         if "classes" in got:
             order, shares = got["classes"][0], got["scores"][0]
         else:

@@ -26,8 +26,8 @@ import onnx
 from edgeprune import __version__, errors, progress
 from edgeprune import artifact as artifacts
 from edgeprune.artifact import Artifact, TensorSpec
-from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, UsageError
-from edgeprune.export import graph
+from edgeprune.errors import MissingHere, ModelError, UsageError
+from edgeprune.export import graph, reading
 from edgeprune.export import profile as profiles
 from edgeprune.runtime import metadata
 
@@ -129,8 +129,8 @@ def capabilities(text: str | None) -> tuple[str, ...]:
 def build(source: Path, path: Path, options: BuildOptions) -> Artifact:
     """Build the ONNX file `source` into the plan `path` and its sidecar.
 
-    MissingHere with the pip command when the package is not installed; DataError for a file that is not whole
-    ONNX; ModelError names an operator that the library does not take.
+    MissingHere with the pip command when the package is not installed, or with the operator and its layer that the
+    library does not take; UsageError when the batch is not the graph's; else errors of reading.whole.
     """
     if path.suffix not in (".engine", ".plan"):
         raise UsageError(f"{path}: expected a name that ends in .engine")
@@ -180,21 +180,8 @@ def _spec(tensor: dict[str, Any]) -> TensorSpec:
 
 
 def _facts(source: Path) -> dict[str, Any]:
-    """What the ONNX file says of itself; DataError in one line when it is truncated or not ONNX."""
-    if not source.is_file():
-        raise DataError(f"{source}: no such file; expected an ONNX file")
-    try:
-        model = onnx.load(source, load_external_data=False)
-        if not model.graph.node:
-            raise ValueError("it holds no operator")
-        for data in {
-            e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"
-        }:
-            if not (source.parent / data).is_file():
-                raise ValueError(f"its weights {data} are not beside it")
-    except Exception as err:
-        why = (str(err).strip().splitlines() or [type(err).__name__])[0][:160]
-        raise BrokenModel(f"{source}: not a whole ONNX file ({why}); export it again") from err
+    """What the ONNX file says of itself; errors as of reading.whole."""
+    model = reading.whole(source, foreign=True)
     found = metadata.from_props({p.key: p.value for p in model.metadata_props})
     found |= {k: v for k, v in artifacts.read(source).meta.items() if k not in ("also_tried", "data")}
     if "precision" not in found:

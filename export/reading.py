@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, ParityFailed
+from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, ParityFailed, UsageError
+from edgeprune.export.profile import Profile
 
 OLDEST = 13  # QuantizeLinear has a scale a channel from here on
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -16,10 +17,20 @@ _DOMAINS = ("", "ai.onnx")
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """The float32 graph at `path`.
+    """The float32 graph at `path`: ModelError when it is fp16 or quantised already; else as `whole`."""
+    model = whole(path)
+    if any(n.op_type == "QuantizeLinear" for n in model.graph.node):
+        raise ModelError(f"{path}: is quantised already; give the float32 file")
+    if any(t.data_type == onnx.TensorProto.FLOAT16 and t.dims for t in model.graph.initializer):
+        raise ModelError(f"{path}: is fp16 already; give the float32 file")
+    return model
 
-    BrokenModel when it is truncated or no ONNX; ModelError when it is quantised already; MissingHere when an
-    operator or opset is not known here; ParityFailed when a weight is not a number.
+
+def whole(path: Path, *, foreign: bool = False) -> onnx.ModelProto:
+    """The graph at `path`, of any precision.
+
+    foreign: operators that are not known here are left to whoever runs the graph. BrokenModel when it is truncated or
+    no ONNX; MissingHere when an operator or opset is not known here; ParityFailed when a weight is not a number.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected an ONNX file")
@@ -29,16 +40,32 @@ def read(path: Path) -> onnx.ModelProto:
         raise _broken(path, err) from err
     if not model.graph.node:
         raise BrokenModel(f"{path}: not a whole ONNX file (it has no nodes); export it again")
-    _opset(path, model)
-    _operators(path, model)
-    try:
-        onnx.checker.check_model(model)
-    except Exception as err:
-        raise _broken(path, err) from err
-    if any(n.op_type == "QuantizeLinear" for n in model.graph.node):
-        raise ModelError(f"{path}: is quantised already; give the float32 file")
+    _opset(path, model, 1 if foreign else OLDEST)
+    if not foreign:
+        _operators(path, model)
+        try:
+            onnx.checker.check_model(model)
+        except Exception as err:
+            raise _broken(path, err) from err
     _numbers(path, model)
     return model
+
+
+def check_batch(path: Path, model: onnx.ModelProto, wanted: Profile) -> None:
+    """UsageError when the graph's batch is fixed and is not the one that is wanted; one image is always allowed."""
+    fixed = _fixed_batch(model)
+    if fixed is not None and str(wanted) not in ("1", str(fixed)):
+        raise UsageError(
+            f"--batch {wanted}: the batch of {path.name} is fixed at {fixed}; "
+            f"export it again from its checkpoint with --batch {wanted}, or leave that out"
+        )
+
+
+def _fixed_batch(model: onnx.ModelProto) -> int | None:
+    held = {t.name for t in model.graph.initializer}
+    entry = next(i for i in model.graph.input if i.name not in held)
+    sizes = entry.type.tensor_type.shape.dim
+    return sizes[0].dim_value or None if sizes else None
 
 
 def _broken(path: Path, err: Exception) -> BrokenModel:
@@ -46,11 +73,11 @@ def _broken(path: Path, err: Exception) -> BrokenModel:
     return BrokenModel(f"{path}: not a whole ONNX file ({why}); export it again")
 
 
-def _opset(path: Path, model: onnx.ModelProto) -> None:
+def _opset(path: Path, model: onnx.ModelProto, oldest: int) -> None:
     found = next((o.version for o in model.opset_import if o.domain in _DOMAINS), 0)
     newest = onnx.defs.onnx_opset_version()
-    if found < OLDEST:
-        raise MissingHere(f"{path}: opset {found}; expected {OLDEST} or newer: export it with --opset 20")
+    if found < oldest:
+        raise MissingHere(f"{path}: opset {found}; expected {oldest} or newer: export it with --opset 20")
     if found > newest:
         raise MissingHere(
             f"{path}: opset {found}; onnx {onnx.__version__} here knows up to {newest}: export it with --opset 20"

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import artifact, count, header, images
+from edgeprune import artifact, count, header
 from edgeprune.artifact import Artifact
 from edgeprune.commands import described, files, finish, outputs
 from edgeprune.commands import lowered as report
 from edgeprune.device_options import ExportOptions
-from edgeprune.errors import DataError, EdgePruneError, OutputExists, ParityFailed, UsageError
-from edgeprune.export import engine, int8, precision, profile
+from edgeprune.errors import EdgePruneError, OutputExists, UsageError
+from edgeprune.export import engine, int8, precision, profile, reading
 from edgeprune.export.parity import Array
 from edgeprune.images import Preprocess
 
@@ -28,13 +28,17 @@ PARITY_PIXELS = PARITY_IMAGES * 128 * 128
 
 @dataclass(frozen=True)
 class Deployed:
-    """What was made, in order: the last is what was asked for. images: how many it was proved on."""
+    """What was made, in order: the last is what was asked for. images: how many it was proved on.
+
+    source: the float32 file that all of it comes from.
+    """
 
     made: tuple[Artifact, ...]
     images: int
     macs: int | None
     params: int | None
     recommended: dict[str, Any] | None = None
+    source: Path | None = None
 
 
 def wanted(options: ExportOptions) -> bool:
@@ -85,8 +89,12 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
     check_words(options)
     given = Path(options.model)
     direct = given.suffix.lower() == ".onnx"
+    if direct:
+        check_graph(options, given)
+    folder = folder_of(options, given if direct else header.locate(given))
+    if not direct:  # before the minutes that follow
+        outputs.require([plain_path(options, header.locate(given))], force=True)
     source = given if direct else _float32(options, export_fp32)
-    folder = folder_of(options, source)
     words = [w for w in precision.PRECISIONS if w in options.precision]
     stem = _stem(source)
     paths = {w: finish.free(options, folder / f"{stem}.{w}.onnx") for w in words if w != "fp32"}
@@ -114,7 +122,17 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
         if "int8" in paths:
             advice = report.recommend(source, paths["int8"], threads=options.threads or 1)
     first = () if direct or not made else (artifact.read(source),)
-    return Deployed((*first, *made), count, *_count(source), advice)
+    return Deployed((*first, *made), count, *_count(source), advice, source)
+
+
+def check_graph(options: ExportOptions, source: Path) -> None:
+    """What an ONNX file is refused for before anything is made of it; errors as of export.reading."""
+    engines_alone = (
+        set(options.precision) == {"fp32"} and not finish.ends_of(options) and not described.asked(options)
+    )
+    lowered = set(options.precision) != {"fp32"}
+    model = reading.read(source) if lowered else reading.whole(source, foreign=engines_alone)
+    reading.check_batch(source, model, profile.parse(options.batch))
 
 
 def folder_of(options: ExportOptions, source: Path) -> Path:
@@ -183,28 +201,13 @@ def is_of(options: ExportOptions, source: Path, path: Path) -> bool:
     return same and artifact.sha256(source) in found.parents
 
 
-def found_in(folder: Path) -> list[images.ImageRef]:
-    """The images to prove and calibrate on; ParityFailed when there are none, since nothing can be proved then."""
-    try:
-        return images.find(folder)
-    except DataError as err:
-        raise ParityFailed(f"{err}; nothing can be proved or calibrated without images") from err
-
-
 def proof_of(options: ExportOptions, source: Path) -> tuple[list[Array], list[str]]:
     """Images given, or of the run's target, as the network takes them, and their names; spread over the folder."""
     folder = options.images or target_of(options)
     if folder is None:
         return [], []
-    refs = found_in(folder)
-    pre = files.preprocess(artifact.read(source))
-    total = parity_images(pre, len(refs))
-    chosen = [refs[i * len(refs) // total] for i in range(total)]
-    batches, names = [], list[str]()
-    for batch, kept in images.batches(chosen, pre, 32):
-        batches.append(batch)
-        names += [ref.name for ref in kept]
-    return batches, names
+    refs, pre = files.proof_images(folder), files.preprocess(artifact.read(source))
+    return files.proof_batches(refs, parity_images(pre, len(refs)), pre)
 
 
 def parity_images(pre: Preprocess, found: int) -> int:

@@ -70,7 +70,18 @@ def write(options: ExportOptions, source: Path, path: Path) -> Artifact:
     return made
 
 
+def preprocess(options: ExportOptions, source: Path) -> Preprocess:
+    """How the user says that images enter `source`; errors as of `write`."""
+    with ort.open(source) as opened:
+        return _preprocess(options, source, opened.inputs)
+
+
 def _facts(options: ExportOptions, source: Path, inputs: Any, outputs: Any) -> dict[str, Any]:
+    pre = _preprocess(options, source, inputs)
+    return {"preprocess": pre.to_json(), **_classes(options.classes, outputs)}
+
+
+def _preprocess(options: ExportOptions, source: Path, inputs: Any) -> Preprocess:
     spec = inputs[0]
     if len(inputs) != 1 or len(spec.shape) != 4 or spec.shape[1] != 3 or spec.dtype != "float32":
         raise ModelError(
@@ -81,13 +92,12 @@ def _facts(options: ExportOptions, source: Path, inputs: Any, outputs: Any) -> d
         raise UsageError(f"{source}: input {spec.name} has a free size {list(spec.shape)}; give --size")
     if options.size is not None and size != (options.size, options.size):
         raise UsageError(f"--size {options.size}: input {spec.name} of {source.name} is {size[0]}x{size[1]}")
-    pre = Preprocess(
+    return Preprocess(
         (int(size[0] or 0), int(size[1] or 0)),
         _numbers(options.mean or "", "--mean"),
         _numbers(options.std or "", "--std"),
         options.interpolation or "bilinear",
     )
-    return {"preprocess": pre.to_json(), **_classes(options.classes, outputs)}
 
 
 def _classes(file: Path | None, outputs: Any) -> dict[str, list[str]]:
@@ -110,4 +120,6 @@ def _numbers(text: str, word: str) -> tuple[float, ...]:
         found = ()
     if len(found) != 3:
         raise UsageError(f"{word} {text}: expected three numbers, such as 0.485,0.456,0.406")
+    if not all((n > 0 if word == "--std" else n >= 0) and n <= 1 for n in found):
+        raise UsageError(f"{word} {text}: expected numbers for pixels in 0..1; divide those of 0..255 by 255")
     return found

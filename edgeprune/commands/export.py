@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeprune import artifact, header, images
 from edgeprune.artifact import Artifact
-from edgeprune.commands import bundle, deploy, export_files, finish, outputs, start
+from edgeprune.commands import bundle, deploy, export_files, files, finish, outputs, start
 from edgeprune.commands.bench import accuracy
 from edgeprune.device_options import ExportOptions
-from edgeprune.errors import OutputExists
+from edgeprune.errors import OutputExists, ParityFailed
 from edgeprune.export import parity as parities
 from edgeprune.export.parity import FP32, Array
 from edgeprune.runtime import ort
+
+if TYPE_CHECKING:
+    from edgeprune.model import Network  # torch, which a board need not have
 
 PARITY_IMAGES = 256
 
@@ -76,6 +79,7 @@ def export(options: ExportOptions) -> ExportResult:
     source = header.locate(Path(options.model))
     path = _place(options, source)
     network = checkpoint.read(source, options.trust)
+    _require_numbers(network, source)
     proof = _proof(options, network.history)
     batches, names = _batches(proof, network.preprocess)
     count = sum(len(b) for b in batches)
@@ -93,6 +97,15 @@ def export(options: ExportOptions) -> ExportResult:
         parents=(artifact.sha256(source),),
     )
     return _result(options, _named(made, proof, names), count)
+
+
+def _require_numbers(network: Network, source: Path) -> None:
+    for name, value in network.module.state_dict().items():
+        if value.is_floating_point() and (bad := int((~value.isfinite()).sum())):
+            raise ParityFailed(
+                f"{source}: weight {name} holds NaN or infinity in {bad} of {value.numel()} numbers, so nothing can "
+                "be proved equal to it; take an earlier checkpoint"
+            )
 
 
 def _named(made: Artifact, folder: Path | None, names: list[str]) -> Artifact:
@@ -157,7 +170,11 @@ def _deployed(options: ExportOptions, done: deploy.Deployed) -> ExportResult:
     if options.evaluate and onnx_files:
         with ort.open(onnx_files[-1], threads=options.threads) as runner:
             right = accuracy(onnx_files[-1], runner, options.evaluate)["accuracy"]
-    found = {k: v for k, v in meta.get("parity", {}).items() if k != "worst"}
+    shown = onnx_files[-1].meta if onnx_files else {}  # an engine has not run here: it has no parity
+    found = {k: v for k, v in (shown.get("ends") or shown).get("parity", {}).items() if k != "worst"}
+    best = onnx_files[-1].path if onnx_files else None
+    if (done.recommended or {}).get("take") == "fp32":
+        best = done.source
     lowered = _told(meta.get("lowered", {}))
     engines = [_engine(a) for a in done.made if a.kind == "engine"]
     return ExportResult(
@@ -169,7 +186,7 @@ def _deployed(options: ExportOptions, done: deploy.Deployed) -> ExportResult:
         found or None,
         done.images or int(found.get("n", 0)),
         right,
-        start.words("edgeprune", "bench", onnx_files[-1].path) if onnx_files else None,
+        start.words("edgeprune", "bench", best) if best else None,
         str(meta.get("precision", "fp32")),
         lowered or None,
         tuple(engines),
@@ -224,8 +241,4 @@ def _batches(folder: Path | None, pre: images.Preprocess) -> tuple[list[Array], 
     """Up to 256 images spread over the folder, preprocessed, in batches of 32 (n, 3, H, W) float32; their names."""
     if folder is None:
         return [], []
-    refs = deploy.found_in(folder)
-    count = min(PARITY_IMAGES, len(refs))
-    chosen = [refs[i * len(refs) // count] for i in range(count)]
-    found = list(images.batches(chosen, pre, 32))
-    return [batch for batch, _ in found], [ref.name for _, refs in found for ref in refs]
+    return files.proof_batches(files.proof_images(folder), PARITY_IMAGES, pre)

@@ -8,11 +8,11 @@ from typing import Any
 
 from edgeprune import artifact, header
 from edgeprune.artifact import Artifact
-from edgeprune.commands import deploy, described, files, finish
+from edgeprune.commands import deploy, described, files, finish, outputs
 from edgeprune.device_options import ExportOptions
 from edgeprune.errors import DataError, ParityFailed, UsageError
 from edgeprune.export import bundle as bundling
-from edgeprune.export import ends, engine, precision, profile, reading
+from edgeprune.export import ends, engine, precision, profile
 from edgeprune.images import Preprocess
 
 
@@ -34,29 +34,33 @@ def plan(options: ExportOptions) -> dict[str, Any]:
     source = Path(options.model)
     direct = source.suffix.lower() == ".onnx"
     if direct:
-        reading.read(source)
+        deploy.check_graph(options, source)
     else:
         source = header.locate(source)
     _fewer_than_classes(options, source, direct)
     proof = options.images or deploy.target_of(options)
     if proof is None and "int8" in options.precision:
         raise ParityFailed("--precision int8 is calibrated on images and received none; give --images DIR")
-    count = len(deploy.found_in(proof)) if proof else 0
+    count = len(files.proof_images(proof)) if proof else 0
+    written = _files(options, source, direct)
+    outputs.require(written[:1], force=True)
     return {
         "source": str(source),
         "folder": str(options.bundle or deploy.folder_of(options, source)),
-        "files": [str(path.name) for path in _files(options, source, direct)],
+        "files": [str(path.name) for path in written],
         "precision": list(precision.PRECISIONS if options.bundle else options.precision),
         "batch": str(profile.parse(options.batch))
         if not direct or set(options.to) != {"onnx"}
         else "as it is",
         "opset": None if direct else options.opset,
         "images": str(proof) if proof else "random numbers: nothing is known of the answers on real images",
-        "parity_images": deploy.parity_images(_preprocess(source, direct), count),
+        "parity_images": deploy.parity_images(_preprocess(options, source, direct), count),
     }
 
 
-def _preprocess(source: Path, direct: bool) -> Preprocess:
+def _preprocess(options: ExportOptions, source: Path, direct: bool) -> Preprocess:
+    if described.asked(options):
+        return described.preprocess(options, source)
     if direct:
         return files.preprocess(artifact.read(source))
     return Preprocess.from_json(header.read(source).document["preprocess"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from edgeprune import artifact, header
+from numpy.typing import NDArray
+
+from edgeprune import artifact, header, images
 from edgeprune.artifact import Artifact, TensorSpec
-from edgeprune.errors import DataError, UsageError
+from edgeprune.errors import DataError, ParityFailed, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.runtime import metadata
 from edgeprune.runtime.runner import Runner
 
+Array = NDArray[Any]
 ENGINES = ("tensorrt", "tensorrt-rtx")
 
 
@@ -101,6 +105,27 @@ def classes(found: Artifact) -> tuple[str, ...]:
             f"{found.path}: nothing says its class names; edgeprune export takes them with --classes FILE"
         )
     return tuple(str(n) for n in names)
+
+
+def proof_images(folder: Path) -> list[images.ImageRef]:
+    """The images to prove and calibrate on; ParityFailed when there are none, since nothing can be proved then."""
+    try:
+        return images.find(folder)
+    except DataError as err:
+        raise ParityFailed(f"{err}; nothing can be proved or calibrated without images") from err
+
+
+def proof_batches(
+    refs: Sequence[images.ImageRef], most: int, pre: Preprocess
+) -> tuple[list[Array], list[str]]:
+    """Up to `most` of `refs`, evenly spread, in batches of 32 as `pre` says, and their names; errors as above."""
+    total = min(most, len(refs))
+    chosen = [refs[i * len(refs) // total] for i in range(total)]
+    try:
+        found = list(images.batches(chosen, pre, 32))
+    except DataError as err:
+        raise ParityFailed(f"{err}; nothing can be proved or calibrated without images") from err
+    return [batch for batch, _ in found], [ref.name for _, kept in found for ref in kept]
 
 
 def short_name(path: Path) -> str:

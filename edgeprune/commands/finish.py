@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune import artifact, images
+from edgeprune import artifact
 from edgeprune.artifact import Artifact
 from edgeprune.commands import files
 from edgeprune.device_options import ExportOptions
@@ -41,10 +41,7 @@ def attach(options: ExportOptions, source: Path, folder: Path, proof: Path | Non
 def pixels(source: Path, folder: Path) -> list[NDArray[np.uint8]]:
     """Up to 256 images spread over a folder, resized for `source`: (n, H, W, 3) uint8 each."""
     pre = replace(files.preprocess(artifact.read(source)), layout="nhwc")
-    refs = images.find(folder)
-    total = min(PARITY_IMAGES, len(refs))
-    chosen = [refs[i * len(refs) // total] for i in range(total)]
-    return [batch for batch, _ in images.batches(chosen, pre, 32)]
+    return files.proof_batches(files.proof_images(folder), PARITY_IMAGES, pre)[0]
 
 
 def engines(options: ExportOptions, source: Path, folder: Path) -> list[Artifact]:

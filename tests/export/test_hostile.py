@@ -15,6 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgeprune.cli.app import main
+from edgeprune.export import precision
 
 from .small_graphs import network
 
@@ -144,3 +145,73 @@ def test_words_that_make_no_sense(tmp_path: Path, fails: Fails) -> None:
     assert "--calibration mean: expected auto" in fails(
         source, 2, "--precision", "int8", "--calibration", "mean"
     )
+
+
+ENGINE = ("--to", "tensorrt-rtx", "--compute-capability", "8.6")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_engine_of_weights_that_are_no_numbers(tmp_path: Path, fails: Fails, value: float) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        held = next(t for t in model.graph.initializer if t.name == "w2")
+        numbers = numpy_helper.to_array(held).copy()
+        numbers[0, 0] = value
+        held.CopyFrom(numpy_helper.from_array(numbers, "w2"))
+
+    line = fails(changed(tmp_path / "model.onnx", change), 4, *ENGINE)
+    assert "weight w2 holds NaN or infinity in 9 of 576 numbers" in line
+
+
+@pytest.mark.parametrize("words", [ENGINE, ("--precision", "fp16"), ("--precision", "fp16", "--dry-run")])
+def test_a_fixed_batch_takes_no_other(tmp_path: Path, fails: Fails, words: tuple[str, ...]) -> None:
+    source = network(tmp_path / "model.onnx", batch=1)
+    for batch in ("1:8:32", "4"):
+        line = fails(source, 2, *words, "--batch", batch)
+        assert f"--batch {batch}: the batch of model.onnx is fixed at 1; export it again" in line
+
+
+def test_an_engine_of_a_truncated_file_or_of_an_operator_nobody_knows(tmp_path: Path, fails: Fails) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    source = network(tmp_path / "model.onnx", extra="Bessel")
+    assert "model.onnx: operator some.where.Bessel of node odd_layer is not known" in fails(
+        source, 5, *ENGINE
+    )
+    source.write_bytes(source.read_bytes()[:3000])
+    assert "model.onnx: not a whole ONNX file (" in fails(source, 4, *ENGINE)
+    assert "model.onnx: not a whole ONNX file (" in fails(
+        source, 4, "--precision", "fp16", "--images", str(tmp_path)
+    )
+
+
+def test_half_precision_is_not_lowered_again(tmp_path: Path, fails: Fails) -> None:
+    source = network(tmp_path / "model.onnx")
+    half = precision.lower(source, tmp_path / "half.onnx", "fp16").path
+    assert "half.onnx: is fp16 already; give the float32 file" in fails(half, 1, "--precision", "int8")
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        ("123,116,103", "0.2,0.2,0.2", "--mean 123,116,103: expected numbers for pixels in 0..1"),
+        ("0.5,0.5,0.5", "0.2,0,0.2", "--std 0.2,0,0.2: expected numbers for pixels in 0..1"),
+    ],
+)
+def test_normalisation_is_of_pixels_up_to_1(
+    tmp_path: Path, fails: Fails, mean: str, std: str, said: str
+) -> None:
+    assert said in fails(network(tmp_path / "model.onnx"), 2, "--mean", mean, "--std", std)
+
+
+def test_images_that_cannot_be_read_prove_nothing(
+    tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    source = network(tmp_path / "model.onnx")
+    words = ("--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--embed-preprocess", "--images", str(folder))
+    assert "nothing can be proved or calibrated without images" in fails(source, 4, *words, "--dry-run")
+    (folder / "a.jpg").write_bytes(b"no picture")
+    assert main(["export", str(source), *words[:4], "-o", str(tmp_path / "out")]) == 0
+    capfd.readouterr()
+    line = fails(tmp_path / "out" / "model.described.onnx", 4, "--precision", "int8", "--images", str(folder))
+    assert "nothing can be proved or calibrated without images" in line

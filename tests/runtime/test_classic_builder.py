@@ -7,9 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from edgeprune.errors import ModelError, RunError, UsageError
+from edgeprune.errors import MissingHere, RunError, UsageError
 from edgeprune.export import build_engine
 from edgeprune.export.engine import BuildOptions
 
@@ -104,9 +106,15 @@ def test_the_parsers_words_name_the_layer_where_it_can(
         error.node_name, error.node_operator = (lambda: "layer1.0.odd"), (lambda: "Bessel")
     fake, _ = module(release, errors=[error])
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    request = BuildOptions("tensorrt").request() | {"onnx": "m.onnx", "output": "m", "precision": "fp32"}
+    request = BuildOptions("tensorrt").request() | {"output": "m", "precision": "fp32"}
+    io = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 3, 4, 4]) for n in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "one", io[:1], io[1:])
+    request["onnx"] = str(tmp_path / "m.onnx")
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), request["onnx"])
     where = "" if release == EIGHT else "operator Bessel in node layer1.0.odd: "
-    with pytest.raises(ModelError, match=f"m.onnx: {where}no importer for it"):
+    with pytest.raises(
+        MissingHere, match=f"m.onnx: tensorrt {release} does not take it: {where}no importer for it"
+    ):
         build_engine.build(request)
 
 
