@@ -30,12 +30,13 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Accuracy",
         "",
-        "Made by `python -m benchmarks.pages` from `benchmarks/results/accuracy.json`, which has each row's command.",
-        "Percent of the evaluation images, mean and standard deviation over the seeds that were run. *Chosen* is the",
-        "checkpoint that was picked without labels, *oracle* the best validated one, which needs labels to find and is",
-        "shown for comparison only. MACs are work; the speed-up was measured on ONNX Runtime, one CPU thread, batch 1,",
-        "dense and slim interleaved, with its 99% interval. MACs, parameters and channels are shares that were kept;",
-        "images are those shown to the slim network, source and target, after its first cut.",
+        "Made by `python -m benchmarks.pages` from `benchmarks/results/accuracy.json`, which has each row's",
+        "command. Percent of the evaluation images, mean and standard deviation over the seeds that were run.",
+        "*Chosen* is the checkpoint that was picked without labels, *oracle* the best validated one, or the",
+        "finished network where that is better; it needs labels to find and is shown for comparison only. MACs are",
+        "work; the speed-up was measured on ONNX Runtime, one CPU thread, batch 1, dense and slim interleaved,",
+        "with its 99% interval. MACs, parameters and channels are shares that were kept; images are those shown to",
+        "the slim network, source and target, after its first cut.",
     ]
     for task in TASKS:
         adapted = [r for r in rows if r["task"] == task and r["stage"] == "adapt"]

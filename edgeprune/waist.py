@@ -70,10 +70,10 @@ class Needs:
     unless labelled source images take part.
     statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
     norms_only: only the gains and shifts of normalisation layers learn (Tent). last: the last weights are kept, not
-    those the validators like best; for a part of training on the way to something else. welcome_beside: Task.beside is
-    used when given. frozen_statistics: batch-norm normalises by running statistics while the network learns; with
-    `statistics` these are a blend of the network's own and the target's, see validate.settle_batchnorm. gentle: the
-    learning rate is a fifth, unless the user gives one.
+    those the validators like best; for a part of training on the way to something else. welcome_beside: Task.beside
+    is used when given; welcome_settled: Task.settled is. frozen_statistics: batch-norm normalises by running
+    statistics while the network learns; with `statistics` these are a blend of the network's own and the target's,
+    see validate.settle_batchnorm. gentle: the learning rate is a fifth, unless the user gives one.
     """
 
     source: bool = False
@@ -89,6 +89,7 @@ class Needs:
     welcome_source: bool = False
     source_view: str = "train"
     welcome_beside: bool = False
+    welcome_settled: bool = False
     frozen_statistics: bool = False
     gentle: bool = False
 

@@ -23,7 +23,7 @@ PIXELS = 32 * 224 * 224  # of all images together: activations of both graphs st
 
 
 def correct(
-    model: onnx.ModelProto, reference: onnx.ModelProto, images: Sequence[Array], most: int = 256
+    model: onnx.ModelProto, reference: onnx.ModelProto, images: Sequence[Array], most: int = 64
 ) -> int:
     """Move the biases of `model` in place and return how many layers have one that moved.
 

@@ -140,33 +140,16 @@ def _capabilities(trt: Any, config: BuilderConfig, wanted: list[str]) -> None:
 
 
 def _not_parsed(file: Path, parser: Parser, library: str) -> EdgePruneError:
-    """What is wrong with the graph itself, if anything is; else what the parser has against it, with the layer."""
-    try:
-        model = reading.whole(file)
-    except EdgePruneError as err:
-        return err
-    node = next((n for n in model.graph.node if n.name and n.name == _node(parser)), None)
-    where = f"{reading.layer(node)}: " if node is not None else ""
-    return MissingHere(f"{file.name}: {library} does not take it: {where}{_parser_error(parser)}")
-
-
-def _node(parser: Parser) -> str:
-    if not parser.num_errors:
-        return ""
-    error = parser.get_error(0)
-    return str(error.node_name()) if hasattr(error, "node_name") else ""
-
-
-def _parser_error(parser: Parser) -> str:
-    """The first thing the parser has against the graph, with operator and node where it names them."""
-    if not parser.num_errors:
-        return "cannot be parsed; export it again"
-    error = parser.get_error(0)
-    text = " ".join(str(error.desc()).split())[:300]
-    operator = error.node_operator() if hasattr(error, "node_operator") else ""
-    node = error.node_name() if hasattr(error, "node_name") else ""
-    where = f"operator {operator} in node {node}: " if operator else ""
-    return f"{where}{text}"
+    """What the parser has against the graph, with the layer of its node; an opset that is too old or new is said."""
+    model = reading.whole(file, foreign=True)
+    error = parser.get_error(0) if parser.num_errors else None
+    said = " ".join(str(error.desc()).split())[:300] if error is not None else "it says nothing of why"
+    name = str(error.node_name()) if error is not None and hasattr(error, "node_name") else ""
+    node = next((n for n in model.graph.node if n.name and n.name == name), None)
+    where = f"operator {node.op_type} of {reading.layer(node)}: " if node is not None else ""
+    opset = reading.opset(model)
+    old = f" (it is of opset {opset}: export it with --opset 20)" if opset < reading.OLDEST else ""
+    return MissingHere(f"{file.name}: not taken by {library}: {where}{said}{old}")
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs a TensorRT or TensorRT-RTX engine on one image, with numpy and cuda-python alone; classify.py uses it."""
+"""Runs an engine of TensorRT or TensorRT-RTX on one image, by numpy and cuda-python; classify.py uses it."""
 
 import importlib
 import json
@@ -10,7 +10,7 @@ import numpy as np
 
 def outputs(file: str, images: Any) -> dict[str, Any]:
     """What the engine answers, by name; images as the network takes them, of which the first is asked."""
-    module, beside = "tensorrt", Path(f"{file}.json")
+    module, beside = "tensorrt_rtx" if "rtx" in Path(file).name else "tensorrt", Path(f"{file}.json")
     if beside.is_file():  # written with the engine: which library it is for
         module = json.loads(beside.read_text())["meta"]["engine"]["runtime"].replace("-", "_")
     trt, rt = importlib.import_module(module), importlib.import_module("cuda.bindings.runtime")

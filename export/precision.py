@@ -183,7 +183,7 @@ def _fewest(run: Callable[[int], Parity], most: int, gates: Sequence[Tolerance])
         high = next((k for k in steps if passes(k, gate)), None)
         if high is None:
             continue
-        low = high // 2
+        low = steps[steps.index(high) - 1] if high > 1 else 0
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if passes(middle, gate) else (middle, high)

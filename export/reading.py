@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, ParityFailed, UsageError
@@ -63,7 +65,9 @@ def check_batch(path: Path, model: onnx.ModelProto, wanted: Profile) -> None:
 
 def _fixed_batch(model: onnx.ModelProto) -> int | None:
     held = {t.name for t in model.graph.initializer}
-    entry = next(i for i in model.graph.input if i.name not in held)
+    entry = next((i for i in model.graph.input if i.name not in held), None)
+    if entry is None:
+        return None
     sizes = entry.type.tensor_type.shape.dim
     return sizes[0].dim_value or None if sizes else None
 
@@ -74,7 +78,7 @@ def _broken(path: Path, err: Exception) -> BrokenModel:
 
 
 def _opset(path: Path, model: onnx.ModelProto, oldest: int) -> None:
-    found = next((o.version for o in model.opset_import if o.domain in _DOMAINS), 0)
+    found = opset(model)
     newest = onnx.defs.onnx_opset_version()
     if found < oldest:
         raise MissingHere(f"{path}: opset {found}; expected {oldest} or newer: export it with --opset 20")
@@ -82,6 +86,11 @@ def _opset(path: Path, model: onnx.ModelProto, oldest: int) -> None:
         raise MissingHere(
             f"{path}: opset {found}; onnx {onnx.__version__} here knows up to {newest}: export it with --opset 20"
         )
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators; 0 when the graph uses none."""
+    return next((o.version for o in model.opset_import if o.domain in _DOMAINS), 0)
 
 
 def _operators(path: Path, model: onnx.ModelProto) -> None:
@@ -114,11 +123,14 @@ def _numbers(path: Path, model: onnx.ModelProto) -> None:
             onnx.TensorProto.DOUBLE,
         ):
             continue
-        bad = int((~np.isfinite(numpy_helper.to_array(tensor))).sum())
-        # An infinite scalar is a bound (Clip, a mask); a weight has more than one number.
-        if bad and (np.prod(tensor.dims) > 1 or np.isnan(numpy_helper.to_array(tensor)).any()):
-            size = int(np.prod(tensor.dims))
-            raise ParityFailed(
-                f"{path}: weight {tensor.name} holds NaN or infinity in {bad} of {size} numbers, so nothing can be "
-                "proved equal to it; take an earlier checkpoint"
-            )
+        require_numbers(path, tensor.name, numpy_helper.to_array(tensor))
+
+
+def require_numbers(path: Path, name: str, weight: NDArray[Any]) -> None:
+    """ParityFailed when a weight holds NaN or infinity; an infinite scalar is a bound (Clip, a mask) and may stay."""
+    bad = int((~np.isfinite(weight)).sum())
+    if bad and (weight.size > 1 or np.isnan(weight).any()):
+        raise ParityFailed(
+            f"{path}: weight {name} holds NaN or infinity in {bad} of {weight.size} numbers, so nothing can be "
+            "proved equal to it; take an earlier checkpoint"
+        )

@@ -179,15 +179,8 @@ def _work(
         few = learning.settings(options, how.source_steps, validations=6)
         train.fit(network, plain, data.target, data.source, few, run=run, stage="source")
     before = inference.evaluate(network, data.labelled) if data.labelled else None
-    features, now = inference.predict(network, probe)
-    was = came if came is not None else now
-    settled = None if data.source else select.class_ami(features, now.argmax(1), len(network.classes))
-    wanted = how.older is not None and how.kind.needs.welcome_beside
-    beside = inference.predict(how.older, data.target)[0] if how.older and wanted else None
-    objective = learning.make(how.kind, network, how.knobs, beside, settled)
-    if objective.needs.gentle:
-        run.log(f"the shift looks small: answers and clusters of features agree to {settled:.2f} (AMI)")
-    settings = learning.settings(options, options.steps, validations=6, gentle=objective.needs.gentle)
+    was = came if came is not None else inference.predict(network, probe)[1]
+    objective, settings = _objective(options, network, data, run, how)
     fit = train.fit(
         network,
         objective,
@@ -206,11 +199,32 @@ def _work(
     result = _result(options, how, network, data, run.path, fit, (before, after))
     result = replace(result, estimate=said, present_classes=there)
     network.history.append(
-        start.history_entry("adapt", options, objective=how.name, metrics=result.to_json())
+        start.history_entry(
+            "adapt", replace(options, lr=settings.lr), objective=how.name, metrics=result.to_json()
+        )
     )
     run.write("model.safetensors", checkpoint.dumps(network))
     run.finish(result.to_json())
     return result
+
+
+def _objective(
+    options: AdaptOptions, network: Network, data: _Images, run: Run, how: _Learning
+) -> tuple[Objective, train.Settings]:
+    """What is learned, knowing what can be known of network and target, and how; the log says which rate was taken."""
+    needs, beside, settled = how.kind.needs, None, None
+    if how.older and needs.welcome_beside:
+        beside = inference.predict(how.older, data.target)[0]
+    if needs.welcome_settled and data.source is None:
+        features, logits = inference.predict(network, validate.evenly(data.target))
+        settled = select.class_ami(features, logits.argmax(1), len(network.classes))
+    objective = learning.make(how.kind, network, how.knobs, beside, settled)
+    gentle = objective.needs.gentle
+    settings = learning.settings(options, options.steps, validations=6, gentle=gentle)
+    if gentle:
+        run.log(f"the shift looks small: answers and clusters of features agree to {settled:.2f} (AMI)")
+    run.log(f"learning rate {settings.lr:g}, views {objective.needs.views}")
+    return objective, settings
 
 
 def _present(

@@ -43,6 +43,8 @@ def bundle(options: ExportOptions, folder: Path, export_fp32: Callable[[ExportOp
     OutputExists when something is there that --force may not replace; errors of the float32 file end it all.
     """
     check(options, folder)
+    if Path(options.model).suffix.lower() == ".onnx":
+        deploy.check_graph(options, Path(options.model))
     with graph.scratch(folder) as scratch:
         work = scratch / "bundle"
         work.mkdir()

@@ -23,7 +23,7 @@ from edgeprune.images import Preprocess
 TARGETS = ("onnx", *engine.MODULES)
 PARITY_IMAGES = 512
 MOST_PARITY_IMAGES = 2048
-PARITY_PIXELS = PARITY_IMAGES * 128 * 128
+PARITY_PIXELS = MOST_PARITY_IMAGES * 128 * 128  # a few hundred MiB
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def check_words(options: ExportOptions) -> None:
 
 def wanted_nothing(options: ExportOptions) -> bool:
     """Whether an ONNX file would only be copied."""
-    plain = set(options.precision) == {"fp32"} and set(options.to) == {"onnx"}
+    plain = not lowers(options) and set(options.to) == {"onnx"}
     return plain and not finish.ends_of(options) and not described.asked(options)
 
 
@@ -125,13 +125,15 @@ def deploy(options: ExportOptions, export_fp32: Callable[[ExportOptions], Any]) 
     return Deployed((*first, *made), count, *_count(source), advice, source)
 
 
+def lowers(options: ExportOptions) -> bool:
+    """Whether a file of lower precision is made."""
+    return set(options.precision) != {"fp32"} or options.bundle is not None
+
+
 def check_graph(options: ExportOptions, source: Path) -> None:
     """What an ONNX file is refused for before anything is made of it; errors as of export.reading."""
-    engines_alone = (
-        set(options.precision) == {"fp32"} and not finish.ends_of(options) and not described.asked(options)
-    )
-    lowered = set(options.precision) != {"fp32"}
-    model = reading.read(source) if lowered else reading.whole(source, foreign=engines_alone)
+    engines_alone = not (lowers(options) or finish.ends_of(options) or described.asked(options))
+    model = reading.read(source) if lowers(options) else reading.whole(source, foreign=engines_alone)
     reading.check_batch(source, model, profile.parse(options.batch))
 
 

@@ -121,5 +121,6 @@ def _numbers(text: str, word: str) -> tuple[float, ...]:
     if len(found) != 3:
         raise UsageError(f"{word} {text}: expected three numbers, such as 0.485,0.456,0.406")
     if not all((n > 0 if word == "--std" else n >= 0) and n <= 1 for n in found):
-        raise UsageError(f"{word} {text}: expected numbers for pixels in 0..1; divide those of 0..255 by 255")
+        least = "above 0" if word == "--std" else "from 0"
+        raise UsageError(f"{word} {text}: expected numbers {least} to 1, of pixels in 0..1 (not in 0..255)")
     return found

@@ -54,8 +54,17 @@ def plan(options: ExportOptions) -> dict[str, Any]:
         else "as it is",
         "opset": None if direct else options.opset,
         "images": str(proof) if proof else "random numbers: nothing is known of the answers on real images",
-        "parity_images": deploy.parity_images(_preprocess(options, source, direct), count),
+        "parity_images": _shown(options, source, direct, count),
     }
+
+
+def _shown(options: ExportOptions, source: Path, direct: bool, count: int) -> int:
+    """On how many of `count` images the last proof will be made."""
+    if deploy.lowers(options):
+        return deploy.parity_images(_preprocess(options, source, direct), count) if count else 0
+    if direct and not finish.ends_of(options):
+        return 0  # an engine does not run here, and a described file is the same network
+    return min(finish.PARITY_IMAGES, count)
 
 
 def _preprocess(options: ExportOptions, source: Path, direct: bool) -> Preprocess:

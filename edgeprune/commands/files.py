@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from edgeprune import artifact, header, images
 from edgeprune.artifact import Artifact, TensorSpec
 from edgeprune.errors import DataError, ParityFailed, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.runtime import metadata
-from edgeprune.runtime.runner import Runner
+from edgeprune.runtime.runner import Array, Runner
 
-Array = NDArray[Any]
 ENGINES = ("tensorrt", "tensorrt-rtx")
 
 

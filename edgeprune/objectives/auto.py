@@ -55,6 +55,7 @@ class Auto(Objective):
     needs = Needs(
         welcome_source=True,
         welcome_beside=True,
+        welcome_settled=True,
         source_view="strong",
         views=("strong",),
         refresh=True,

@@ -77,7 +77,6 @@ class ParserError(Protocol):
 
     def desc(self) -> str: ...  # noqa: D102
     def node_name(self) -> str: ...  # noqa: D102
-    def node_operator(self) -> str: ...  # noqa: D102
 
 
 class Parser(Protocol):
@@ -186,7 +185,6 @@ OPTIONAL: Mapping[str, str] = {
     "IBuilderConfig.progress_monitor": "not in 8.6",
     "IProgressMonitor": "not in 8.6",
     "ParserError.node_name": "not in 8.6",
-    "ParserError.node_operator": "not in 8.6",
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED": "not in 8.6",
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH": "8.6 asks for it; gone in 11 and RTX",
     "BuilderFlag.FP16": "for 8.6 alone; gone in 11 and RTX",

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from edgeprune import artifact, records, run, select, train
+from edgeprune import artifact, header, records, run, select, train
 from edgeprune.commands.adapt import adapt
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import (
@@ -295,4 +295,15 @@ def test_a_small_shift_without_source_is_learned_gently(
     rates.clear()
     made = adapt(again).run
     assert rates == [("adapt", rate)]
+    assert header.read(made).document["history"][-1]["options"]["lr"] == rate  # type: ignore[arg-type]
     assert ("the shift looks small" in (made / "log.txt").read_text()) == (ami == 0.95)  # type: ignore[operator]
+
+
+def test_with_a_source_no_shift_is_taken_for_small(
+    options: AdaptOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "class_ami", lambda *_: 0.95)
+    made = adapt(replace(options, objective="auto")).run
+    log = (made / "log.txt").read_text()  # type: ignore[operator]
+    assert "the shift looks small" not in log
+    assert "learning rate 0.0005, views ('strong',)" in log
