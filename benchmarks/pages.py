@@ -149,7 +149,7 @@ def plot(task: str, rows: Sequence[Row], file: Path) -> None:
     dense = [r["before"] for r in good if r["name"] == "auto"]
     if dense:
         axes.axhline(statistics.mean(dense), linestyle="--", color="0.4", label="adapted, not pruned")
-    axes.set(xlabel="MACs kept", ylabel="accuracy, %", title=task)
+    axes.set(xlabel="MACs kept", ylabel="accuracy, %", title=task, xlim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, ncols=2)
     figure.savefig(file, metadata={"Date": None})
