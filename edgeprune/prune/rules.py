@@ -106,22 +106,19 @@ def _grouped(
 ) -> Ids | None:
     """Group k reads its own inputs (k, i) and writes its own outputs (k, o)."""
     inputs, outputs, groups = sizes
-    rows = ws[1] if transposed else ws[0]
+    rows = ws[0]
     if x is None or (transposed and outputs // groups > 1):
         for ids in (x, *ws[:2]):
             trace.pin(ids, "a grouped convolution over fixed channels")
         return None
-    if transposed:
-        rows = ws[0]
     assert rows is not None
     group, inner = trace.labels.split(x, (groups, inputs // groups))
     group_out, _ = trace.labels.split(rows, (groups, outputs // groups))
     group = trace.meet(group, group_out, "the groups of a convolution")
-    if not transposed:
-        if inputs // groups > 1:
-            trace.meet(inner, ws[1], "the columns of a grouped convolution")
-    elif inputs // groups > 1:
+    if inputs // groups > 1 and transposed:
         trace.pin(inner, "a grouped transposed convolution")
+    elif inputs // groups > 1:
+        trace.meet(inner, ws[1], "the columns of a grouped convolution")
     if group is not None:
         if isinstance(trace.running(), nn.modules.conv._ConvNd):
             trace.bind_attribute(Attribute(trace.layer(), "groups"), group)
