@@ -170,8 +170,15 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
         rich_help_panel=field.metadata.get("panel", "Options"),
         show_default=default is not None and default is not False and default != (),
         autocompletion=_completer(field.name),
+        parser=_share if field.metadata.get("metavar") == "SHARE" else None,
     )
     return _keyword(field.name, kind, list(default) if isinstance(default, tuple) else default, option)
+
+
+def _share(text: Any) -> float:
+    """ "0.01" or "1%" -> 0.01."""
+    word = str(text).strip()
+    return float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
 
 
 def _keyword(name: str, kind: Any, default: Any, word: Any) -> inspect.Parameter:

@@ -69,7 +69,10 @@ class ExportOptions(RunOptions):
     )
     evaluate: Path | None = option(None, "Labelled images, used only to print accuracy.", panel="Parity")
     max_flip: float | None = option(
-        None, "Largest share of top-1 answers that may change; 0 fp32, 0.005 fp16, 0.01 int8.", panel="Parity"
+        None,
+        "Largest share of top-1 answers that may change, such as 0.02 or 2%; by default 0 fp32, 0.5% fp16, 1% int8.",
+        panel="Parity",
+        metavar="SHARE",
     )
     mean: str | None = option(
         None, "Mean per channel, of pixels in 0..1: '0.485,0.456,0.406'.", panel="ONNX from elsewhere"

@@ -140,7 +140,11 @@ def test_a_folder_that_takes_no_file(tmp_path: Path, fails: Fails) -> None:
 def test_words_that_make_no_sense(tmp_path: Path, fails: Fails) -> None:
     source = network(tmp_path / "model.onnx")
     assert "--precision int4: expected fp32, fp16, int8" in fails(source, 2, "--precision", "int4")
-    assert "--max-flip 3.0: expected a share" in fails(source, 2, "--precision", "int8", "--max-flip", "3")
+    for word in ("3", "300%"):
+        assert "--max-flip 3.0: expected a share" in fails(
+            source, 2, "--precision", "int8", "--max-flip", word
+        )
+    assert "Invalid value for '--max-flip'" in fails(source, 2, "--precision", "int8", "--max-flip", "few")
     assert "--layout nchw is of the pixels that --embed-preprocess takes; give both" in fails(
         source, 2, "--precision", "fp16", "--layout", "nchw"
     )
