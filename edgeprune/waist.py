@@ -106,8 +106,8 @@ class Task:
     """What an objective may know of a network: D features enter the classifier, K classes leave it.
 
     beside (M, D'): what the network before its fine-tuning makes of the M target images, when that is at hand.
-    settled: select.class_ami of the network on the target, 0..1, when no source is there to learn from: near 1 where
-    its answers are the clusters that its features form, so that the shift is small.
+    settled: how far neighbouring target images are called alike, when no source is there to learn from; near 1 where
+    the shift is small, see edgeprune.objectives.propagation.settled.
     """
 
     features: int

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import absent, checkpoint, follower, images, inference, select, train, validate
+from edgeprune import absent, checkpoint, follower, images, inference, train, validate
 from edgeprune.commands import estimating, start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
@@ -20,6 +20,7 @@ from edgeprune.errors import UsageError
 from edgeprune.estimate import Statistics
 from edgeprune.methods import learning
 from edgeprune.model import Network
+from edgeprune.objectives import propagation
 from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import AdaptOptions
 from edgeprune.prune import macs
@@ -217,12 +218,12 @@ def _objective(
         beside = inference.predict(how.older, data.target)[0]
     if needs.welcome_settled and data.source is None:
         features, logits = inference.predict(network, validate.evenly(data.target))
-        settled = select.class_ami(features, logits.argmax(1), len(network.classes))
+        settled = propagation.settled(features, logits)
     objective = learning.make(how.kind, network, how.knobs, beside, settled)
     gentle = objective.needs.gentle
     settings = learning.settings(options, options.steps, validations=6, gentle=gentle)
     if gentle:
-        run.log(f"the shift looks small: answers and clusters of features agree to {settled:.2f} (AMI)")
+        run.log(f"the shift looks small: neighbours are called alike (kappa {settled:.2f})")
     run.log(f"learning rate {settings.lr:g}, views {objective.needs.views}")
     return objective, settings
 

@@ -14,7 +14,7 @@ from edgeprune.objectives.shot import marginal_entropy, mean_entropy
 from edgeprune.objectives.source import labelled
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
-SMALL = 0.8  # of Task.settled: ResNet-56 on CIFAR behind JPEG 0.92, PACS from photo to art 0.60, on photos itself 0.90
+SMALL = 0.88  # of Task.settled: CIFAR behind JPEG 0.91 to 0.99, PACS from photos to paintings 0.60 to 0.84
 
 
 class Auto(Objective):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from edgeprune import artifact, header, records, run, select, train
+from edgeprune import artifact, header, records, run, train
 from edgeprune.commands.adapt import adapt
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import (
@@ -25,6 +25,7 @@ from edgeprune.errors import (
     WeightsError,
 )
 from edgeprune.methods import learning
+from edgeprune.objectives import propagation
 from edgeprune.objectives.auto import Auto
 from edgeprune.opening import open_network
 from edgeprune.options import AdaptOptions
@@ -275,10 +276,10 @@ def test_pretrained_is_for_objectives_that_use_it(options: AdaptOptions, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("ami", "given", "rate"), [(0.95, None, 1e-4), (0.3, None, 5e-4), (0.95, 2e-3, 2e-3)]
+    ("kappa", "given", "rate"), [(0.95, None, 1e-4), (0.3, None, 5e-4), (0.95, 2e-3, 2e-3)]
 )
 def test_a_small_shift_without_source_is_learned_gently(
-    options: AdaptOptions, monkeypatch: pytest.MonkeyPatch, ami: float, given: float | None, rate: float
+    options: AdaptOptions, monkeypatch: pytest.MonkeyPatch, kappa: float, given: float | None, rate: float
 ) -> None:
     rates: list[tuple[str, float]] = []
     fit = train.fit
@@ -288,7 +289,7 @@ def test_a_small_shift_without_source_is_learned_gently(
         return fit(*words, stage=stage, **more)
 
     monkeypatch.setattr(train, "fit", watched)
-    monkeypatch.setattr(select, "class_ami", lambda *_: ami)
+    monkeypatch.setattr(propagation, "settled", lambda *_: kappa)
     cloud = adapt(replace(options, objective="source")).run
     again = replace(options, model=str(cloud), weights=None, classes=None, size=None, source=None)
     again = replace(again, output=options.output.with_name("again"), source_steps=None, lr=given)  # type: ignore[union-attr]
@@ -296,13 +297,13 @@ def test_a_small_shift_without_source_is_learned_gently(
     made = adapt(again).run
     assert rates == [("adapt", rate)]
     assert header.read(made).document["history"][-1]["options"]["lr"] == rate  # type: ignore[arg-type]
-    assert ("the shift looks small" in (made / "log.txt").read_text()) == (ami == 0.95)  # type: ignore[operator]
+    assert ("the shift looks small" in (made / "log.txt").read_text()) == (kappa == 0.95)  # type: ignore[operator]
 
 
 def test_with_a_source_no_shift_is_taken_for_small(
     options: AdaptOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(select, "class_ami", lambda *_: 0.95)
+    monkeypatch.setattr(propagation, "settled", lambda *_: 0.95)
     made = adapt(replace(options, objective="auto")).run
     log = (made / "log.txt").read_text()  # type: ignore[operator]
     assert "the shift looks small" not in log

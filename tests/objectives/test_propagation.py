@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.objectives.propagation import propagate, surest
+from edgeprune.objectives.propagation import propagate, settled, surest
 
 
 def reading(blocks: list[np.ndarray], p: np.ndarray, near: int, alpha: float, level: bool) -> np.ndarray:
@@ -70,3 +70,23 @@ def test_the_surest_of_each_class() -> None:
     p = torch.tensor([[0.9, 0.1, 0], [0.6, 0.4, 0], [0.7, 0.3, 0], [0.8, 0.2, 0], [0.4, 0.6, 0]])
     assert surest(p, 0.5).tolist() == [0, -1, -1, 0, 1]  # the only one of a class always teaches
     assert surest(p, 1.0).tolist() == [0, 0, 0, 0, 1]
+
+
+def test_settled_is_one_where_neighbours_are_called_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label = torch.arange(90) % 3
+    features = 4 * torch.eye(3)[label] + 0.2 * torch.randn(90, 3, generator=generator)
+    assert settled(features, 9 * torch.eye(3)[label]) == 1
+    shuffled = 9 * torch.eye(3)[label[torch.randperm(90, generator=generator)]]
+    assert settled(features, shuffled) < 0.5
+    assert settled(features, 9 * torch.eye(3)[torch.zeros(90, dtype=torch.int64)]) == 0
+
+
+def test_settled_is_kappa() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features, logits = torch.randn(60, 4, generator=generator), torch.randn(60, 3, generator=generator)
+    own = logits.argmax(1)
+    flowed = propagate([features], logits.softmax(1), level=False).argmax(1)
+    agreed = (own == flowed).double().mean()
+    chance = sum((own == k).double().mean() * (flowed == k).double().mean() for k in range(3))
+    assert settled(features, logits) == pytest.approx(float((agreed - chance) / (1 - chance)))
