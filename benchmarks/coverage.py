@@ -261,7 +261,8 @@ def write_docs(rows: list[dict[str, Any]]) -> None:
         "latency on ONNX Runtime (one thread, batch 1, dense and slim interleaved). MACs are work, not speed.",
         "Planning is in seconds of one core.",
         "",
-        f"{len(rows)} of {len(TORCHVISION) + len(TIMM)} networks tried so far, {len(good)} complete every step, {len(near)} land within 2% of the budget.",
+        f"{len(rows)} of {len(TORCHVISION) + len(TIMM)} networks tried so far, {len(good)} complete every step, "
+        f"{len(near)} land within 2% of the budget.",
         "",
         "| network | MACs kept | speed-up | planning, s | frozen couplings |",
         "|---|---|---|---|---|",
