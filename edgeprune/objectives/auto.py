@@ -14,6 +14,7 @@ from edgeprune.objectives.shot import marginal_entropy, mean_entropy
 from edgeprune.objectives.source import labelled
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
+# Between the two tasks that it was chosen on, knowing which of them gains.
 SMALL = 0.88  # of Task.settled: CIFAR behind JPEG 0.91 to 0.99, PACS from photos to paintings 0.60 to 0.84
 
 
