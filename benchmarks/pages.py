@@ -38,8 +38,9 @@ def page(rows: Sequence[Row]) -> str:
         "with its 99% interval. MACs, parameters and channels are shares that were kept; images are those shown to",
         "the slim network, source and target, after its first cut.",
         "",
-        "The settings of `auto` were found by comparing variants by labelled accuracy on these tasks (for CIFAR on half of",
-        "the test images), which the rules of evaluation forbid: its rows are development results, not held-out ones.",
+        "The settings of `auto` were found by comparing variants by labelled accuracy on these tasks (for CIFAR on",
+        "half of the test images), which the rules of evaluation forbid: its rows are development results, not",
+        "held-out ones.",
     ]
     for task in TASKS:
         adapted = [r for r in rows if r["task"] == task and r["stage"] == "adapt"]
@@ -170,8 +171,9 @@ def precision_page(rows: Mapping[str, Row]) -> str:
         "it is judged on, for CIFAR on other images. FP16 on a CPU shows the rounding of stored values only.",
         "Latency of INT8: against FP32 on ONNX Runtime, one thread, interleaved.",
         "",
-        "That the search aims at half the gate was decided after flips of the dense ResNet-56 on these 10,000 images were",
-        "seen, so its INT8 row is not held out; the networks are the checkpoints of 86.4% and 85.2%, since trained anew.",
+        "That the search aims at half the gate was decided after flips of the dense ResNet-56 on these 10,000",
+        "images were seen, so its INT8 row is not held out; the networks are the checkpoints of 86.4% and 85.2%,",
+        "since trained anew.",
         "",
         "| network | precision | images | answers that changed | accuracy | INT8 layers | left in float | latency |",
         "|---|---|---|---|---|---|---|---|",
