@@ -1,6 +1,6 @@
 """Which network families can be pruned, end to end: cut to half the MACs, train a step, reload, export, prove, time.
 
-    python -m benchmarks.coverage [--only GLOB] [--list] [--limit SECONDS] [--keep 0.27] [--torch-pruning]
+    python -m benchmarks.coverage [--only GLOB] [--list] [--limit SECONDS] [--keep 0.27] [--torch-pruning] [--shared]
 
 Random weights, default size, one row a network under results/coverage.json, each in a process of its own. A row that is
 present is skipped; `--docs` writes docs/prunability.md from the rows. Planning is timed in seconds of one core.
@@ -8,7 +8,8 @@ present is skipped; `--docs` writes docs/prunability.md from the rows. Planning 
 `--keep 0.27` is a second operating point, in results/coverage_0.27.json. `--torch-pruning` makes the same rows with
 Torch-Pruning alone (results/coverage_torch_pruning.json): BasePruner with its own defaults, group magnitude, widths of
 8, in steps until the MACs are down. It cannot reload a cut network without pickle, so that step is left out for it.
-`--docs` compares the two on the networks that both complete: speed-up over the reduction of MACs.
+`--docs` compares the two on the networks that both complete: speed-up over the reduction of MACs. `--shared` leaves out
+the networks that either tool did not complete at half the MACs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -28,8 +28,6 @@ from edgeprune.model import Network
 
 Facts = dict[str, Any]
 FOLDER = Path(__file__).with_name("results")
-RESULTS = FOLDER / "coverage.json"
-DOCS = Path(__file__).parent.parent / "docs" / "prunability.md"
 KEPT = 0.5
 STEPS = 50  # of Torch-Pruning, to 95% of the channels
 TORCHVISION = """
@@ -59,10 +57,12 @@ def row(spec: str, folder: Path, kept: float = KEPT, *, theirs: bool = False) ->
     step = "open"
     try:
         network = _open(spec)
-        works = (_dense, _cut_theirs, _train, _export) if theirs else (_dense, _cut, _train, _reload, _export)
+        works = (_count, _cut_theirs, _train, _export) if theirs else (_count, _cut, _train, _reload, _export)
         for work in works:
             step = work.__name__.strip("_")
             facts |= work(network, folder, facts)
+        step = "dense"
+        _dense(_open(spec), folder)
         step = "time"
         facts |= _time(folder)
     except Exception as err:  # a row says what failed; the table is about exactly that
@@ -85,13 +85,17 @@ def _open(spec: str) -> Network:
     return network
 
 
-def _dense(network: Network, folder: Path, facts: Facts) -> Facts:
-    from edgeprune.export import onnx as exporting
+def _count(network: Network, folder: Path, facts: Facts) -> Facts:
     from edgeprune.prune import macs
 
-    exporting.export(network, folder / "dense.onnx", batch="1:3:3", images=[network.example(3).numpy()])
     dense_macs, dense_params = macs.measure(network.module, network.example())
     return {"dense_macs": dense_macs, "dense_params": dense_params}
+
+
+def _dense(network: Network, folder: Path) -> None:
+    from edgeprune.export import onnx as exporting
+
+    exporting.export(network, folder / "dense.onnx", batch="1:3:3", images=[network.example(3).numpy()])
 
 
 def _cut(network: Network, folder: Path, facts: Facts) -> Facts:
@@ -222,74 +226,22 @@ def place(kept: float = KEPT, *, theirs: bool = False) -> Path:
     return FOLDER / f"coverage{'_torch_pruning' if theirs else ''}{'' if kept == KEPT else f'_{kept:g}'}.json"
 
 
-def _load(path: Path = RESULTS) -> list[dict[str, Any]]:
+def completed(kept: float = KEPT, *, theirs: bool = False) -> set[str]:
+    """The networks that came through every step."""
+    return {str(r["network"]) for r in load(place(kept, theirs=theirs)) if not r["failed"]}
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; none when it is not there."""
     return list(json.loads(path.read_text())["rows"]) if path.exists() else []
 
 
-def _save(rows: list[dict[str, Any]], path: Path = RESULTS) -> None:
+def _save(rows: list[dict[str, Any]], path: Path) -> None:
     from edgeprune.bench import machine
 
     host = machine.describe()
     facts = {"command": "python -m benchmarks.coverage", "packages": host["packages"], "cpu": host["cpu"]}
     write_atomically(path, (json.dumps({**facts, "rows": rows}, indent=1) + "\n").encode())
-
-
-def compared(kept: float) -> str | None:
-    """One line of the table that compares both tools on the networks both complete; None without such rows."""
-    sides = [
-        {r["network"]: r for r in _load(place(kept, theirs=t)) if not r["failed"]} for t in (False, True)
-    ]
-    both = sorted(sides[0].keys() & sides[1].keys())
-    if not both:
-        return None
-    shares = [[r["speedup"] * r["macs"] / r["dense_macs"] for r in (side[n] for n in both)] for side in sides]
-    ours, theirs = (statistics.median(s) for s in shares)
-    tried = [len(_load(place(kept, theirs=t))) for t in (False, True)]
-    counts = " | ".join(f"{len(side)} of {n}" for side, n in zip(sides, tried, strict=True))
-    return f"| {kept:g} | {counts} | {len(both)} | {ours:.3f} | {theirs:.3f} |"
-
-
-def write_docs(rows: list[dict[str, Any]]) -> None:
-    """docs/prunability.md: one line a network."""
-    good = [r for r in rows if not r["failed"]]
-    near = [r for r in good if KEPT * 0.98 <= r["macs"] / r["dense_macs"] <= KEPT * 1.0001]
-    lines = [
-        "# Which networks can be pruned",
-        "",
-        "Made by `python -m benchmarks.coverage --docs`: random weights, default size, cut to half of the MACs by",
-        "magnitude, then one training step, reload in a fresh process (bit-equal), ONNX at batch 1 and 3, parity, and",
-        "latency on ONNX Runtime (one thread, batch 1, dense and slim interleaved). MACs are work, not speed.",
-        "Planning is in seconds of one core.",
-        "",
-        f"{len(rows)} of {len(TORCHVISION) + len(TIMM)} networks tried so far, {len(good)} complete every step, "
-        f"{len(near)} land within 2% of the budget.",
-        "",
-        "| network | MACs kept | speed-up | planning, s | frozen couplings |",
-        "|---|---|---|---|---|",
-    ]
-    for r in sorted(rows, key=lambda r: str(r["network"])):
-        if r["failed"]:
-            lines.append(f"| {r['network']} | failed at {r['failed']} | | | |")
-            continue
-        frozen = len([w for w in r["frozen"].values() if w != "the network's output"])
-        share, fast = r["macs"] / r["dense_macs"], f"{r['speedup']:.2f}x"
-        lines.append(
-            f"| {r['network']} | {share:.3f} | {fast} | {r['plan_s']} | {frozen} of {r['couplings']} |"
-        )
-    told = [line for kept in (KEPT, 0.27) if (line := compared(kept)) is not None]
-    if told:
-        lines += [
-            "",
-            "## Against Torch-Pruning alone",
-            "",
-            __doc__.split("\n\n")[-1].strip().replace("\n", " "),
-            "",
-        ]
-        lines += [
-            "| MACs kept | ours complete | theirs | both | speed-up over MACs reduction, median | theirs |"
-        ]
-        lines += ["|---|---|---|---|---|---|", *told]
-    DOCS.write_text("\n".join(lines) + "\n")
 
 
 def main() -> int:
@@ -302,6 +254,9 @@ def main() -> int:
     parser.add_argument("--docs", action="store_true", help="write docs/prunability.md")
     parser.add_argument("--keep", type=float, default=KEPT, help="share of the MACs to keep")
     parser.add_argument("--torch-pruning", action="store_true", help="the same with Torch-Pruning alone")
+    parser.add_argument(
+        "--shared", action="store_true", help="only networks both tools complete at half the MACs"
+    )
     parser.add_argument("--row", nargs=2, metavar=("SPEC", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
@@ -310,9 +265,12 @@ def main() -> int:
         return 0
     path = place(args.keep, theirs=args.torch_pruning)
     more = ["--keep", str(args.keep), *(["--torch-pruning"] if args.torch_pruning else [])]
-    rows = _load(path)
+    rows = load(path)
     done = {r["network"] for r in rows}
     specs = [f"torchvision:{n}" for n in TORCHVISION] + [f"timm:{n}" for n in TIMM]
+    if args.shared:
+        both = completed() & completed(theirs=True)
+        specs = [s for s in specs if s in both]
     for spec in (s for s in specs if fnmatch.fnmatch(s, args.only)):
         if args.list:
             print(f"{'done' if spec in done else 'open'}  {spec}")
@@ -321,7 +279,9 @@ def main() -> int:
             _save(rows, path)
             print(spec, rows[-1]["failed"] or "complete", flush=True)
     if args.docs:
-        write_docs(_load())
+        from benchmarks import prunability
+
+        prunability.write()
     return 0
 
 

@@ -44,8 +44,8 @@ _UNKNOWN = frozenset({"Attention", "LSTM", "GRU", "RNN", "DeformConv", "If", "Lo
 class LayerCount:
     """One operator that multiplies.
 
-    name: the layer its weight belongs to ("layer1.0.conv1"), or the node's name. weight_shape: as the graph
-    holds it; None when both operands are computed. params: elements of its own constants (weight and bias).
+    name: the layer its weight belongs to ("layer1.0.conv1"), or the node's name. weight_shape: as the operator
+    takes it; None when both operands depend on the image. params: elements of its own constants (weight and bias).
     """
 
     name: str
@@ -94,6 +94,10 @@ class _Graph:
         self.constants = {t.name: t for t in model.graph.initializer}
         self._maker = {output: node for node in model.graph.node for output in node.output}
         self._used = {name for node in model.graph.node for name in node.input}
+        self._fixed = {"", *self.constants}  # tensors that are the same for every image
+        for node in model.graph.node:  # in an order in which inputs come first
+            if self._fixed.issuperset(node.input):
+                self._fixed.update(node.output)
 
     def layer(self, node: NodeProto, rule: _Rule, batch: int) -> LayerCount:
         operands = [self._shape(node, node.input[i]) for i in rule.operands(node)]
@@ -111,10 +115,16 @@ class _Graph:
         return next(k for k, t in enumerate(sources) if t is not None and t.name == weight.name)
 
     def constant(self, name: str) -> TensorProto | None:
-        """The initialiser behind a tensor, through nodes that only pass it on; None when it is computed."""
+        """The initialiser behind a tensor, through nodes that pass it on or compute it from initialisers alone.
+
+        A weight that is standardised in the graph (NFNet, BiT) is its layer's all the same. None when the image has
+        a part in it.
+        """
         while name not in self.constants:
             node = self._maker.get(name)
-            if node is None or node.op_type not in _PASSES_ON:
+            if node is None or not node.input:
+                return None
+            if node.op_type not in _PASSES_ON and name not in self._fixed:
                 return None
             name = node.input[0]
         tensor: TensorProto = self.constants[name]

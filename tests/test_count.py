@@ -159,6 +159,22 @@ def test_names_come_from_the_weight_or_the_exporters_note() -> None:
     assert [layer.name for layer in made.layers] == ["block.fc", "block.head"]
 
 
+def test_a_weight_computed_from_initialisers_belongs_to_its_layer() -> None:
+    """Standardised weights (NFNet, BiT) stay an expression when they are too large to fold."""
+    nodes = [
+        helper.make_node("ReduceMean", ["stem.weight"], ["m"]),
+        helper.make_node("Sub", ["stem.weight", "m"], ["w"]),
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("ReduceMean", ["a"], ["n"]),
+        helper.make_node("Mul", ["n", "a"], ["b"]),
+        helper.make_node("MatMul", ["a", "b"], ["y"]),
+    ]
+    made = count(graph(nodes, {"x": [1, 3, 4, 4]}, {"stem.weight": [8, 3, 1, 1]}))
+    assert (made.layers[0].name, made.layers[0].weight_shape) == ("stem", (8, 3, 1, 1))
+    assert made.layers[1].weight_shape is None
+    assert made.params == made.layers[0].params == 24
+
+
 def test_what_is_not_known_is_named() -> None:
     node = helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=2, name="recur")
     made = count(graph([node], {"x": [3, 1, 4]}, {"w": [1, 8, 4], "r": [1, 8, 2]}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -151,7 +152,7 @@ def choose(
     if not limits or set(limits) - set(kinds) or any(not v > 0 for v in limits.values()):
         raise UsageError(f"a budget needs ceilings above 0 on {', '.join(kinds)}; received {dict(limits)}")
     gauge = predictor.at if predictor is not None and LATENCY in limits else None
-    search = Search(costs, _ladders(couplings, scores, limits, rules), limits, gauge)
+    search = Search(costs, _ladders(costs, couplings, scores, limits, rules), limits, gauge)
     search.require_possible()
     if predictor is not None and gauge is not None and rules.rank == "global" and latency.joint(predictor):
         with contextlib.suppress(BudgetNotMet):  # of its coarser model; from the full widths it goes, too
@@ -172,16 +173,33 @@ def choose(
 
 
 def _ladders(
-    couplings: Couplings, scores: Mapping[str, Tensor], limits: Mapping[str, float], rules: Rules
+    costs: Costs,
+    couplings: Couplings,
+    scores: Mapping[str, Tensor],
+    limits: Mapping[str, float],
+    rules: Rules,
 ) -> list[Ladder]:
     missing = [c.root for c in couplings if c.root not in scores]
     if missing:
         raise PlanError(
             f"{missing[0]}: no scores for this coupling; received scores for {len(scores)} couplings"
         )
-    out = []
+    out, scales = [], _scales(costs, couplings, scores)
     for coupling in couplings:
-        one = ladder(coupling, scores[coupling.root], rules)
+        one = ladder(coupling, scores[coupling.root], rules, scales[coupling.root])
         stays = "channels" in limits and not coupling.inner
-        out.append(replace(one, widths=one.widths[-1:], worth=()) if stays else one)
+        out.append(replace(one, widths=one.widths[-1:], worth=(), damage=(0.0,)) if stays else one)
     return out
+
+
+def _scales(costs: Costs, couplings: Couplings, scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """What makes scores of different couplings comparable: 1 unless all say "mean 1".
+
+    Such scores compare the channels of one coupling alone. A coupling then counts as many units as products make or
+    read its channels (ours), so that a residual stream weighs as much as all that hangs on it, however narrow it is.
+    """
+    means = [float(scores[c.root].double().mean()) for c in couplings]
+    if any(m != 0 and abs(m - 1) > 1e-6 for m in means):
+        return {c.root: 1.0 for c in couplings}
+    counts = Counter(root for term in costs.terms for root in {r for side in term.sides for r in side.loses})
+    return {c.root: max(1, counts[c.root]) / c.width for c in couplings}

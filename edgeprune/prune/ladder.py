@@ -31,7 +31,7 @@ class Rules:
     """How channels may go.
 
     multiple: of kept widths. floor: fraction of a coupling's channels that always stays. rank: over what
-    channels compete: "global" (all with all, by score lost for each share of the budget saved), "threshold"
+    channels compete: "global" (all with all, by damage for each share of the budget saved), "threshold"
     (all with all, by score alone), "local" (the same fraction everywhere), "isomorphic" (the same quantile
     among couplings of the same structure; Fang et al., ECCV 2024, arXiv 2407.04616). dense: widths that
     floors refer to, when the network has been cut before.
@@ -68,25 +68,33 @@ class Ladder:
     """One coupling: `widths` increasing, and the channels in the order in which they go (first to go first).
 
     order: channel numbers. worth[i]: mean score of the channels that leave between widths[i+1] and widths[i].
+    damage[i]: of keeping widths[i], 0 at the full width; see `ladder`.
     """
 
     root: str
     widths: tuple[int, ...]
     order: tuple[int, ...]
     worth: tuple[float, ...]
+    damage: tuple[float, ...]
     tag: str
 
     def lost(self, j: int) -> float:
-        """The score that goes with the step from widths[j+1] to widths[j]."""
-        return self.worth[j] * (self.widths[j + 1] - self.widths[j])
+        """The damage that the step from widths[j+1] to widths[j] adds."""
+        return self.damage[j] - self.damage[j + 1]
 
     def keep(self, width: int) -> tuple[int, ...]:
         """The channels that stay at a width, increasing."""
         return tuple(sorted(self.order[len(self.order) - width :]))
 
 
-def ladder(coupling: Coupling, score: Tensor, rules: Rules) -> Ladder:
-    """Sort a coupling's channels by score and price each rung. PlanError when the scores do not fit."""
+def ladder(coupling: Coupling, score: Tensor, rules: Rules, scale: float = 1.0) -> Ladder:
+    """Sort a coupling's channels by score and price each rung. PlanError when the scores do not fit.
+
+    Where the scores S of all channels fall to K, the damage is scale * S (S - K) / K: what is lost, while that is
+    little, and without bound as a coupling empties. Scores are estimates of first or second order at the whole network;
+    relative to what is left, the layers that read the rest receive (S - K) / K of error for signal. Ours: with S - K
+    alone, some couplings went to their floor and others stayed whole.
+    """
     values = np.asarray(score.detach().cpu().double().numpy(), dtype=np.float64).reshape(-1)
     if len(values) != coupling.width or not np.isfinite(values).all():
         raise PlanError(
@@ -100,9 +108,20 @@ def ladder(coupling: Coupling, score: Tensor, rules: Rules) -> Ladder:
     worth = [
         (prefix[left[i]] - prefix[left[i + 1]]) / (left[i] - left[i + 1]) for i in range(len(widths) - 1)
     ]
+    damage = _damage(values[order], left, scale)
     return Ladder(
-        coupling.root, widths, tuple(int(c) for c in order), tuple(map(float, worth)), _tag(coupling)
+        coupling.root, widths, tuple(int(c) for c in order), tuple(map(float, worth)), damage, _tag(coupling)
     )
+
+
+def _damage(leaving: Scores, left: Sequence[int], scale: float) -> tuple[float, ...]:
+    """Of each width; `left` channels are gone of those whose scores are `leaving`, in their order."""
+    suffix = np.concatenate([np.cumsum(np.clip(leaving, 0.0, None)[::-1])[::-1], [0.0]])
+    whole = suffix[0]
+    if not whole > 0:
+        return (0.0,) * len(left)
+    kept = np.maximum(suffix[list(left)], whole * 1e-12)
+    return tuple(float(d) for d in scale * whole * (whole - kept) / kept)
 
 
 def _order(coupling: Coupling, values: Scores) -> NDArray[np.int64]:

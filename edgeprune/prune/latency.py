@@ -235,7 +235,7 @@ def _thinned(one: Ladder) -> list[int]:
 
 
 def _values(one: Ladder, steps: Sequence[int]) -> Array:
-    """The score that is kept at each of the steps, relative to the lowest."""
+    """The damage that each of the steps spares, relative to the lowest."""
     kept = np.concatenate([[0.0], np.cumsum([one.lost(j) for j in range(len(one.worth))])])
     return kept[list(steps)]
 

@@ -89,8 +89,9 @@ class Search:
         return after
 
     def descend(self) -> None:
-        """Step down where the least score is lost for each share of the tightest budget saved, until all
-        hold.
+        """Step down where the least damage is done for each share of the tightest budget saved, until all hold.
+
+        Of a budget on MACs, what counts as saved is `Costs.work`, so that among plans of equal MACs the faster wins.
         """
         while (used := self.used(self.widths(self.at))).max() > 1:
             movable = [i for i, at in enumerate(self.at) if at]
@@ -99,6 +100,9 @@ class Search:
                 many[i, column] = self.ladders[i].widths[self.at[i] - 1]
             tightest = int(used.argmax())
             saved = used[tightest] - self.used(many)[tightest]
+            if self.names[tightest] == "macs":
+                work = self.costs.work(self.widths(self.at)) - self.costs.work(many)
+                saved = np.where(saved > 0, work, 0.0)
             lost = np.array([self.ladders[i].lost(self.at[i] - 1) for i in movable])
             with np.errstate(divide="ignore", invalid="ignore"):
                 rate = np.where(saved > 0, lost / saved, np.inf)
@@ -144,7 +148,9 @@ class Search:
             self.at[movable[best]] += 1
 
     def _worth(self, i: int) -> float:
-        return self.ladders[i].worth[self.at[i]]
+        """The damage that one step up undoes, for each channel."""
+        one, at = self.ladders[i], self.at[i]
+        return one.lost(at) / (one.widths[at + 1] - one.widths[at])
 
     def share(self) -> float:
         """How full the tightest budget is."""

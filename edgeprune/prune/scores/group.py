@@ -1,8 +1,8 @@
 """From the tensors of a coupling's members to one number a channel.
 
 A member is read as a matrix with one row per index of its axis; the rows that belong to a channel are summed,
-and members are reduced by mean or sum. Normalised scores have mean 1 in each coupling, so that couplings
-compare.
+and members are reduced by mean or sum. Normalised scores have mean 1 in each coupling: they compare its channels;
+how couplings compare is then the planner's (`edgeprune.prune.budget`).
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.scores.group import normalised
 
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform in 0..1, a function of the seed and the coupling's root only."""
+    """Uniform from 0, divided by the coupling's mean: a function of the seed and the coupling's root only."""
 
     seed: int = 0
 
@@ -23,5 +24,6 @@ class Random:
         for coupling in couplings:
             digest = hashlib.sha256(f"{self.seed}/{coupling.root}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            out[coupling.root] = torch.rand(coupling.width, generator=generator, dtype=torch.double)
+            drawn = torch.rand(coupling.width, generator=generator, dtype=torch.double)
+            out[coupling.root] = normalised(drawn, "mean")
         return out
