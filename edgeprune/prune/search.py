@@ -171,8 +171,8 @@ class Search:
             self.fill()
 
     def enumerate(self) -> None:
-        """Where there are few plans in all and less than 0.98 is used: the fullest legal one, by looking at
-        each.
+        """Where there are few plans in all and less than 0.98 is used: by looking at each, the one of least damage that
+        uses as much, else the fullest.
         """
         counts = [len(one.widths) for one in self.ladders]
         if self.share() >= FULL_ENOUGH or math.prod(counts) > FEW or max(counts, default=1) == 1:
@@ -184,7 +184,9 @@ class Search:
         used = self.used(many)
         top = np.where((used <= 1).all(0), used.max(0), -1.0)
         if top.max() > self.share() + 1e-9:
-            self.at = [int(i) for i in every[:, int(top.argmax())]]
+            damage = sum(np.array(one.damage)[row] for one, row in zip(self.ladders, every, strict=True))
+            enough = np.where(top >= min(FULL_ENOUGH, float(top.max())), damage, np.inf)
+            self.at = [int(i) for i in every[:, int(enough.argmin())]]
             self.fill()
 
     def _best_exchange(self, share: float) -> list[int] | None:

@@ -16,6 +16,7 @@ from edgeprune.methods import work
 from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import CODE_WEIGHT, TCP, Losses, beta
 from edgeprune.prune import graph
+from edgeprune.prune.scores.random import Random
 from edgeprune.prune.scores.transfer import Transfer
 
 WIDTH = 5
@@ -198,8 +199,9 @@ def test_what_it_learns(planted: Callable[..., Job]) -> None:
     assert TCP(distill=True).objective(job, 0.5).needs.teacher
     named = TCP().objective(planted(objective="dann"), 0.5)
     assert type(named).__name__ == "DANN"
-    given = TCP(variant="given").score(planted(score="random"), parts.couplings(job), 0.5)
-    assert float(given["first"].max()) <= 1
+    found = parts.couplings(job)
+    given = TCP(variant="given").score(planted(score="random"), found, 0.5)
+    assert torch.equal(given["first"], Random()(job.network.module, found)["first"])
 
 
 def test_attention_used_as_a_function_is_scored() -> None:

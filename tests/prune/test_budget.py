@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -157,6 +158,79 @@ def test_ranks_differ_as_they_say() -> None:
     local = [w for w, _ in kept["local"].values()]
     assert max(local) - min(local) <= 2
     assert kept["isomorphic"][second][0] == pytest.approx(kept["isomorphic"][third][0], abs=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 10), min_size=9, max_size=24), st.floats(0.1, 10), st.sampled_from([1, 3, 8]))
+def test_damage_is_what_is_lost_over_what_is_left(scores: list[float], scale: float, multiple: int) -> None:
+    values = torch.tensor(scores, dtype=torch.double)
+    one = ladder(Coupling("a", len(scores), ()), values, Rules(multiple, 0.0), scale)
+    whole = math.fsum(scores)
+    for width, damage in zip(one.widths, one.damage, strict=True):
+        kept = math.fsum(scores[c] for c in one.keep(width))
+        if kept > 1e-6 * whole:
+            assert damage == pytest.approx(scale * whole * (whole - kept) / kept, rel=1e-6, abs=1e-9)
+    steps = [one.lost(j) for j in range(len(one.widths) - 1)]
+    assert all(a >= b - 1e-9 * (1 + b) for a, b in itertools.pairwise(steps)) or multiple > 1
+    assert sum(steps) == pytest.approx(one.damage[0])
+
+
+def test_channels_without_worth_go_for_nothing() -> None:
+    one = ladder(Coupling("a", 16, ()), torch.tensor([0.0] * 8 + [1.0] * 8), Rules(4, 0.0))
+    assert one.damage == (8.0, 0.0, 0.0, 0.0)
+    assert ladder(Coupling("a", 16, ()), torch.zeros(16), Rules(4, 0.0)).damage == (0.0,) * 4
+
+
+class Stream(nn.Module):
+    """Two residual blocks on one stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(64, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 1)) for _ in range(2)
+        )
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        out: torch.Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+def test_scores_of_mean_one_weigh_a_coupling_by_its_layers() -> None:
+    """A channel of the stream saves twice as many MACs as one inside a block, and three times as many layers use it."""
+    net, example = Stream().eval(), torch.randn(1, 3, 8, 8)
+    couplings = graph.find(net, example, verify=False)
+    limits = {"macs": 0.6 * float(macs.measure(net, example)[0])}
+    kept = []
+    for score in (1.0, 5.0):  # the second compare as they are
+        flat = {c.root: torch.full((c.width,), score) for c in couplings}
+        widths = budget.plan(net, example, couplings, flat, limits, multiple=1).why["widths"]
+        kept.append((widths["stem"][0], widths["blocks.0.0"][0]))
+    assert kept[0][0] > kept[1][0]
+    assert kept[0][1] < kept[1][1]
+
+
+def test_of_equal_macs_the_plan_that_moves_less() -> None:
+    """Two couplings of equal scores and MACs, 1024 x 32 x 19 and 256 x 76 x 32: the larger pictures go first."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 1),
+        nn.Conv2d(32, 16, 1),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 76, 1),
+        nn.Conv2d(76, 16, 1),
+    ).eval()
+    net = nn.Sequential(*net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    example = torch.randn(1, 3, 32, 32)
+    couplings = graph.find(net, example, keep_out=("1", "4"), verify=False)
+    costs = macs.trace(net, example, couplings)
+    flat = {c.root: torch.full((c.width,), 100 / c.width) for c in couplings}
+    plan = budget.choose(costs, couplings, flat, {"macs": 0.7 * float(costs.macs(costs.full))}, Rules(1))
+    widths = {root: now / before for root, (now, before) in plan.why["widths"].items()}
+    assert widths["0"] < widths["3"]
 
 
 def test_words() -> None:

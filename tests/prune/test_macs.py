@@ -112,6 +112,23 @@ def test_padded_macs_are_those_of_rounded_widths() -> None:
         costs.widths({"x": 1})
 
 
+def test_work_is_macs_and_what_is_moved() -> None:
+    """Outputs and weights by hand: a strided grouped convolution, a transposed one, a linear layer."""
+    net = nn.Sequential(
+        nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2),
+        nn.ConvTranspose2d(8, 6, 2),
+        nn.Flatten(),
+        nn.LazyLinear(5),
+    )
+    example = torch.randn(1, 4, 8, 8)
+    net.eval()(example)
+    costs = macs.trace(net, example, Couplings(()))
+    moved = (
+        8 * 16 + 8 * 2 * 9 + 6 * 16 + 8 * 6 * 4 + 5 + 5 * 150
+    )  # of a transposed one, its input's positions
+    assert costs.work(costs.full) == macs.measure(net, example)[0] + macs.MOVING * moved
+
+
 def test_it_leaves_the_network_as_it_was() -> None:
     net = Mixed(8, 12, 6).train()
     before = copy.deepcopy(net.state_dict())
