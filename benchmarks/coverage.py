@@ -1,15 +1,15 @@
 """Which network families can be pruned, end to end: cut to half the MACs, train a step, reload, export, prove, time.
 
-    python -m benchmarks.coverage [--only GLOB] [--list] [--limit SECONDS] [--keep 0.27] [--torch-pruning] [--shared]
+    python -m benchmarks.coverage [--only GLOB] [--keep 0.5,0.27] [--tools edgeprune,torch-pruning] [--shared] [--list]
 
-Random weights, default size, one row a network under results/coverage.json, each in a process of its own. A row that is
-present is skipped; `--docs` writes docs/prunability.md from the rows. Planning is timed in seconds of one core.
+Random weights, default size; each network in a process of its own, and one row for each share kept and each tool, under
+results/. A row that is present is skipped; `--docs` writes docs/prunability.md from the rows. Planning is timed in
+seconds of one core.
 
-`--keep 0.27` is a second operating point, in results/coverage_0.27.json. `--torch-pruning` makes the same rows with
-Torch-Pruning alone (results/coverage_torch_pruning.json): BasePruner with its own defaults, group magnitude, widths of
-8, in steps until the MACs are down. It cannot reload a cut network without pickle, so that step is left out for it.
-`--docs` compares the two on the networks that both complete: speed-up over the reduction of MACs. `--shared` leaves out
-the networks that either tool did not complete at half the MACs.
+`--tools torch-pruning` makes the same rows with Torch-Pruning alone: BasePruner with its own defaults, group magnitude,
+widths of 8, in steps until the MACs are down. It cannot reload a cut network without pickle, so that step is left out
+for it. `--docs` compares the two on the networks that both complete: speed-up over the reduction of MACs. `--shared`
+tries other shares than half only on networks that both tools complete at half.
 """
 
 from __future__ import annotations
@@ -17,58 +17,90 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from benchmarks.families import TIMM, TORCHVISION
 from edgeprune.artifact import write_atomically
 from edgeprune.model import Network
 
 Facts = dict[str, Any]
 FOLDER = Path(__file__).with_name("results")
 KEPT = 0.5
+TOOLS = ("edgeprune", "torch-pruning")
 STEPS = 50  # of Torch-Pruning, to 95% of the channels
-TORCHVISION = """
-alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
-mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_0
-swin_t swin_v2_t vgg11_bn vit_b_16 wide_resnet50_2
-""".split()  # noqa: SIM905 (one word a network reads better)
-TIMM = """
-resnet18 resnetv2_18 seresnet18 ecaresnet26t skresnet18 resnest14d res2net50_14w_8s resnext26ts dpn48b densenet121
-vgg11_bn mobilenetv2_100 mobilenetv3_small_050 mobilenetv4_conv_small tf_efficientnet_lite0 efficientnet_b0
-efficientnetv2_rw_t mnasnet_small mixnet_s ghostnet_100 hardcorenas_a lcnet_050 tinynet_e rexnet_100 regnetx_002
-regnety_002 regnetz_b16 cspresnet50 cspdarknet53 darknet53 dla34 hrnet_w18_small ese_vovnet19b_dw selecsls42b
-xception41 inception_v3 nfnet_l0 eca_nfnet_l0 convnext_atto convnextv2_atto edgenext_xx_small poolformer_s12
-poolformerv2_s12 efficientformer_l1 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 fastvit_t8 mobilevit_xxs
-mobilevitv2_050 mobileone_s0 repvgg_a0 repvit_m0_9 levit_128s vit_tiny_patch16_224 deit_tiny_patch16_224
-cait_xxs24_224 xcit_nano_12_p16_224 coat_tiny crossvit_tiny_240 pit_ti_224 swin_tiny_patch4_window7_224
-swinv2_tiny_window8_256 twins_pcpvt_small mixer_s32_224 resmlp_12_224 gmixer_12_224 gmlp_ti16_224 convmixer_768_32
-volo_d1_224 visformer_tiny tiny_vit_5m_224 fasternet_t0 mambaout_femto starnet_s1 inception_next_atto halonet26t
-bat_resnext26ts tresnet_m focalnet_tiny_srf davit_tiny maxvit_rmlp_pico_rw_256 coatnet_nano_rw_224 nextvit_small
-caformer_s18 gernet_s
-""".split()  # noqa: SIM905
 
 
-def row(spec: str, folder: Path, kept: float = KEPT, *, theirs: bool = False) -> dict[str, Any]:
-    """Everything for one network; a step that fails is named in `failed` with the first line of its error."""
-    facts: dict[str, Any] = {"network": spec, "kept": kept, "failed": None}
+@dataclass(frozen=True)
+class Point:
+    """One operating point: the share of the MACs to keep, and whether Torch-Pruning cuts instead of us."""
+
+    kept: float
+    theirs: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.kept}:{TOOLS[self.theirs]}"
+
+    @classmethod
+    def parse(cls, word: str) -> Point:
+        """The point that `str` wrote."""
+        kept, _, tool = word.partition(":")
+        return cls(float(kept), tool == TOOLS[1])
+
+    @property
+    def file(self) -> Path:
+        """Where its rows are."""
+        told = "" if self.kept == KEPT else f"_{self.kept:g}"
+        return FOLDER / f"coverage{'_torch_pruning' if self.theirs else ''}{told}.json"
+
+    def completed(self) -> dict[str, Facts]:
+        """The rows of the networks that came through every step, by network."""
+        return {str(r["network"]): r for r in load(self.file) if not r["failed"]}
+
+
+def row(spec: str, folder: Path, point: Point, limit: int) -> Facts:
+    """Everything for one network; a step that fails is named in `failed` with the first line of its error.
+
+    folder: dense.onnx stays there for other points. limit: seconds; what takes longer has failed.
+    """
+    facts: Facts = {"network": spec, "kept": point.kept, "failed": None}
     step = "open"
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(limit)
     try:
         network = _open(spec)
-        works = (_count, _cut_theirs, _train, _export) if theirs else (_count, _cut, _train, _reload, _export)
-        for work in works:
+        ours = (_count, _cut, _train, _reload, _export)
+        for work in (_count, _cut_theirs, _train, _export) if point.theirs else ours:
             step = work.__name__.strip("_")
             facts |= work(network, folder, facts)
         step = "dense"
-        _dense(_open(spec), folder)
+        if not (folder / "dense.onnx").exists():
+            _dense(_open(spec), folder)
         step = "time"
         facts |= _time(folder)
+    except _TooLong:
+        facts["failed"] = f"{step}: took longer than {limit} s"
     except Exception as err:  # a row says what failed; the table is about exactly that
         lines = str(err).strip().splitlines() or [type(err).__name__]
         facts["failed"] = f"{step}: {type(err).__name__}: {lines[0][:200]}"
+    finally:
+        signal.alarm(0)
     return facts
+
+
+class _TooLong(BaseException):
+    """A row's time is over; no handler of errors on the way may take it."""
+
+
+def _too_long(number: int, frame: FrameType | None) -> None:
+    raise _TooLong
 
 
 def _open(spec: str) -> Network:
@@ -226,17 +258,12 @@ def place(kept: float = KEPT, *, theirs: bool = False) -> Path:
     return FOLDER / f"coverage{'_torch_pruning' if theirs else ''}{'' if kept == KEPT else f'_{kept:g}'}.json"
 
 
-def completed(kept: float = KEPT, *, theirs: bool = False) -> set[str]:
-    """The networks that came through every step."""
-    return {str(r["network"]) for r in load(place(kept, theirs=theirs)) if not r["failed"]}
-
-
-def load(path: Path) -> list[dict[str, Any]]:
+def load(path: Path) -> list[Facts]:
     """The rows of a file; none when it is not there."""
     return list(json.loads(path.read_text())["rows"]) if path.exists() else []
 
 
-def _save(rows: list[dict[str, Any]], path: Path) -> None:
+def _save(rows: list[Facts], path: Path) -> None:
     from edgeprune.bench import machine
 
     host = machine.describe()
@@ -250,54 +277,62 @@ def main() -> int:
     )
     parser.add_argument("--only", default="*", help="glob over the specs")
     parser.add_argument("--list", action="store_true", help="print the rows and their state")
-    parser.add_argument("--limit", type=float, default=400.0, help="seconds a row")
+    parser.add_argument("--limit", type=int, default=400, help="seconds a row")
     parser.add_argument("--docs", action="store_true", help="write docs/prunability.md")
-    parser.add_argument("--keep", type=float, default=KEPT, help="share of the MACs to keep")
-    parser.add_argument("--torch-pruning", action="store_true", help="the same with Torch-Pruning alone")
-    parser.add_argument(
-        "--shared", action="store_true", help="only networks both tools complete at half the MACs"
-    )
-    parser.add_argument("--row", nargs=2, metavar=("SPEC", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--keep", default=str(KEPT), help="shares of the MACs to keep")
+    parser.add_argument("--tools", default=TOOLS[0], help="which prune: edgeprune,torch-pruning")
+    parser.add_argument("--shared", action="store_true", help="other shares only where both complete half")
+    parser.add_argument("--row", nargs="+", metavar="SPEC FOLDER POINT", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    tools = args.tools.split(",")
+    if wrong := [t for t in tools if t not in TOOLS]:
+        parser.error(f"--tools {wrong[0]}: the choices are {', '.join(TOOLS)}")
+    points = [Point(float(kept), tool == TOOLS[1]) for kept in args.keep.split(",") for tool in tools]
     if args.row:
-        made = row(args.row[0], Path(args.row[1]), args.keep, theirs=args.torch_pruning)
-        print("ROW " + json.dumps(made))
-        return 0
-    path = place(args.keep, theirs=args.torch_pruning)
-    more = ["--keep", str(args.keep), *(["--torch-pruning"] if args.torch_pruning else [])]
-    rows = load(path)
-    done = {r["network"] for r in rows}
-    specs = [f"torchvision:{n}" for n in TORCHVISION] + [f"timm:{n}" for n in TIMM]
-    if args.shared:
-        both = completed() & completed(theirs=True)
-        specs = [s for s in specs if s in both]
-    for spec in (s for s in specs if fnmatch.fnmatch(s, args.only)):
-        if args.list:
-            print(f"{'done' if spec in done else 'open'}  {spec}")
-        elif spec not in done and not args.docs:
-            rows.append(_row_in_a_process(spec, args.limit, args.keep, more))
-            _save(rows, path)
-            print(spec, rows[-1]["failed"] or "complete", flush=True)
-    if args.docs:
+        spec, folder, *words = args.row
+        for point in map(Point.parse, words):
+            print("ROW " + json.dumps(row(spec, Path(folder), point, args.limit)), flush=True)
+    elif args.docs:
         from benchmarks import prunability
 
         prunability.write()
+    else:
+        specs = [f"torchvision:{n}" for n in TORCHVISION] + [f"timm:{n}" for n in TIMM]
+        for spec in (s for s in specs if fnmatch.fnmatch(s, args.only)):
+            _network(spec, points, args)
     return 0
 
 
-def _row_in_a_process(spec: str, limit: float, kept: float, words: list[str]) -> dict[str, Any]:
-    import tempfile
-
+def _network(spec: str, points: list[Point], args: argparse.Namespace) -> None:
+    """The open rows of one network, listed, or made and saved; those at half first, as others may depend on them."""
     with tempfile.TemporaryDirectory() as folder:
-        call = [sys.executable, "-m", "benchmarks.coverage", *words, "--row", spec, folder]
-        try:
-            out = subprocess.run(call, capture_output=True, text=True, timeout=limit, check=False)
-        except subprocess.TimeoutExpired:
-            return {"network": spec, "kept": kept, "failed": f"took longer than {limit:.0f} s"}
-    for line in out.stdout.splitlines():
-        if line.startswith("ROW "):
-            return dict(json.loads(line[4:]))
-    return {"network": spec, "kept": kept, "failed": f"the process ended with {out.returncode}"}
+        for half in (True, False):
+            some = [p for p in points if (p.kept == KEPT) == half]
+            if (
+                args.shared
+                and not half
+                and not all(spec in Point(KEPT, t).completed() for t in (False, True))
+            ):
+                continue
+            todo = [p for p in some if spec not in {r["network"] for r in load(p.file)}]
+            if args.list:
+                for point in some:
+                    print(f"{'open' if point in todo else 'done'}  {spec} {point.file.stem}")
+                continue
+            for point, made in zip(todo, _in_a_process(spec, folder, todo, args.limit), strict=True):
+                _save([*load(point.file), made], point.file)  # another process may have written meanwhile
+                print(spec, point.file.stem, made["failed"] or "complete", flush=True)
+
+
+def _in_a_process(spec: str, folder: str, points: list[Point], limit: int) -> list[Facts]:
+    """The rows of a network at some points; a process that ends early is told in those that it did not come to."""
+    if not points:
+        return []
+    words = [sys.executable, "-m", "benchmarks.coverage", "--limit", str(limit), "--row", spec, folder]
+    out = subprocess.run([*words, *map(str, points)], capture_output=True, text=True, check=False)
+    made = [json.loads(x[4:]) for x in out.stdout.splitlines() if x.startswith("ROW ")]
+    lost = f"the process ended with {out.returncode}"
+    return [*made, *({"network": spec, "kept": p.kept, "failed": lost} for p in points[len(made) :])]
 
 
 if __name__ == "__main__":

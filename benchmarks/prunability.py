@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import coverage
-from benchmarks.coverage import KEPT, TIMM, TORCHVISION, load, place
+from benchmarks.coverage import KEPT, Point, load
+from benchmarks.families import TIMM, TORCHVISION
 
 Row = dict[str, Any]
 DOCS = Path(__file__).parent.parent / "docs" / "prunability.md"
@@ -20,20 +21,21 @@ DOCS = Path(__file__).parent.parent / "docs" / "prunability.md"
 
 def compared(kept: float) -> str | None:
     """One line of the table that compares both tools on the networks both complete; None without such rows."""
-    sides = [{r["network"]: r for r in load(place(kept, theirs=t)) if not r["failed"]} for t in (False, True)]
+    points = [Point(kept, t) for t in (False, True)]
+    sides = [p.completed() for p in points]
     both = sorted(sides[0].keys() & sides[1].keys())
     if not both:
         return None
     shares = [[r["speedup"] * r["macs"] / r["dense_macs"] for r in (side[n] for n in both)] for side in sides]
     ours, theirs = (statistics.median(s) for s in shares)
-    tried = [len(load(place(kept, theirs=t))) for t in (False, True)]
+    tried = [len(load(p.file)) for p in points]
     counts = " | ".join(f"{len(side)} of {n}" for side, n in zip(sides, tried, strict=True))
     return f"| {kept:g} | {counts} | {len(both)} | {ours:.3f} | {theirs:.3f} |"
 
 
 def write() -> None:
     """Write the page: totals, one line a network, then both tools side by side."""
-    rows = load(place())
+    rows = load(Point(KEPT).file)
     lines = [
         "# Which networks can be pruned",
         "",
