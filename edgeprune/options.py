@@ -180,7 +180,7 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     score: str = option("taylor", "How channels are ranked.", panel=_LEARN)
     rank: str = option(
         "global",
-        "Over what channels compete: global (score lost for budget saved), threshold, isomorphic or local.",
+        "Over what channels compete: global (damage for budget saved), threshold, isomorphic or local.",
         panel=_LEARN,
     )
     iterations: int | None = option(
