@@ -271,7 +271,7 @@ def _read_plan(path: Path) -> PruningPlan:
 
 
 def _dry(options: PruneOptions, job: Job, method: Callable[[Job], None]) -> PruneResult:
-    """The given plan, or that of a single cut to the whole budget, the method's own where it has a preview."""
+    """The given plan, or the method's without what it learns."""
     if job.budget.timed:
         job.timing = timing.with_table(job)
     jobs.preview(job, method)

@@ -102,7 +102,7 @@ class ADMP:
         duel = Duel(learning.task(job.network), self, cut, plan)
         if self.teacher != "frozen":
             duel.follow(job.network.module)
-        steps = round(self.passes * len(job.target) / work.images_a_step(job, duel))
+        steps = work.steps(job, duel, self.passes)
         if steps and plan.cuts:
             with masked(job.network.module, cut, duel.values):
                 teacher = duel.teacher if self.teacher != "frozen" else None

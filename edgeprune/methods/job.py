@@ -183,12 +183,15 @@ def cut(
 
 
 def preview(job: Job, method: Callable[[Job], None]) -> None:
-    """What --dry-run shows of a method: its own preview, else one cut to the whole budget; nothing is learned."""
+    """What --dry-run shows of a method: its own preview, else its cuts without training, one unless --steps says more.
+
+    What a method finds out while it learns (the masks of admp, the gradients of swmmd) is not there yet: --score ranks.
+    """
     own = getattr(method, "preview", None)
     if own is not None:
         own(job)
     else:
-        cut(job, limits(job)[-1])
+        method(replace(job, options=replace(job.options, iterations=job.options.iterations or 1)))
 
 
 def plan_within(

@@ -50,8 +50,8 @@ def images_a_step(job: Job, objective: Objective) -> int:
 
 
 def steps(job: Job, objective: Objective, passes: float) -> int:
-    """Optimiser steps in which the student sees `passes` times as many images as the target has."""
-    return round(passes * len(job.target) / images_a_step(job, objective))
+    """Optimiser steps in which the student sees `passes` times as many images as the target has; none in a dry run."""
+    return 0 if job.options.dry_run else round(passes * len(job.target) / images_a_step(job, objective))
 
 
 def shares(job: Job) -> list[float]:
