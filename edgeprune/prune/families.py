@@ -17,6 +17,7 @@ from edgeprune.prune.coupling import Coupling, Couplings, Member, Slot
 from edgeprune.prune.labels import Ids
 from edgeprune.prune.tracing import Trace
 
+ENOUGH = 6  # groups of a convolution, for whole ones to go
 Place = tuple[str, int, int | None]
 """(tensor, dimension, None), or ("module:attribute", negative, position)."""
 
@@ -169,7 +170,12 @@ def _draft(
 
 
 def _choose(drafts: list[_Draft], reading: Reading) -> list[_Draft]:
-    """Of the factors of a product only one is cut: heads before their dimensions, then the finer one."""
+    """Of the factors of a product only one is cut: heads before their dimensions, groups of a convolution before the
+    channels in them where there are enough, then the finer one.
+
+    Cutting inside groups leaves each an odd width: RegNetX at half its MACs was 1.2 times faster with 12 of 16 channels
+    in each group on ONNX Runtime, whose kernels take eight.
+    """
     owner = {p: d for d in drafts if d.frozen is None for p in d.primitives}
     rivals: dict[int, set[int]] = defaultdict(set)
     for sets in reading.axes.values():
@@ -180,9 +186,11 @@ def _choose(drafts: list[_Draft], reading: Reading) -> list[_Draft]:
                     rivals[one] |= met - {one}
     by_id = {id(d): d for d in drafts}
 
-    def preference(draft: _Draft) -> tuple[bool, bool, int]:
+    def preference(draft: _Draft) -> tuple[bool, bool, bool, int]:
         dotted = any(p in reading.dotted for p in draft.primitives)
-        return (len(draft.primitives) < 2, dotted, -len(draft.primitives))
+        groups = any(name.endswith(":groups") for name, _, _ in draft.places)
+        count = len(draft.primitives)
+        return (count < 2, dotted, not (groups and count >= ENOUGH), -count)
 
     for draft in sorted((by_id[i] for i in rivals), key=preference):
         if draft.frozen is not None:

@@ -5,8 +5,9 @@ aligned sections of a coupling are respected; the order is nested (a smaller wid
 deterministic: among equal scores the channel with the higher index, then the later coupling, goes first.
 
 A coupling whose width is no multiple keeps its full width as the last rung. One that is not wider than
-`multiple` stays whole: a device would pad it up again. Where units or sections cannot give multiples without
-dropping below half (three heads of 20), the multiple gives way to them.
+`multiple` stays whole: a device would pad it up again. Each of several sections is a multiple too, where it is wide
+enough. Where units or sections cannot give multiples without dropping below half (three heads of 20), the multiple
+gives way to them.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def legal(coupling: Coupling, rules: Rules) -> tuple[int, ...]:
     """Widths that may be kept, increasing; the full width is the last."""
     width = coupling.width
     grain = coupling.unit * coupling.sections
-    jump = math.lcm(grain, rules.multiple)
+    each = math.lcm(coupling.unit, rules.multiple)  # of every section: a device computes them one by one
+    jump = coupling.sections * each if width >= 2 * coupling.sections * each else math.lcm(grain, rules.multiple)
     if jump > width // 2 and grain > 1:
         jump = grain
     base = rules.dense.get(coupling.root, width) if rules.dense else width

@@ -127,6 +127,7 @@ def test_the_weakest_channels_go_and_ties_are_deterministic() -> None:
         (Coupling("heads", 192, (), unit=64), Rules(8, 0.1), (64, 128, 192)),
         (Coupling("few heads", 60, (), unit=20), Rules(8, 0.1), (20, 40, 60)),
         (Coupling("groups", 48, (), sections=3), Rules(8, 0.1), (24, 48)),
+        (Coupling("wide groups", 128, (), sections=4), Rules(8, 0.1), (32, 64, 96, 128)),
     ],
 )
 def test_legal_widths(coupling: Coupling, rules: Rules, widths: tuple[int, ...]) -> None:
