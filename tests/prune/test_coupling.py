@@ -84,6 +84,17 @@ def test_a_grouped_convolution_loses_whole_groups() -> None:
     assert {i for s in rows.slices[:2] for i in s} == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize(("groups", "unit", "sections"), [(8, 16, 1), (4, 1, 4)])
+def test_many_groups_go_whole_and_few_stay(groups: int, unit: int, sections: int) -> None:
+    """Sixteen channels in each group."""
+    width = 16 * groups
+    module = nn.Sequential(
+        nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, groups=groups), nn.Conv2d(width, 10, 1)
+    )
+    coupling = graph.find(module, IMAGE)["0"]
+    assert (coupling.width, coupling.unit, coupling.sections, coupling.frozen) == (width, unit, sections, None)
+
+
 class Padded(nn.Module):
     """A stage change by the option-A shortcut: every other pixel, zeros for the new channels."""
 
