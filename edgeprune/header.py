@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from edgeprune.artifact import KINDS
 from edgeprune.errors import CheckpointError, DataError
 
 KEY = "edgeprune"
@@ -104,6 +105,8 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def _what_it_is(file: Path) -> str:
+    if KINDS.get(file.suffix.lower()) in ("onnx", "engine"):
+        return f"a file ending in {file.suffix}, where a run folder or a .safetensors checkpoint is wanted"
     with file.open("rb") as handle:
         start = handle.read(8)
     if start[:2] == b"PK" or start[:1] == b"\x80":

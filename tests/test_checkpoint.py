@@ -100,6 +100,15 @@ def test_helpful_errors(tmp_path: Path, network: Network) -> None:
         checkpoint.read(tmp_path / "w.safetensors")
 
 
+def test_an_engine_is_no_checkpoint(tmp_path: Path) -> None:
+    file = tmp_path / "model.engine"
+    file.write_bytes(bytes(64))
+    with pytest.raises(
+        CheckpointError, match=r"a file ending in \.engine, where a run folder or a \.safetensors"
+    ):
+        checkpoint.read(file)
+
+
 def test_a_foreign_factory_is_not_imported(tmp_path: Path, network: Network) -> None:
     file = tmp_path / "m.safetensors"
     checkpoint.write(file, network)

@@ -92,7 +92,12 @@ def test_many_groups_go_whole_and_few_stay(groups: int, unit: int, sections: int
         nn.Conv2d(3, width, 1), nn.Conv2d(width, width, 3, groups=groups), nn.Conv2d(width, 10, 1)
     )
     coupling = graph.find(module, IMAGE)["0"]
-    assert (coupling.width, coupling.unit, coupling.sections, coupling.frozen) == (width, unit, sections, None)
+    assert (coupling.width, coupling.unit, coupling.sections, coupling.frozen) == (
+        width,
+        unit,
+        sections,
+        None,
+    )
 
 
 class Padded(nn.Module):
