@@ -36,21 +36,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     parser: Parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):
         raise _not_parsed(Path(request["onnx"]), parser, f"{request['module']} {trt.__version__}")
-    config: BuilderConfig = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(request["workspace"]) << 20)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if request["optimization_level"] is not None:
-        config.builder_optimization_level = int(request["optimization_level"])
-    if not strong:
-        _weak_flags(trt, config, request["precision"])
-    _profile(builder, network, config, request["profile"])
-    cache = None
-    if rtx:
-        _capabilities(trt, config, request["capabilities"])
-    else:
-        targets.compatibility(trt, config, request)
-        targets.dla(trt, builder, config, request["dla"])
-        cache = targets.timing_cache(trt, config, request["timing_cache"], _gpu())
+    config, cache = _configured(trt, builder, network, request, strong)
     monitor = _monitor(trt)  # kept, because the library does not
     if monitor is not None:
         config.progress_monitor = monitor
@@ -75,6 +61,26 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         "gpu": "" if rtx else _gpu(),
         "warnings": logger.warnings[:20],
     }
+
+
+def _configured(
+    trt: Any, builder: Builder, network: Any, request: dict[str, Any], strong: bool
+) -> tuple[BuilderConfig, Path | None]:
+    """What the builder is told, and the timing cache that it fills (None for RTX, which has none)."""
+    config: BuilderConfig = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(request["workspace"]) << 20)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if request["optimization_level"] is not None:
+        config.builder_optimization_level = int(request["optimization_level"])
+    if not strong:
+        _weak_flags(trt, config, request["precision"])
+    _profile(builder, network, config, request["profile"])
+    if request["module"] == "tensorrt_rtx":
+        _capabilities(trt, config, request["capabilities"])
+        return config, None
+    targets.compatibility(trt, config, request)
+    targets.dla(trt, builder, config, request["dla"])
+    return config, targets.timing_cache(trt, config, request["timing_cache"], _gpu())
 
 
 def _module(name: str) -> Any:

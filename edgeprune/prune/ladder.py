@@ -57,7 +57,9 @@ def legal(coupling: Coupling, rules: Rules) -> tuple[int, ...]:
     width = coupling.width
     grain = coupling.unit * coupling.sections
     each = math.lcm(coupling.unit, rules.multiple)  # of every section: a device computes them one by one
-    jump = coupling.sections * each if width >= 2 * coupling.sections * each else math.lcm(grain, rules.multiple)
+    jump = (
+        coupling.sections * each if width >= 2 * coupling.sections * each else math.lcm(grain, rules.multiple)
+    )
     if jump > width // 2 and grain > 1:
         jump = grain
     base = rules.dense.get(coupling.root, width) if rules.dense else width
