@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks import coverage
 from benchmarks.coverage import KEPT, Point, load
 from benchmarks.families import TIMM, TORCHVISION
 
@@ -58,7 +57,9 @@ def write() -> None:
             "",
             "## Against Torch-Pruning alone",
             "",
-            " ".join(part.strip() for part in coverage.__doc__.strip().split("\n\n")[-1].splitlines()),
+            "`BasePruner` with its own defaults, group magnitude, widths of 8, in steps until the MACs are down, on the",
+            "same networks and by the same steps; but for the reload, since it cannot read a cut network back without",
+            "pickle. Speed-up over the reduction of MACs is 1 where time falls as MACs do.",
             "",
             "| MACs kept | ours complete | theirs | both | speed-up over MACs reduction, median | theirs |",
             "|---|---|---|---|---|---|",
