@@ -1,11 +1,16 @@
 """Fixtures that several rooms need: small networks and small folders of images."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # jobs in a shell's background ignore it, and tests send it
 
 
 @pytest.fixture
