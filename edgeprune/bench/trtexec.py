@@ -153,16 +153,6 @@ def _row(
         "imported": path.name,
         "tensorrt": facts.get("tensorrt"),
     }
-    reasons = {
-        "power": "trtexec does not measure it",
-        "layers": "in trtexec's --exportProfile file, not in this one",
-        "clocks": "trtexec does not record them",
-    }
-    if batch is None:
-        reasons["config.batch"] = "trtexec does not say it here"
-        reasons["throughput_ips"] = "trtexec counts queries, and nothing says how many images one holds"
-    if facts.get("gpu") is None:
-        reasons["host.gpu"] = "not in this file; import the log to have it"
     return BenchResult(
         model=Measured(Path(facts.get("model") or path.name).name),
         config=config,
@@ -174,5 +164,20 @@ def _row(
         gpu_ms=gpu,
         parts_ms=dict(parts),
         warnings=facts.get("warnings", ()),
-        reasons=reasons,
+        reasons=_unmeasured(facts),
     )
+
+
+def _unmeasured(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> why a log of trtexec leaves it empty."""
+    reasons = {
+        "power": "trtexec does not measure it",
+        "layers": "in trtexec's --exportProfile file, not in this one",
+        "clocks": "trtexec does not record them",
+    }
+    if facts.get("batch") is None:
+        reasons["config.batch"] = "trtexec does not say it here"
+        reasons["throughput_ips"] = "trtexec counts queries, and nothing says how many images one holds"
+    if facts.get("gpu") is None:
+        reasons["host.gpu"] = "not in this file; import the log to have it"
+    return reasons

@@ -14,7 +14,7 @@ from edgeprune import __version__, count
 from edgeprune.bench import diagnose, power
 from edgeprune.bench.compare import STEADY
 from edgeprune.bench.measure import Samples
-from edgeprune.bench.result import BenchResult, Measured
+from edgeprune.bench.result import BenchResult, Latency, Measured
 from edgeprune.bench.statistics import spread, summary
 from edgeprune.commands.bench_open import Opened, Setting
 from edgeprune.device_options import BenchOptions
@@ -32,23 +32,13 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
     gpu = parts.pop("gpu", None)
     layers, why_no_layers = _layers(options, opened)
     energy, why_no_power = _power(options, opened)
+    rate = _rate(options, samples)
     lacking = {
         **({"model.macs": why_not_counted, "model.params": why_not_counted} if counted is None else {}),
         **({"power": why_no_power} if energy is None else {}),
         **({"layers": why_no_layers} if layers is None else {}),
     }
-    rate = _rate(options, samples)
-    reasons = {
-        **opened.reasons,
-        **lacking,
-        **({} if rate else {"throughput_ips": "a start happens once: it has no rate"}),
-        **({} if gpu else {"gpu_ms": "the wall clock was read, around the whole call"}),
-        **(
-            {}
-            if parts
-            else {"parts_ms": f"the {opened.runner.name} runtime tells no parts in mode {options.mode}"}
-        ),
-    }
+    reasons = {**opened.reasons, **lacking, **_unmeasured(options, opened, rate, gpu, parts)}
     return BenchResult(
         model=Measured(
             name=opened.name,
@@ -74,6 +64,22 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
         reasons=reasons,
         **extra,
     )
+
+
+def _unmeasured(
+    options: BenchOptions,
+    opened: Opened,
+    rate: float | None,
+    gpu: Latency | None,
+    parts: Mapping[str, Latency],
+) -> dict[str, str]:
+    """Field -> why this way of measuring leaves it empty."""
+    found = {} if rate else {"throughput_ips": "a start happens once: it has no rate"}
+    if not gpu:
+        found["gpu_ms"] = "the wall clock was read, around the whole call"
+    if not parts:
+        found["parts_ms"] = f"the {opened.runner.name} runtime tells no parts in mode {options.mode}"
+    return found
 
 
 def _count(opened: Opened) -> tuple[count.Count | None, str]:

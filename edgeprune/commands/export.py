@@ -82,10 +82,6 @@ def export(options: ExportOptions) -> ExportResult:
             reading.require_numbers(source, name, value.float().cpu().numpy())
     proof = _proof(options, network.history)
     batches, names = _batches(proof, network.preprocess)
-    count = sum(len(b) for b in batches)
-    tolerance = (
-        FP32 if options.max_flip is None else parities.Tolerance("fp32", FP32.relative, options.max_flip)
-    )
     made = onnx_export.export(
         network,
         path,
@@ -93,10 +89,15 @@ def export(options: ExportOptions) -> ExportResult:
         opset=options.opset,
         images=batches or None,
         slim=options.simplify,
-        tolerance=tolerance,
+        tolerance=_tolerance(options),
         parents=(artifact.sha256(source),),
     )
-    return _result(options, _named(made, proof, names), count)
+    return _result(options, _named(made, proof, names), sum(len(b) for b in batches))
+
+
+def _tolerance(options: ExportOptions) -> parities.Tolerance:
+    """What the file may differ from the network: FP32's, or with the share of flips that the user allows."""
+    return FP32 if options.max_flip is None else parities.Tolerance("fp32", FP32.relative, options.max_flip)
 
 
 def _named(made: Artifact, folder: Path | None, names: list[str]) -> Artifact:

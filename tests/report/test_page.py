@@ -9,7 +9,6 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from safetensors.numpy import save_file
 from edgeprune.errors import DataError
 from edgeprune.report import facts, plots
 from edgeprune.report.page import render
+from tests.report.conftest import bench_row, text_of, write
 
 jinja2 = pytest.importorskip("jinja2")
 
@@ -48,66 +48,6 @@ class Balanced(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-
-
-def write(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A finished and measured prune run, as the commands write it."""
-    path = tmp_path / "prune-net-1"
-    path.mkdir()
-    write(path / "run.json", {"command": "prune", "model": "runs/adapt-net-1"})
-    results = {
-        "accuracy_before": 0.91,
-        "accuracy": 0.905,
-        "macs": 40_000_000,
-        "dense_macs": 100_000_000,
-        "chosen_step": 6,
-    }
-    write(
-        path / "done.json",
-        {"command": "prune", "model": "runs/adapt-net-1", "finished": "2026-01-02", "results": results},
-    )
-    (path / "config.toml").write_text('macs = "0.4"\nkeep = ["stem.*"]\n')
-    lines = [{"stage": "prune", "step": s, "loss": 1 / (s + 1), "scores": {"im": 0.1 * s}} for s in range(10)]
-    lines.append({"stage": "prune", "step": 10, "loss": None})
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    document = {
-        "format": 1,
-        "spec": "package.nets:net",
-        "dense": {"conv1.weight": [64, 3, 3, 3], "conv2.weight": [64, 64, 3, 3], "fc.weight": [10, 64]},
-        "history": [
-            {"command": "adapt", "objective": "shot", "finished": "2026-01-01"},
-            {"command": "prune"},
-        ],
-    }
-    shapes = {"conv1.weight": (24, 3, 3, 3), "conv2.weight": (64, 24, 3, 3), "fc.weight": (10, 64)}
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    save_file(tensors, path / "model.safetensors", {"edgeprune": json.dumps(document)})
-    parity = {"n": 256, "relative": 2e-6, "flips": 0, "ties": 1, "worst": [{"index": 3, "max_abs": 1e-5}]}
-    write(path / "model.onnx.json", {"meta": {"macs": 40_000_000, "parity": parity}})
-    write(path / "bench.json", [bench_row("prune-net-1/model.onnx", 2.0, 0.5)])
-    return path
-
-
-def bench_row(name: str, p50: float, speedup: float) -> dict[str, Any]:
-    return {
-        "schema": "edgeprune.bench/1",
-        "model": {"name": name, "bytes": 1_500_000, "macs": 40_000_000},
-        "config": {"runtime": "ort", "precision": "fp32", "batch": 1, "threads": 1},
-        "host": {"cpu": {"name": "Test CPU"}, "gpu": None, "os": "Linux"},
-        "latency_ms": {"p50": p50, "p90": p50 * 1.1, "p99": None},
-        "throughput_ips": 1000 / p50,
-        "verdict": {"word": "faster", "speedup": 1.8, "ci_low": 1.7, "ci_high": 1.9, "confidence": 0.99},
-    }
-
-
-def text_of(page: str) -> str:
-    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
-    return re.sub(r"[ \n]+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
 def parsed(page: str) -> Balanced:
@@ -163,102 +103,6 @@ def test_two_runs_with_accuracy_make_a_trade_off(run: Path, tmp_path: Path) -> N
     assert page.count("<circle") == 4
     assert "Accuracy (%) against MACs" in page
     assert "Accuracy (%) against latency (ms) on Test CPU, Linux" in page
-
-
-def test_rows_of_several_devices_say_which(run: Path) -> None:
-    assert "Device" not in text_of(render([run]))
-    other = {**bench_row("prune-net-1/model.onnx", 5.0, 0.5), "host": {"board": "Test Board"}}
-    write(run / "board.json", [other])
-    said = text_of(render([run]))
-    assert "model.onnx Test Board ort" in said
-    assert "model.onnx Test CPU, Linux ort" in said
-
-
-def told(run: Path, *rows: dict[str, Any]) -> None:
-    """The history as bench appends it, its last line torn."""
-    (run / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"schema": "edgepr')
-
-
-def row_of(p50: float, **config: Any) -> dict[str, Any]:
-    row = bench_row("prune-net-1/model.onnx", p50, 0.5)
-    return {**row, "config": {**row["config"], "mode": "steady", "input": "random", **config}}
-
-
-def test_the_history_that_bench_writes_fills_the_page(run: Path) -> None:
-    (run / "bench.json").unlink()
-    told(run, row_of(2.5))
-    said = text_of(render([run]))
-    assert "ort fp32, steady, batch 1, 1 thread, random input, on Test CPU, Linux" in said
-    assert "2.5 ms (p90 2.75) faster: 1.80x" in said
-
-
-def test_a_row_in_the_history_and_in_a_file_is_one_and_a_newer_one_replaces_it(run: Path) -> None:
-    old, new = ({**row_of(p50), "created": f"2026-01-0{day}T"} for p50, day in ((2.5, 1), (3.5, 2)))
-    told(run, old, new)
-    write(
-        run / "bench.json", {"schema": "edgeprune.bench-results/1", "results": [new], "output": "bench.json"}
-    )
-    said = text_of(render([run]))
-    assert "2.5 ms" not in said
-    assert said.count("ort fp32 steady 1 1 3.5 3.85") == 1
-    assert "1 earlier row in the history is not shown" in said
-
-
-def test_ways_of_measuring_are_told_apart_and_the_plainest_is_the_headline(run: Path) -> None:
-    (run / "bench.json").unlink()
-    paced = {**row_of(9.0, mode="paced", fps=30), "throughput_ips": 1091}
-    foreign = {**row_of(1.5, batch=None, threads=None, runtime="tensorrt"), "gpu_ms": {"p50": 1.25}}
-    told(run, row_of(24.0, mode="cold"), row_of(2.5), row_of(1.75, threads=2), paced, foreign)
-    said = text_of(render([run]))
-    assert "2.5 ms (p90 2.75)" in said, "steady on one thread, though the newest rows are others"
-    assert "ort fp32 cold 1 1 24 26.4 – – – faster" in said, "no images a second when cold"
-    assert "ort fp32 steady 1 2 1.75" in said
-    assert "paced, 30 frames a second" in said
-    assert "1091" not in said
-    assert "tensorrt fp32 steady – – 1.5 1.65 – 1.25 666.7" in said
-    assert "None" not in said
-
-
-def test_a_run_measured_in_another_way_says_so(run: Path, tmp_path: Path) -> None:
-    told(run, row_of(2.5, threads=2))
-    (run / "bench.json").unlink()
-    other = tmp_path / "prune-net-2"
-    other.mkdir()
-    (other / "bench.jsonl").write_text(
-        json.dumps({**row_of(7.0), "model": {"name": "prune-net-2/model.onnx"}}) + "\n"
-    )
-    said = text_of(render([run, other]))
-    assert "7 ms (p90 7.7) faster" in said
-    assert (
-        "2.5 ms (p90 2.75): model.onnx, ort fp32, steady, batch 1, 2 threads, random input, on Test CPU"
-        in said
-    )
-
-
-def test_a_verdict_names_its_baseline_why_and_what_was_forced(run: Path) -> None:
-    (run / "bench.json").unlink()
-    row = row_of(2.5)
-    row["verdict"] |= {"word": "cannot say", "vs": "runs/r18/model.onnx", "why": "7 rounds are too few"}
-    row["verdict"]["forced"] = ["batch 1 against 8"]
-    told(run, row)
-    assert (
-        "cannot say: 1.80x (99%: 1.70 to 1.90) against r18/model.onnx: 7 rounds are too few; forced, although batch 1"
-        in text_of(render([run]))
-    )
-
-
-def test_what_diagnose_found_is_on_the_page(run: Path) -> None:
-    (run / "bench.json").unlink()
-    told(
-        run,
-        {
-            **row_of(2.5),
-            "diagnosis": [{"kind": "memory", "text": "memory-bound: 34% of the time", "layers": []}],
-        },
-    )
-    said = text_of(render([run]))
-    assert "What holds it back" in said
-    assert "memory-bound: 34% of the time" in said
 
 
 def test_every_exported_file_has_its_parity(run: Path) -> None:
