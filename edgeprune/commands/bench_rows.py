@@ -14,8 +14,8 @@ from edgeprune import __version__, count
 from edgeprune.bench import diagnose, power
 from edgeprune.bench.compare import STEADY
 from edgeprune.bench.measure import Samples
-from edgeprune.bench.result import BenchResult, Latency, Measured
-from edgeprune.bench.statistics import spread, summary
+from edgeprune.bench.result import BenchResult, Measured
+from edgeprune.bench.statistics import Latency, spread, summary
 from edgeprune.commands.bench_open import Opened, Setting
 from edgeprune.device_options import BenchOptions
 from edgeprune.errors import EdgePruneError, UsageError
