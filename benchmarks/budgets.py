@@ -49,12 +49,11 @@ from edgeprune.objectives.source import Source
 from edgeprune.opening import open_network
 from edgeprune.options import AdaptOptions, ModelOptions
 from edgeprune.plan import PruningPlan
-from edgeprune.prune import budget, deadline, graph, macs, surgery
+from edgeprune.prune import budget, deadline, graph, macs, score, surgery
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Rules
 from edgeprune.prune.latency import Predictor
 from edgeprune.prune.macs import Costs
-from edgeprune.prune.score import Taylor
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "budgets.json"
@@ -100,7 +99,7 @@ def prepare(spec: str, data: Path, work: Path, weights: Path | None) -> Case:
     if not table.is_file():
         layers.save(layers.measured_here(network), table)
     found = graph.find(network.module, network.example())
-    scores = Taylor()(network.module, network.module, images, network.preprocess, found)
+    scores = score.of("taylor", network.module, found, network.preprocess, images)
     costs = macs.trace(network.module, network.example(), found)
     return Case(network, images, found, costs, scores, LayerTable.read(table), json.loads(facts.read_text()))
 

@@ -17,7 +17,7 @@ from edgeprune.errors import UsageError, nearest
 class Entry:
     """One name: where it lives ("package.module:attribute"), what it is, and what it needs from the user.
 
-    `needs` holds any of "source" (labelled source images) and "layers" (a convolutional network).
+    `needs` holds "source" where labelled source images are needed.
     `extra` is the optional dependency group without which it cannot run. `uses` holds what else it can learn from
     ("labelled-target").
     """
@@ -180,42 +180,42 @@ METHODS: Mapping[str, Entry] = {
 
 SCORES: Mapping[str, Entry] = {
     "taylor": Entry(
-        "edgeprune.prune.score:Taylor",
+        "edgeprune.prune.scores.taylor:Taylor",
         "expected change of the answer on unlabelled target images when a channel goes, to second order",
         "after Molchanov et al., CVPR 2019, arXiv 1906.10771; the label-free loss is ours",
     ),
     "taylor-labels": Entry(
-        "edgeprune.prune.score:TaylorLabels",
+        "edgeprune.prune.scores.taylor:TaylorLabels",
         "first-order change of the cross entropy on labelled source images",
         "Molchanov et al., CVPR 2019, arXiv 1906.10771",
         _SOURCE,
     ),
     "magnitude": Entry(
-        "edgeprune.prune.score:Magnitude",
+        "edgeprune.prune.scores.magnitude:Magnitude",
         "L2 norm of each channel over its coupled layers",
         "Fang et al., DepGraph, CVPR 2023, arXiv 2301.12900",
     ),
     "bn-scale": Entry(
-        "edgeprune.prune.score:BNScale",
+        "edgeprune.prune.scores.bn_scale:BNScale",
         "gain of each channel's norms",
         "Liu et al., Network Slimming, ICCV 2017, arXiv 1708.06519",
     ),
     "lamp": Entry(
-        "edgeprune.prune.score:LAMP",
+        "edgeprune.prune.scores.lamp:LAMP",
         "magnitude relative to all that is larger in the coupling",
         "Lee et al., LAMP, ICLR 2021, arXiv 2010.07611",
     ),
     "fpgm": Entry(
-        "edgeprune.prune.score:FPGM",
+        "edgeprune.prune.scores.fpgm:FPGM",
         "distance of each filter from the others of its layer",
         "He et al., FPGM, CVPR 2019, arXiv 1811.00250",
     ),
     "activation": Entry(
-        "edgeprune.prune.score:Activation",
+        "edgeprune.prune.scores.activation:Activation",
         "energy that each channel hands on, on unlabelled target images",
         "after Sun et al., Wanda, ICLR 2024, arXiv 2306.11695",
     ),
-    "random": Entry("edgeprune.prune.score:Random", "chance, the floor for all others"),
+    "random": Entry("edgeprune.prune.scores.random:Random", "chance, the floor for all others"),
 }
 
 RUNTIMES: Mapping[str, Entry] = {

@@ -82,8 +82,6 @@ def published(spec: str, kwargs: Mapping[str, Any], *, offline: bool) -> nn.Modu
     scheme, _, name = spec.partition(":")
     if is_factory(spec):
         return build(spec, kwargs)
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         if scheme == "timm":
             return _timm(name, pretrained=True, **kwargs)
@@ -257,12 +255,13 @@ def replace_classifier(module: nn.Module, name: str, classes: int) -> None:
     bias = getattr(old, "bias", None) is not None
     new: nn.Module
     if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, classes, bias=bias)
+        new = nn.Linear(old.in_features, classes, bias)
     elif isinstance(old, nn.Conv2d):
-        new = nn.Conv2d(old.in_channels, classes, old.kernel_size, bias=bias)  # type: ignore[arg-type]
+        how = old.kernel_size, old.stride, old.padding, old.dilation
+        new = nn.Conv2d(old.in_channels, classes, *how, bias=bias)  # type: ignore[arg-type]
     else:
         raise ModelError(f"{name}: a {type(old).__name__} as classifier; expected Linear or Conv2d")
     parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, new)
+    setattr(module.get_submodule(parent), leaf, new.to(old.weight.device, old.weight.dtype))
     if isinstance(getattr(module, "num_classes", None), int):
         setattr(module, "num_classes", classes)  # noqa: B010 (a plain attribute, which nn.Module's type hides)

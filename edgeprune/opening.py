@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,6 +63,8 @@ def _from_file(path: Path, options: ModelOptions) -> Network:
 
 
 def _from_spec(spec: str, options: ModelOptions) -> tuple[Network, list[tuple[str, str]]]:
+    if options.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # its client reads it when it is imported, with timm
     size = (options.size, options.size) if options.size else None
     kwargs = model.keyword_arguments(spec, size)
     pairs: list[tuple[str, str]] = []

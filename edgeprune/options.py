@@ -163,7 +163,9 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     table: Path | None = option(
         None, "Layer table of the device; made here with ONNX Runtime if not given.", panel=_BUDGET
     )
-    multiple: int = option(8, "Widths are multiples of this.", panel=_BUDGET)
+    multiple: int | None = option(
+        None, "Widths are multiples of this; 8, and 32 with --for int8.", panel=_BUDGET
+    )
     precision: str = option(
         "fp32", "What it will run in: fp32, fp16 or int8 (widths of 32).", flags=("--for",), panel=_BUDGET
     )
@@ -189,7 +191,9 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
         flags=("--steps",),
         panel=_LEARN,
     )
-    schedule: str = option("cubic", "How cuts are spread: linear, exponential or cubic.", panel=_LEARN)
+    schedule: str | None = option(
+        None, "How cuts are spread: linear, exponential or cubic; the method's own.", panel=_LEARN
+    )
     objective: str = option("none", "An adaptation objective that goes on while recovering.", panel=_LEARN)
     recover: float = option(3.0, "Passes over the target images after the first cut, in all.", panel=_LEARN)
     between: float = option(0.5, "Of these, passes after each cut but the last.", panel=_LEARN)
@@ -211,3 +215,8 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     )
     plan: Path | None = option(None, "Apply this plan instead of making one.", panel=_LEARN)
     set: tuple[str, ...] = option((), "A knob of the method: name=value; repeatable.", panel=_LEARN)
+
+    @property
+    def width_multiple(self) -> int:
+        """What widths are multiples of: tensor cores take int8 channels in runs of 32."""
+        return self.multiple or (32 if self.precision == "int8" else 8)

@@ -1,5 +1,8 @@
 """Every word that a user may call a model: what it opens, and what is said when it does not."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,23 @@ def test_a_transformer_is_built_for_the_size(tmp_path: Path) -> None:
 def test_helpful_errors(word: str, options: ModelOptions, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         open_network(word, options)
+
+
+def test_offline_is_said_before_the_client_is_imported() -> None:
+    """It reads the variable once; a size makes timm be imported before weights are asked for."""
+    code = """
+from edgeprune.errors import MissingHere
+from edgeprune.opening import open_network
+from edgeprune.options import ModelOptions
+try:
+    open_network("timm:vit_tiny_patch16_224", ModelOptions(offline=True, size=64))
+except MissingHere:
+    from huggingface_hub import constants
+    assert constants.HF_HUB_OFFLINE
+else:
+    raise AssertionError("the weights are in this machine's cache")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "HF_HOME": "/nonexistent"})
 
 
 def test_a_class_count_that_disagrees_with_the_source() -> None:

@@ -32,7 +32,7 @@ OPSET, IR = 17, 9  # what ONNX Runtime 1.14 and TensorRT 8.6 read, too
 
 @dataclass(frozen=True)
 class Grid:
-    """One shape and the widths to measure it at, both increasing; depthwise layers have inputs == (1,)."""
+    """One shape and the widths to measure it at, both increasing; where whole groups go, inputs == (1,)."""
 
     shape: LayerShape
     inputs: tuple[int, ...]
@@ -92,9 +92,9 @@ def graph(shape: LayerShape, inputs: int, outputs: int) -> onnx.ModelProto:
         return _model(
             helper.make_node("MatMul", ["x", "w"], ["y"], "layer"), (*shape.size, inputs), (inputs, outputs)
         )
-    groups = shape.groups or outputs
-    inputs = outputs if shape.groups == 0 else inputs
-    if inputs % groups or outputs % groups:
+    groups = shape.groups or outputs // shape.group[1]
+    inputs = groups * shape.group[0] if shape.groups == 0 else inputs
+    if not groups or inputs % groups or outputs % groups:
         raise DataError(f"{shape.op}: {inputs} and {outputs} channels do not fit {groups} groups")
     transposed = shape.op == "ConvTranspose"
     sides = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)

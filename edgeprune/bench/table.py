@@ -13,8 +13,9 @@ them; none of the three needs the others' libraries. The file:
                  "inputs": [8, 16, 32], "outputs": [8, 64],
                  "p50_ms": [[0.1, 0.2], [0.1, 0.3], [0.2, 0.4]]}]}
 
-`p50_ms[i][j]` is the median time at `inputs[i]` input and `outputs[j]` output channels. `groups` 0 stands for
-depthwise (as many groups as channels): its grid has one row. `size` is the input's spatial size for Conv, and
+`p50_ms[i][j]` is the median time at `inputs[i]` input and `outputs[j]` output channels. Where whole groups of a
+convolution go, `groups` is 0, `group` the input and output channels of each ([1, 1]: depthwise), and the grid has one
+row. `size` is the input's spatial size for Conv, and
 the number of rows for MatMul. Where the dense network itself was measured, what it takes beyond the sum of its
 layers (activations, norms, residual sums) is known too.
 """
@@ -38,7 +39,11 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class LayerShape:
-    """All of a layer that pruning does not change; op is "Conv", "ConvTranspose" or "MatMul"."""
+    """All of a layer that pruning does not change; op is "Conv", "ConvTranspose" or "MatMul".
+
+    groups: how many, where pruning shortens each; 0 where whole ones go, and `group` has the input and output channels
+    of each.
+    """
 
     op: str
     size: tuple[int, ...]
@@ -47,12 +52,14 @@ class LayerShape:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    group: tuple[int, ...] = ()
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> LayerShape:
         """Read the "shape" of one entry; KeyError, TypeError or ValueError when it is none."""
         lists = {
-            k: tuple(int(v) for v in data.get(k, ())) for k in ("kernel", "stride", "padding", "dilation")
+            k: tuple(int(v) for v in data.get(k, ()))
+            for k in ("kernel", "stride", "padding", "dilation", "group")
         }
         return LayerShape(
             str(data["op"]), tuple(int(v) for v in data["size"]), groups=int(data.get("groups", 1)), **lists
@@ -115,14 +122,17 @@ class LayerTable:
     threads: int = 1
     network: Mapping[str, Any] = field(default_factory=dict)
 
-    def find(self, shape: LayerShape) -> Layer:
-        """The grid of a shape; DataError names the shape when the table lacks it."""
-        for layer in self.layers:
-            if layer.shape == shape:
-                return layer
+    def find(self, *shapes: LayerShape) -> Layer:
+        """The grid of the first of some equal shapes; DataError names it when the table has none of them."""
+        known = {layer.shape: layer for layer in self.layers}
+        for shape in shapes:
+            if shape in known:
+                return known[shape]
+        shape = shapes[0]
+        groups = f"groups of {list(shape.group)}" if shape.group else f"groups {shape.groups}"
         raise DataError(
             f"the layer table of {self.device} has no {shape.op} with kernel {list(shape.kernel)}, stride "
-            f"{list(shape.stride)}, groups {shape.groups} at size {list(shape.size)}; "
+            f"{list(shape.stride)}, {groups} at size {list(shape.size)}; "
             "write the layers of this network with `edgeprune export --layers` and measure them again"
         )
 

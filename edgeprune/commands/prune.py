@@ -99,7 +99,6 @@ def prune(options: PruneOptions) -> PruneResult:
     if plan is not None:
         method = Given(plan, method if isinstance(method, DALR) else DALR())
     start.seed_everything(options)
-    options = replace(options, multiple=_multiple(options))
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
@@ -157,18 +156,12 @@ def _unseen(job: Job, labelled: Pixels | None) -> Pixels | None:
     return rest
 
 
-def _multiple(options: PruneOptions) -> int:
-    """Of widths: 32 for int8 unless the user chose one; tensor cores take int8 channels in runs of 32."""
-    if options.precision not in PRECISIONS:
-        raise UsageError(f"--for {options.precision}: {nearest(options.precision, PRECISIONS)}")
-    chosen = options.multiple != PruneOptions.multiple
-    return 32 if options.precision == "int8" and not chosen else options.multiple
-
-
 def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
     """The budget and the method, once all that can be known of the words without torch makes sense."""
     start.check_numbers(options)
     learning.check_words(options)
+    if options.precision not in PRECISIONS:
+        raise UsageError(f"--for {options.precision}: {nearest(options.precision, PRECISIONS)}")
     budget = Budget.parse(
         macs=options.macs, params=options.params, channels=options.channels, latency=options.latency
     )
@@ -297,7 +290,7 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         tuple(job.trace),
         start.words("edgeprune", "export", run) if run else None,
         tuple(job.warnings),
-        macs.padded(job.network.module, example, options.multiple),
+        macs.padded(job.network.module, example, options.width_multiple),
         timing.outcome(job) if job.budget.timed else None,
         *job.channels,
         len(job.labelled) if job.labelled is not None else None,

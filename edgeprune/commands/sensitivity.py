@@ -17,7 +17,7 @@ from edgeprune.device_options import InspectOptions
 from edgeprune.errors import OutputExists, UsageError, missing_package
 from edgeprune.opening import open_network
 from edgeprune.options import ModelOptions
-from edgeprune.prune import graph
+from edgeprune.prune import graph, score
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.sensitivity import Sensitivity, sensitivity
 
@@ -52,8 +52,7 @@ def rows(options: InspectOptions) -> tuple[str, Rows]:
     )
     batches = [x for _, x, _ in plain(few, network.preprocess, BATCH)]
     found = graph.find(network.module, network.example())
-    criterion = catalog.load(catalog.SCORES, options.score, "score")()
-    scores = criterion(network.module, network.module, few, network.preprocess, found)
+    scores = score.of(options.score, network.module, found, network.preprocess, few)
     measured: list[Sensitivity] = []
     with progress.bar("sensitivity", total=sum(1 for _ in found)) as tick:
         for coupling in found:

@@ -5,19 +5,15 @@ All count images as `work` says, so a table compares them at equal work; each sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
-from edgeprune import catalog
 from edgeprune.methods import job as parts
 from edgeprune.methods import learning, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.source import Source
-from edgeprune.prune.coupling import Couplings
 from edgeprune.waist import Objective
 
 
@@ -80,7 +76,7 @@ class AdaptThenPrune:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         if self.tune == "source" or self.score == "taylor-labels":
             work.labelled_source(job, "adapt-then-prune")
-        _in_turn(_by(job, self.score), parts.score, self._objective, choose=self.tune == "adapt")
+        _in_turn(_by(job, self.score), self._objective, choose=self.tune == "adapt")
 
     def _objective(self, job: Job) -> Objective:
         return source_alone(job) if self.tune == "source" else work.adapting(job)
@@ -97,7 +93,7 @@ class Uniform:
 
     def __call__(self, job: Job) -> None:
         """Cut and distil `job.network` in place, within `job.budget`."""
-        _in_turn(_by(work.as_if(job, rank="local"), self.score), parts.score, parts.chosen_objective)
+        _in_turn(_by(parts.as_if(job, rank="local"), self.score), parts.chosen_objective)
 
 
 def source_alone(job: Job) -> Objective:
@@ -106,7 +102,7 @@ def source_alone(job: Job) -> Objective:
 
 
 def _by(job: Job, score: str) -> Job:
-    return job if score == "given" else work.as_if(job, score=score)
+    return job if score == "given" else parts.as_if(job, score=score)
 
 
 def _cut_on_source(job: Job, score: str, share: float) -> None:
@@ -114,22 +110,12 @@ def _cut_on_source(job: Job, score: str, share: float) -> None:
 
     Batch-norm keeps the source's statistics here: the target is not there yet.
     """
-    criterion = catalog.load(catalog.SCORES, score, "score")()
-
-    def ranked(of: Job, found: Couplings) -> Mapping[str, Tensor]:
-        network = of.network
-        scores: Mapping[str, Tensor] = criterion(
-            network.module, of.dense, of.target, network.preprocess, found, of.source
-        )
-        return scores
-
-    job = work.as_if(job, recover=job.options.recover * share, bn_recal=False)
-    _in_turn(job, ranked, source_alone, "source")
+    job = parts.as_if(_by(job, score), recover=job.options.recover * share, bn_recal=False)
+    _in_turn(job, source_alone, "source")
 
 
 def _in_turn(
     job: Job,
-    criterion: parts.Criterion,
     objective: Callable[[Job], Objective],
     stage: str = "recover",
     *,
@@ -138,6 +124,6 @@ def _in_turn(
     """Cut, train, and again; `choose`: validators choose the weights that the last training leaves."""
     shares = work.shares(job)
     for number, (ceiling, passes) in enumerate(zip(parts.limits(job), shares, strict=True)):
-        parts.cut(job, ceiling, number, criterion)
+        parts.cut(job, ceiling, number)
         chosen = choose and number == len(shares) - 1
         work.learn(job, objective(job), passes, f"{stage}-{number}", choose=chosen)

@@ -60,7 +60,9 @@ class DALR:
         chosen: dict[str, Choice] = {}
         before = dict(zip(("macs", "params"), macs.measure(module, job.network.example()), strict=True))
         for kind, ceiling in ceilings.items():
-            more = allocate(ladders(module, moments, kind, job.options.multiple), before[kind] - ceiling)
+            more = allocate(
+                ladders(module, moments, kind, job.options.width_multiple), before[kind] - ceiling
+            )
             for name, one in more.items():
                 if name not in chosen or one.rank < chosen[name].rank:
                     chosen[name] = one

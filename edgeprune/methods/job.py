@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune import catalog, checkpoint, inference, train
+from edgeprune import checkpoint, inference, train
 from edgeprune.data.pixels import Pixels
+from edgeprune.errors import PlanError, UsageError
 from edgeprune.methods import hints, learning
 from edgeprune.model import Network
 from edgeprune.objectives.imitate import Imitate
@@ -26,6 +27,7 @@ from edgeprune.options import PruneOptions
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune import budget as budgets
 from edgeprune.prune import deadline, graph, macs, schedule, surgery
+from edgeprune.prune import score as scores
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Rules
@@ -71,8 +73,8 @@ class Job:
 
     @cached_property
     def dense_couplings(self) -> Couplings:
-        """The couplings before any cut, untried."""
-        return _find(self.dense, self.network.example(), self.options, verify=False)
+        """The couplings before any cut."""
+        return _find(self.dense, self.network.example(), self.options)
 
     @property
     def dense_widths(self) -> dict[str, int]:
@@ -128,22 +130,32 @@ def agreement(job: Job) -> float:
     return float((answers == job.dense_answers).double().mean())
 
 
+def as_if(job: Job, **options: Any) -> Job:
+    """The same job (network, trace, run and what is known of the dense network shared) with other options."""
+    other = copy.copy(job)
+    other.options = replace(job.options, **options)
+    return other
+
+
 def couplings(job: Job) -> Couplings:
     """What can be cut in the network as it stands, without what the user keeps."""
-    return _find(job.network.module, job.network.example(), job.options)
+    if not job.plans:
+        return job.dense_couplings
+    return _find(job.network.module, job.network.example(), job.options, job.dense_couplings)
 
 
-def _find(module: nn.Module, example: Tensor, options: PruneOptions, *, verify: bool = True) -> Couplings:
+def _find(
+    module: nn.Module, example: Tensor, options: PruneOptions, dense: Couplings | None = None
+) -> Couplings:
     kept = options.keep, options.keep_out, options.keep_in
-    return graph.find(module, example, keep=kept[0], keep_out=kept[1], keep_in=kept[2], verify=verify)
+    return graph.find(module, example, keep=kept[0], keep_out=kept[1], keep_in=kept[2], dense=dense)
 
 
-def score(job: Job, found: Couplings) -> dict[str, Tensor]:
+def score(job: Job, found: Couplings) -> Mapping[str, Tensor]:
     """Scores (C,) of every coupling by the chosen criterion, larger = keep."""
-    criterion = catalog.load(catalog.SCORES, job.options.score, "score")()
-    return dict(
-        criterion(job.network.module, job.dense, job.target, job.network.preprocess, found, job.source)
-    )
+    network = job.network
+    name = job.options.score
+    return scores.of(name, network.module, found, network.preprocess, job.target, job.source)
 
 
 def limits(job: Job) -> list[dict[str, float]]:
@@ -153,9 +165,19 @@ def limits(job: Job) -> list[dict[str, float]]:
     if job.budget.timed:
         dense[LATENCY] = job.dense_ms
     final = job.budget.limits(dense)
-    steps, kind = job.cuts, job.options.schedule
+    _require_counted(final, dense)
+    steps, kind = job.cuts, job.options.schedule or "cubic"
     shares = {k: schedule.fractions(min(1.0, v / dense[k]), steps, kind) for k, v in final.items()}
     return [{k: shares[k][i] * dense[k] for k in final} for i in range(steps - 1)] + [final]
+
+
+def _require_counted(ceilings: Mapping[str, float], dense: Mapping[str, float]) -> None:
+    for kind in ceilings:
+        if not dense[kind]:
+            raise UsageError(
+                f"--{kind}: the network has none that can be cut; `edgeprune inspect MODEL --prunable` says why, "
+                "--macs counts streams between blocks too"
+            )
 
 
 Criterion = Callable[[Job, Couplings], Mapping[str, Tensor]]
@@ -191,7 +213,7 @@ def preview(job: Job, method: Callable[[Job], None]) -> None:
     if own is not None:
         own(job)
     else:
-        method(replace(job, options=replace(job.options, iterations=job.options.iterations or 1)))
+        method(as_if(job, iterations=job.options.iterations or 1))
 
 
 def plan_within(
@@ -200,7 +222,7 @@ def plan_within(
     """The plan for absolute `ceilings`; one on latency is met as measured, where the device is here."""
     options = job.options
     costs = macs.trace(job.network.module, job.network.example(), found)
-    rules = Rules(options.multiple, options.floor, options.rank, job.dense_widths)
+    rules = Rules(options.width_multiple, options.floor, options.rank, job.dense_widths)
     if LATENCY not in ceilings:
         return budgets.choose(costs, found, scores, ceilings, rules)
     predictor, clock = job.timing.predictor(costs, job.dense_costs), job.timing.clock
@@ -260,11 +282,16 @@ def _remember(job: Job, plan: PruningPlan) -> None:
 
 
 def whole_plan(job: Job) -> PruningPlan | None:
-    """All cuts as one, in the widths of the dense network; None when a coupling that was cut has another name there."""
+    """All cuts as one, in the widths of the dense network; None when it does not have them as such couplings."""
     widths = job.dense_widths
     if not job.plans or not set(job.kept) <= set(widths):
         return None
     cuts = tuple(Cut(root, widths[root], tuple(kept)) for root, kept in sorted(job.kept.items()))
+    try:
+        for cut in cuts:
+            surgery.check(job.dense_couplings[cut.root], cut)
+    except PlanError:
+        return None
     low_rank = tuple(one for plan in job.plans for one in plan.low_rank)
     return PruningPlan(cuts, low_rank, job.plans[-1].why)
 

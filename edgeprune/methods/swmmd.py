@@ -32,7 +32,7 @@ from edgeprune.objectives.swmmd import SWMMD
 from edgeprune.objectives.together import Together
 from edgeprune.prune.coupling import Coupling, Couplings, Member
 from edgeprune.prune.masks import Layout
-from edgeprune.prune.scores import group
+from edgeprune.prune.scores import group, relative
 from edgeprune.prune.search import LATENCY
 from edgeprune.waist import Batch, Objective, Step
 
@@ -93,10 +93,8 @@ class SWMMDPruning:
             if said not in job.warnings:
                 job.warnings.append(said)
         scores = watched.scores()
-        return {
-            one.root: group.normalised(scores[one.root], "mean" if self.normalise == "layer" else "none")
-            for one in found
-        }
+        chosen = {one.root: scores[one.root] for one in found}
+        return relative(chosen) if self.normalise == "layer" else chosen
 
 
 def removals(job: Job, remove: float) -> int:

@@ -78,7 +78,7 @@ class TANA:
         """The order of leaving is decided here, so it is a threshold for the planner, unless --score decides."""
         if self.statistic == "given":
             return job
-        return work.as_if(job, rank="global" if self.priority == "budget" else "threshold")
+        return parts.as_if(job, rank="global" if self.priority == "budget" else "threshold")
 
     def _learn(self, job: Job, passes: float, stage: str) -> None:
         """Cross entropy on labelled target images where there are some, else distillation and --objective."""
@@ -105,7 +105,7 @@ class TANA:
         read, _, kind = self.statistic.rpartition("-")
         images = Images(job.target, job.network.preprocess, next(job.network.module.parameters()).device)
         power = 1 if kind == "mean" else 2
-        seen = Activation(images, bool(read), "none", power)(job.network.module, found)
+        seen = Activation(images, bool(read), False, power)(job.network.module, found)
         tiny = torch.finfo(torch.double).tiny
         return {root: v.double().clamp_min(tiny).pow(1 / power) for root, v in seen.items()}
 

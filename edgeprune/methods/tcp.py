@@ -61,7 +61,7 @@ class TCP:
             work.learn(job, self.objective(job, beta(1, 1)), self.base, "base")
         job = work.several(job, self.cuts, "linear")
         if self.channels:
-            job = work.as_if(job, iterations=self._iterations(job), schedule="linear")
+            job = parts.as_if(job, iterations=self._iterations(job), schedule="linear")
         last = job.cuts
         for number, (ceiling, passes) in enumerate(
             zip(parts.limits(job), work.shares(job), strict=True), start=1

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edgeprune.methods import job as parts
-from edgeprune.methods import work
 from edgeprune.methods.dalr import DALR
 from edgeprune.methods.job import Job
 from edgeprune.prune.budget import Budget
@@ -27,8 +26,8 @@ class Then:
     def __call__(self, job: Job) -> None:
         """Cut, make low-rank and recover `job.network` in place, within `job.budget`."""
         passes = job.options.recover
-        self.first(work.as_if(self.on_the_way(job), recover=passes * self.share))
-        self.second(work.as_if(job, recover=passes * (1 - self.share)))
+        self.first(parts.as_if(self.on_the_way(job), recover=passes * self.share))
+        self.second(parts.as_if(job, recover=passes * (1 - self.share)))
 
     def preview(self, job: Job) -> None:
         """Both plans, one after the other, with nothing learned between."""

@@ -8,7 +8,6 @@ Forward passes for scoring, for agreement and for batch-norm, and those of a tea
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -21,14 +20,10 @@ from edgeprune.methods.job import Job
 from edgeprune.waist import Objective
 
 
-def as_if(job: Job, **options: Any) -> Job:
-    """The same job (network, trace and run shared) with other options."""
-    return replace(job, options=replace(job.options, **options))
-
-
 def several(job: Job, own: int, schedule: str) -> Job:
-    """The job with the method's own number of cuts and schedule, unless the user said how many cuts."""
-    return job if job.options.iterations else as_if(job, iterations=own, schedule=schedule)
+    """The job with the method's own number of cuts and schedule where the user said none."""
+    own, schedule = job.options.iterations or own, job.options.schedule or schedule
+    return parts.as_if(job, iterations=own, schedule=schedule)
 
 
 def labelled_source(job: Job, method: str) -> Pixels:

@@ -1,7 +1,7 @@
 """From scores to a plan that meets its budgets: as near below them as widths allow.
 
-What it must satisfy: budgets are ceilings and all hold at once; the plan keeps at least 0.98 of the tightest
-one unless the next larger legal plan exceeds it (`why["next"]` names that step); the same input gives the
+What it must satisfy: budgets are ceilings and all hold at once; the plan keeps at least 0.98 of the tightest one where
+the search finds such a plan, and else says which single step up exceeds it (`why["next"]`); the same input gives the
 same plan; no weight is touched. BudgetNotMet names the nearest plan that is possible.
 """
 
@@ -24,6 +24,7 @@ from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Ladder, Rules, ladder
 from edgeprune.prune.latency import Predictor
 from edgeprune.prune.macs import Costs
+from edgeprune.prune.scores import Relative
 from edgeprune.prune.search import KINDS, LATENCY, Search
 
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
@@ -109,7 +110,7 @@ def _number(kind: str, word: str) -> float:
         value = math.nan
     unit = found[2] if found else ""
     value = value / 100 if unit == "%" else value * _UNITS[unit]
-    if not value > 0 or (value > 1 and not unit):
+    if not value > 0 or (value > 1 and unit in ("", "%")):
         raise UsageError(
             f"--{kind} {word}: expected what is kept: a fraction such as 0.4, or an absolute 120M (K, M or G)"
         )
@@ -156,14 +157,14 @@ def choose(
     search.require_possible()
     if predictor is not None and gauge is not None and rules.rank == "global" and latency.joint(predictor):
         with contextlib.suppress(BudgetNotMet):  # of its coarser model; from the full widths it goes, too
-            search.at = latency.choose(predictor, search.ladders, limits[LATENCY])[0]
+            search.at = latency.choose(predictor, search.ladders, limits[LATENCY])
     if rules.rank == "global":
         search.descend()
     else:
         search.cut(rules.rank)
     search.fill()
     search.exchange()
-    search.enumerate()
+    search.look_at_all()
     cuts = tuple(
         Cut(one.root, one.widths[-1], one.keep(one.widths[at]))
         for one, at in zip(search.ladders, search.at, strict=True)
@@ -193,13 +194,12 @@ def _ladders(
 
 
 def _scales(costs: Costs, couplings: Couplings, scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """What makes scores of different couplings comparable: 1 unless all say "mean 1".
+    """What makes scores of different couplings comparable: 1 unless they compare the channels of one coupling alone.
 
-    Such scores compare the channels of one coupling alone. A coupling then counts as many units as products make or
-    read its channels (ours), so that a residual stream weighs as much as all that hangs on it, however narrow it is.
+    A coupling then counts as many units as products make or read its channels (ours), so that a residual stream weighs
+    as much as all that hangs on it, however narrow it is.
     """
-    means = [float(scores[c.root].double().mean()) for c in couplings]
-    if any(m != 0 and abs(m - 1) > 1e-6 for m in means):
+    if not isinstance(scores, Relative):
         return {c.root: 1.0 for c in couplings}
     counts = Counter(root for term in costs.terms for root in {r for side in term.sides for r in side.loses})
     return {c.root: max(1, counts[c.root]) / c.width for c in couplings}

@@ -51,8 +51,8 @@ class Coupling:
     """Channels 0..width-1 at the output of layer `root`, and everything that goes with them.
 
     unit: channels go in runs of this length (a whole attention head), aligned to multiples of it.
-    sections: the channels are this many equal runs, and every run keeps the same number (grouped
-    convolutions), or the same positions when `aligned` (attention: the same dimensions of every head). inner:
+    sections: the channels are this many equal runs, and every run keeps the same positions (the dimensions of heads,
+    what each group of a convolution reads). inner:
     the channels are used inside one block only (no residual stream passes through them). frozen: why the
     coupling must stay whole; None when it can be cut. slots: what surgery changes, biases, running statistics
     and attributes included; members are what scores read.
@@ -63,7 +63,6 @@ class Coupling:
     members: tuple[Member, ...]
     unit: int = 1
     sections: int = 1
-    aligned: bool = False
     inner: bool = True
     frozen: str | None = None
     slots: tuple[Slot, ...] = ()

@@ -35,12 +35,14 @@ def find(
     keep_in: Sequence[str] = (),
     verify: bool = True,
     seconds: float = 30.0,
+    dense: Couplings | None = None,
 ) -> Couplings:
     """The couplings of `module`, in the order of execution; `module` is left as it is.
 
     example: what the forward takes, a tensor such as (2, 3, H, W) or a tuple of arguments. keep, keep_out,
     keep_in: globs over layer names; of those layers all, the output or the input channels stay. verify: try
     the cuts on a copy (after `seconds`, what has failed with others and not been tried alone is frozen).
+    dense: the couplings before earlier cuts; of heads and their dimensions, groups and their channels, the same go on.
     UsageError when a glob matches nothing.
     """
     example = _detached(example)
@@ -61,9 +63,10 @@ def find(
     ):
         for glob in globs:
             _keep(trace, glob, sides, word)
+    before = families.decided(dense) if dense is not None else frozenset()
     if not verify:
-        return families.couplings(trace).couplings
-    return Preflight(base, trace, example, length, seconds).run().couplings
+        return families.couplings(trace, before).couplings
+    return Preflight(base, trace, example, length, seconds, before).run().couplings
 
 
 def _lively(module: nn.Module, example: Any) -> nn.Module:

@@ -1,13 +1,13 @@
 """The legal widths of each coupling, which channels each width keeps, and in what order channels go.
 
-What it must satisfy: widths are multiples of `multiple` and never below the floor; units, sections and
-aligned sections of a coupling are respected; the order is nested (a smaller width keeps a subset) and
-deterministic: among equal scores the channel with the higher index, then the later coupling, goes first.
+What it must satisfy: widths are multiples of `multiple` and never below the floor; units and sections of a coupling
+are respected; the order is nested (a smaller width keeps a subset) and deterministic: among equal scores the channel
+with the higher index goes first.
 
-A coupling whose width is no multiple keeps its full width as the last rung. One that is not wider than
-`multiple` stays whole: a device would pad it up again. Each of several sections is a multiple too, where it is wide
-enough. Where units or sections cannot give multiples without dropping below half (three heads of 20), the multiple
-gives way to them.
+A coupling whose width is no multiple keeps its full width as the last rung. One of single channels that is not wider
+than `multiple` stays whole: a device would pad it up again. Each of several sections is a multiple too, where it is
+wide enough. Where units or sections cannot give multiples without dropping below half (three heads of 20), the
+multiple gives way to them.
 """
 
 from __future__ import annotations
@@ -131,15 +131,12 @@ def _damage(leaving: Scores, left: Sequence[int], scale: float) -> tuple[float, 
 def _order(coupling: Coupling, values: Scores) -> NDArray[np.int64]:
     """Channels, first to go first; every prefix of whole grains is legal.
 
-    A grain is one unit of every section: at the same place when aligned, else each section's own weakest.
+    A grain is one unit at the same place of every section.
     """
     units = coupling.width // coupling.sections // coupling.unit
     index = np.arange(coupling.width).reshape(coupling.sections, units, coupling.unit)
-    score = values[index].mean(2)
-    if coupling.aligned and coupling.sections > 1:
-        score = np.broadcast_to(score.mean(0), score.shape)
-    rows = [np.lexsort((-np.arange(units), row)) for row in score]
-    grains = np.stack([index[s, row] for s, row in enumerate(rows)], axis=1)  # (units, sections, unit)
+    order = np.lexsort((-np.arange(units), values[index].mean((0, 2))))
+    grains = index[:, order].swapaxes(0, 1)  # (units, sections, unit)
     means = values[grains].mean((1, 2))
     assert np.all(np.diff(means) >= -1e-9 * (1 + np.abs(means[1:])))
     return grains.reshape(-1)
@@ -148,7 +145,7 @@ def _order(coupling: Coupling, values: Scores) -> NDArray[np.int64]:
 def _tag(coupling: Coupling) -> str:
     """Equal for couplings of the same structure: kinds of members in order, units and sections."""
     kinds = [f"{m.axis}:{m.tensor.rpartition('.')[2]}:{m.dim}:{len(m.slices[0])}" for m in coupling.members]
-    return f"{coupling.unit}/{coupling.sections}/{coupling.aligned}/{coupling.inner}/{','.join(kinds)}"
+    return f"{coupling.unit}/{coupling.sections}/{coupling.inner}/{','.join(kinds)}"
 
 
 def removals(ladders: Sequence[Ladder], rank: str) -> list[int]:

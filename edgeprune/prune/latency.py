@@ -27,7 +27,7 @@ from edgeprune.errors import UsageError
 from edgeprune.prune import knapsack
 from edgeprune.prune.knapsack import Cost
 from edgeprune.prune.ladder import Ladder
-from edgeprune.prune.macs import Costs, Side, Term
+from edgeprune.prune.macs import Costs, Side, Term, moves
 
 Array = NDArray[np.float64]
 Removed = Mapping[str, Any]
@@ -36,44 +36,36 @@ CELLS = 500_000  # entries of one layer's table of times; beyond it, inputs are 
 NODES = 2_000  # looks that the proof of the optimum may take
 WIDEST = 8  # couplings that one layer may read for all widths to be solved jointly
 POINTS = 7  # widths of a side that are measured
+GRAIN = 8  # of those widths: what kernels take at a time
+ROUNDS = 8  # of the knapsack, each with less room
+SLACK = 0.995  # of the room that the last prediction suggests
 
 
-def grids(costs: Costs, multiple: int = 8, points: int = POINTS) -> list[Grid]:
+def grids(costs: Costs, points: int = POINTS) -> list[Grid]:
     """The distinct layer shapes of a network, each with the widths to measure it at.
 
     A side that some coupling shortens has at most `points` widths, in about equal ratios from an eighth of the
-    narrowest use to the widest, multiples of `multiple` (and of the groups); other sides the widths they have.
+    narrowest use to the widest, multiples of GRAIN (and of the groups); other sides the widths they have.
     """
-    found: dict[LayerShape, tuple[list[Side], list[Side]]] = {}
+    found: dict[LayerShape, list[Term]] = {}
     for term in costs.terms:
-        if term.shape is not None:
-            outs, ins = found.setdefault(term.shape, ([], []))
-            outs.append(_side(term, 0))
-            ins.append(_side(term, 1))
-    return [
-        Grid(
-            shape,
-            (1,) if shape.groups == 0 else _widths(ins, max(1, shape.groups), multiple, points),
-            _widths(outs, max(1, shape.groups), multiple, points),
-        )
-        for shape, (outs, ins) in found.items()
-    ]
+        if term.shapes:
+            found.setdefault(term.shapes[0], []).append(term)
+    made = []
+    for shape, terms in found.items():
+        whole = shape.groups == 0
+        outputs = _widths([t.outputs for t in terms], shape.group[1] if whole else shape.groups, points)
+        inputs = (1,) if whole else _widths([t.inputs for t in terms], shape.groups, points)
+        made.append(Grid(shape, inputs, outputs))
+    return made
 
 
-def _side(term: Term, which: int) -> Side:
-    """The output (0) or input (1) channels of a layer over all its groups."""
-    assert term.shape is not None
-    side, groups = term.sides[which], term.shape.groups
-    times = groups if groups > 1 and which == (0 if term.shape.op == "ConvTranspose" else 1) else 1
-    return Side(side.size * times, {root: n * times for root, n in side.loses.items()})
-
-
-def _widths(sides: Sequence[Side], groups: int, multiple: int, points: int) -> tuple[int, ...]:
+def _widths(sides: Sequence[Side], groups: int, points: int) -> tuple[int, ...]:
     fixed = {round(s.size) for s in sides if not s.loses}
     cut = [round(s.size) for s in sides if s.loses]
     if not cut:
         return tuple(sorted(fixed))
-    step = int(np.lcm(multiple, groups))
+    step = int(np.lcm(GRAIN, groups))
     low, high = max(min(cut) // 8, min(step, *cut)), max(cut)
     ideal = np.geomspace(low, high, points)
     thinned = {int(min(max(round(w / step) * step, groups), high)) for w in ideal[:-1]} | {high}
@@ -104,54 +96,47 @@ class Predictor:
             return Predictor(costs, table)
         if dense_ms <= layers:
             return Predictor(costs, table, dense_ms / layers)
-        moved = sum(float(_moved(term, {})) for term in dense.terms)
-        return Predictor(costs, table, 1.0, (dense_ms - layers) / max(moved, 1.0))
+        return Predictor(costs, table, 1.0, (dense_ms - layers) / max(float(dense.moved(dense.full)), 1.0))
 
     def at(self, widths: Array) -> Any:
         """Milliseconds at widths of shape (couplings,) or (couplings, many)."""
         gone = self.costs.full.reshape(-1, *[1] * (widths.ndim - 1)) - widths
-        sizes, loses, groups = self._sides
-        lengths = sizes.reshape(-1, *[1] * (widths.ndim - 1)) - np.tensordot(loses, gone, axes=1)
-        took = np.full(widths.shape[1:], self.table.fixed_ms * self.scale)
-        for layer, weight, outs, ins, rest in groups:
-            outputs, inputs = lengths[outs], lengths[ins]
-            moved = outputs * lengths[rest].prod(axis=1)
-            if layer is not None:
-                inputs = np.ones_like(inputs) if layer.shape.groups == 0 else inputs
-                took = took + self.scale * layer.at(inputs, outputs).sum(axis=0)
-                moved = moved + weight * inputs * outputs
-            took = took + self.rate * moved.sum(axis=0)
+        took = self.table.fixed_ms * self.scale + self.rate * self.costs.moved(widths)
+        for layer, sizes, loses in self._layers:
+            outputs, inputs = sizes.reshape(2, -1, *[1] * (widths.ndim - 1)) - np.tensordot(
+                loses, gone, axes=1
+            )
+            took = took + self.scale * layer.at(inputs, outputs).sum(axis=0)
         return took
 
     @cached_property
-    def _sides(self) -> tuple[Array, Array, list[tuple[Layer | None, float, list[int], list[int], Any]]]:
-        """All sides as sizes and a matrix of what they lose; per shape: its grid, and the rows of its terms' sides."""
-        sides: list[Side] = []
-        by_shape: dict[tuple[LayerShape | None, int], list[int]] = {}
+    def _layers(self) -> list[tuple[Layer, Array, Array]]:
+        """For each grid its layers' outputs and inputs: sizes (2, n), and what they lose (2, n, couplings)."""
+        terms: dict[LayerShape, list[Term]] = {}
         for term in self.costs.terms:
-            by_shape.setdefault((term.shape, len(term.sides)), []).append(len(sides))
-            layer = term.shape is not None
-            sides += [_side(term, 0) if layer else term.sides[0], *term.sides[2:]]
-            sides.append(_side(term, 1) if layer else term.sides[-1])
+            if term.shapes:
+                terms.setdefault(self.table.find(*term.shapes).shape, []).append(term)
         where = {root: i for i, root in enumerate(self.costs.roots)}
-        loses = np.zeros((len(sides), len(where)))
-        for row, side in enumerate(sides):
-            for root, entries in side.loses.items():
-                loses[row, where[root]] = entries
-        made: list[tuple[Layer | None, float, list[int], list[int], Any]] = []
-        for (shape, count), starts in by_shape.items():
-            found = self.table.find(shape) if shape is not None else None
-            weight = math.prod(shape.kernel) / max(shape.groups, 1) if shape is not None else 0.0
-            last = max(1, count - 1)
-            rest = np.array([[s + k for k in range(1, last)] for s in starts], dtype=np.intp)
-            made.append((found, weight, starts, [s + last for s in starts], rest))
-        return np.array([s.size for s in sides], dtype=float), loses, made
+        made = []
+        for shape, some in terms.items():
+            sides = [[t.outputs for t in some], [t.inputs for t in some]]
+            loses = np.zeros((2, len(some), len(where)))
+            for i, row in enumerate(sides):
+                for j, side in enumerate(row):
+                    for root, entries in side.loses.items():
+                        loses[i, j, where[root]] = entries
+            sizes = np.array([[s.size for s in row] for row in sides], dtype=float)
+            made.append((self.table.find(shape), sizes, loses))
+        return made
 
     def term(self, term: Term, removed: Removed) -> Any:
         """What one layer adds when so many channels of each coupling are gone (numbers or arrays of one shape)."""
-        took = self.rate * _moved(term, removed)
-        if term.shape is not None:
-            took = took + self.scale * self.table.find(term.shape).at(*_at(term, removed))
+        took: Any = 0.0
+        for part in moves(term):
+            took = took + self.rate * part.times * math.prod(_length(side, removed) for side in part.sides)
+        if term.shapes:
+            layer = self.table.find(*term.shapes)
+            took = took + self.scale * layer.at(_length(term.inputs, removed), _length(term.outputs, removed))
         return took
 
 
@@ -178,36 +163,17 @@ def _length(side: Side, removed: Removed) -> Any:
     return side.size - sum(entries * removed.get(root, 0.0) for root, entries in side.loses.items())
 
 
-def _at(term: Term, removed: Removed) -> tuple[Any, Any]:
-    """Input and output channels of a layer, over all groups; of a depthwise one the grid has one input width."""
-    out = _length(_side(term, 0), removed)
-    if term.shape is not None and term.shape.groups == 0:
-        return np.ones_like(np.asarray(out, dtype=float)), out
-    return _length(_side(term, 1), removed), out
-
-
-def _moved(term: Term, removed: Removed) -> Any:
-    """Elements of a layer's output, for one image, and of its weight."""
-    columns = _side(term, 0) if term.shape is not None else term.sides[0]
-    size: Any = 1.0
-    for side in (columns, *term.sides[2:]):
-        size = size * _length(side, removed)
-    if term.shape is None:
-        return size
-    inputs, outputs = _at(term, removed)
-    return size + inputs * outputs * math.prod(term.shape.kernel) / max(term.shape.groups, 1)
-
-
 def joint(predictor: Predictor) -> bool:
     """Whether layers read few enough couplings for the knapsack; in dense blocks it takes minutes, descent seconds."""
     read = ({r for side in term.sides for r in side.loses} for term in predictor.costs.terms)
     return max(map(len, read), default=0) <= WIDEST
 
 
-def choose(predictor: Predictor, ladders: Sequence[Ladder], limit_ms: float) -> tuple[list[int], bool]:
-    """The most valuable rungs that are expected to run within `limit_ms`, and whether they are proved the best.
+def choose(predictor: Predictor, ladders: Sequence[Ladder], limit_ms: float) -> list[int]:
+    """The most valuable rungs that are predicted to run within `limit_ms`, or in ROUNDS not much beyond it.
 
-    One ladder a coupling, in the order of the predictor's roots. BudgetNotMet when nothing is found.
+    One ladder a coupling, in the order of the predictor's roots. BudgetNotMet when nothing is found. Layers that read
+    many couplings are approximate here: it aims lower until the prediction agrees.
     """
     steps = [_thinned(one) for one in ladders]
     values = [_values(one, s) for one, s in zip(ladders, steps, strict=True)]
@@ -215,17 +181,15 @@ def choose(predictor: Predictor, ladders: Sequence[Ladder], limit_ms: float) -> 
     fixed = predictor.scale * predictor.table.fixed_ms + sum(float(c.table) for c in costs if not c.groups)
     room = limit_ms - fixed
     paid = [c for c in costs if c.groups]
-    for _ in range(
-        8
-    ):  # layers that read many couplings are approximate: aim lower until the prediction agrees
+    for _ in range(ROUNDS):
         choice = knapsack.solve(values, paid, room, NODES)
         at = [s[p] for s, p in zip(steps, choice.picks, strict=True)]
         widths = np.array([one.widths[i] for one, i in zip(ladders, at, strict=True)], dtype=float)
         took = float(predictor.at(widths))
         if took <= limit_ms * (1 + 1e-9):
             break
-        room *= 0.995 * limit_ms / took
-    return at, choice.proved
+        room *= SLACK * limit_ms / took
+    return at
 
 
 def _thinned(one: Ladder) -> list[int]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,16 +51,18 @@ class Side:
 
 @dataclass(frozen=True)
 class Term:
-    """times * the lengths of all sides. name: the layer or "(functional)"; shape: what a layer table calls
-    it.
+    """times * the lengths of all sides. name: the layer or "(functional)"; shapes: what a layer table may call it.
 
-    For a layer, `sides[0]` is the output side and `sides[1]` the input side.
+    For a layer, `sides[0]` and `sides[1]` are the axes of its weight for output and input, the channels of one group
+    where the weight has those; `outputs` and `inputs` are the channels over all groups.
     """
 
     name: str
     times: float
     sides: tuple[Side, ...]
-    shape: LayerShape | None = None
+    shapes: tuple[LayerShape, ...] = ()
+    outputs: Side = Side(0, {})
+    inputs: Side = Side(0, {})
 
 
 class _Sum:
@@ -118,9 +120,13 @@ class Costs:
         """MACs; with `pad`, the channel sides of weights are rounded up to multiples of it ("padded MACs")."""
         return self._macs.each(self._removed(widths), pad).sum(axis=0)
 
+    def moved(self, widths: Array) -> Any:
+        """Elements of the outputs of all products and of their weights."""
+        return self._moved.each(self._removed(widths)).sum(axis=0)
+
     def work(self, widths: Array) -> Any:
         """MACs, and the elements of outputs and weights as MACs: what time follows on any device, more or less."""
-        return self.macs(widths) + MOVING * self._moved.each(self._removed(widths)).sum(axis=0)
+        return self.macs(widths) + MOVING * self.moved(widths)
 
     def params(self, widths: Array) -> Any:
         """Parameters, each shared one counted once; buffers are not parameters."""
@@ -129,10 +135,6 @@ class Costs:
     def channels(self, widths: Array) -> Any:
         """Channels inside blocks (couplings that no residual stream passes through)."""
         return widths[self.inner].sum(axis=0)
-
-    def layers(self, widths: Array) -> Array:
-        """MACs of each of `terms`."""
-        return self._macs.each(self._removed(widths))
 
 
 def trace(module: nn.Module, example: Any, couplings: Couplings) -> Costs:
@@ -152,7 +154,7 @@ def trace(module: nn.Module, example: Any, couplings: Couplings) -> Costs:
     sizes = tuple(_size(n, p.shape, slots) for n, p in module.named_parameters()) or (nothing,)
     full = np.array([c.width for c in cuttable], dtype=float)
     inner = np.array([c.inner for c in cuttable], dtype=bool)
-    moved = [part for term in terms for part in _moves(term)]
+    moved = [part for term in terms for part in moves(term)]
     sums = _Sum(terms, roots), _Sum(sizes, roots), _Sum(moved, roots)
     return Costs(tuple(roots), full, inner, terms, *sums)
 
@@ -209,19 +211,35 @@ def _term(product: Product, slots: Slots, steps: Mapping[str, int]) -> Term:
     batch, rows, inner, columns = sides
     if name is None:
         return Term("(functional)", product.times, (columns, inner, batch, rows))
-    groups = 0 if product.groups == columns.size and inner.size == 1 < columns.size else product.groups
     lists = (product.kernel, product.stride, product.padding, product.dilation)
-    shape = LayerShape(product.kind, product.size, *lists, groups)
-    return Term(name.removesuffix(".weight"), product.times, (columns, inner, batch, rows), shape)
+    fixed = LayerShape(product.kind, product.size, *lists, product.groups)
+    ordered, own = (columns, inner, batch, rows), name.removesuffix(".weight")
+    if product.groups == 1:
+        return Term(own, product.times, ordered, (fixed,), columns, inner)
+    group = (int(inner.size), int(columns.size))
+    transposed = product.kind == "ConvTranspose"
+    whole, one = (inner, columns) if transposed else (columns, inner)  # the axis over all groups, that of one
+    group = (group[0] // product.groups, group[1]) if transposed else (group[0], group[1] // product.groups)
+    shapes = replace(fixed, groups=0, group=group), fixed
+    if one.loses:
+        other = _times(one, product.groups)
+        shapes = shapes[::-1]
+    else:
+        other = _times(whole, one.size / (whole.size / product.groups))
+    ends = (other, whole) if transposed else (whole, other)
+    return Term(own, product.times, ordered, shapes, *ends)
 
 
-def _moves(term: Term) -> list[Term]:
+def _times(side: Side, factor: float) -> Side:
+    return Side(side.size * factor, {root: n * factor for root, n in side.loses.items()})
+
+
+def moves(term: Term) -> list[Term]:
     """The elements of a product's output, and of its weight if it has one."""
-    if term.shape is None:
+    if not term.shapes:
         return [Term(term.name, 1.0, (term.sides[0], *term.sides[2:]))]
-    groups = max(1, term.shape.groups) if term.shape.op == "ConvTranspose" else 1
-    weight = Term(term.name, float(math.prod(term.shape.kernel)), term.sides[:2])
-    return [Term(term.name, float(groups), (term.sides[0], *term.sides[2:])), weight]
+    weight = Term(term.name, float(math.prod(term.shapes[0].kernel)), term.sides[:2])
+    return [Term(term.name, 1.0, (term.outputs, *term.sides[2:])), weight]
 
 
 def _size(name: str, shape: Sequence[int], slots: Slots) -> Term:

@@ -8,6 +8,7 @@ cut instead), until what is left passes together.
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from edgeprune.errors import PlanError
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune import families, masked, surgery
-from edgeprune.prune.families import Found
+from edgeprune.prune.families import Decided, Found
 from edgeprune.prune.tracing import Trace, inputs_of
 
 TOLERANCE = 1e-3
@@ -33,20 +34,24 @@ _NEAR = _FAR + " only"
 
 @dataclass
 class Preflight:
-    """Trials on copies of `base`, the network that `trace` traced (`length` operators make its run)."""
+    """Trials on copies of `base`, the network that `trace` traced (`length` operators make its run).
+
+    before: as of `families.couplings`.
+    """
 
     base: nn.Module
     trace: Trace
     example: Any
     length: int
     seconds: float
+    before: Decided = frozenset()
     trials: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def run(self) -> Found:
         """The couplings of which all that can be cut were cut together and found equal."""
         while True:
-            found = families.couplings(self.trace)
+            found = families.couplings(self.trace, self.before)
             free = [c.root for c in found.couplings]
             failed = self._failures(found, free)
             if not failed:
@@ -70,11 +75,11 @@ class Preflight:
         return failed or [(root, f"together with {roots[0]}: {why}") for root in roots[middle:]]
 
     def trial(self, found: Found, roots: Sequence[str]) -> str | None:
-        """Cut about half of these couplings on a copy; None when it equals the masked network, else what went
-        wrong.
+        """Cut these couplings on a copy, each by a share of its own: what only fits by chance while all shrink alike is
+        found. None when it equals the masked network, else what went wrong.
         """
         self.trials += 1
-        cuts, dead = _half(found, roots, self.trials)
+        cuts, dead = _some(found, roots, self.trials)
         why = self._compare(found, cuts, dead, torch.float32)
         if why is not None and why.startswith(_NEAR):
             # A deep network may be off by rounding alone; float64 tells.
@@ -104,17 +109,23 @@ class Preflight:
         return _differs(_tensors(reference), _tensors(result))
 
 
-def _half(found: Found, roots: Sequence[str], seed: int) -> tuple[tuple[Cut, ...], frozenset[int]]:
+def _some(found: Found, roots: Sequence[str], seed: int) -> tuple[tuple[Cut, ...], frozenset[int]]:
     generator = torch.Generator().manual_seed(seed)
     cuts, dead = [], set()
     for root in roots:
         channels = found.primitives[root]
         distinct = list(dict.fromkeys(channels))
         order = torch.randperm(len(distinct), generator=generator).tolist()
-        gone = {distinct[n] for n in order[: len(distinct) // 2]}
+        gone = {distinct[n] for n in order[: _count(root, len(distinct))]}
         dead |= gone
         cuts.append(Cut(root, len(channels), tuple(n for n, p in enumerate(channels) if p not in gone)))
     return tuple(cuts), frozenset(dead)
+
+
+def _count(root: str, width: int) -> int:
+    """How many go: at least one and not all, by the name alone; of many channels a multiple of eight, as in plans."""
+    drawn = int.from_bytes(hashlib.sha256(root.encode()).digest()[:4], "big")
+    return 8 * (1 + drawn % (width // 8 - 1)) if width >= 16 else 1 + drawn % (width - 1)
 
 
 def _differs(reference: list[Tensor], result: list[Tensor]) -> str | None:

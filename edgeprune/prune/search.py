@@ -1,8 +1,9 @@
 """The search for widths below all ceilings, as near to the tightest one as legal widths allow.
 
-How: the ranking takes channels away, step by step, until all budgets are met; then widths are raised again,
-the most valuable first, as long as the budgets hold. If that leaves more than 2%, one coupling is raised at
-the price of lowering another, the least loss first, until no exchange helps.
+How: the ranking takes channels away, step by step, until all budgets are met; then widths are raised again, those that
+the ranking would take last first, as long as the budgets hold. If that leaves more than 2%, one coupling is raised at
+the price of lowering another, by the exchange that changes least, until none is fuller; where there are few plans in
+all, each is looked at.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Search:
         self.names = list(self.ceilings)
         self.limits = np.array([self.ceilings[n] for n in self.names])
         self.at = [len(one.widths) - 1 for one in ladders]
+        self.order: dict[tuple[int, int], int] = {}
 
     def widths(self, at: Sequence[int]) -> Widths:
         """The width of each coupling, (couplings,)."""
@@ -73,6 +75,10 @@ class Search:
         """The shortest prefix of the ranking's removals that meets every budget."""
         order = removals(self.ladders, rank)
         states = self._states(order)
+        rungs = [len(one.widths) - 1 for one in self.ladders]
+        for place, i in enumerate(order):
+            rungs[i] -= 1
+            self.order[i, rungs[i]] = place
         low, high = 0, len(order)
         while low < high:  # MACs, parameters and channels only fall along the sequence
             middle = (low + high) // 2
@@ -135,7 +141,7 @@ class Search:
         return movable, many
 
     def fill(self) -> None:
-        """Step up while the budgets hold, the most valuable channels first; among equals the larger step."""
+        """Step up while the budgets hold: what `cut` took last first, else the most valuable channels."""
         while True:
             movable, many = self._ups(self.at)
             if not movable:
@@ -148,8 +154,10 @@ class Search:
             self.at[movable[best]] += 1
 
     def _worth(self, i: int) -> float:
-        """The damage that one step up undoes, for each channel."""
+        """The damage that one step up undoes, for each channel; when `cut` ranked them, how late it takes that step."""
         one, at = self.ladders[i], self.at[i]
+        if self.order:
+            return float(self.order[i, at])
         return one.lost(at) / (one.widths[at + 1] - one.widths[at])
 
     def share(self) -> float:
@@ -170,12 +178,13 @@ class Search:
             self.at = best
             self.fill()
 
-    def enumerate(self) -> None:
-        """Where there are few plans in all and less than 0.98 is used: by looking at each, the one of least damage that
-        uses as much, else the fullest.
+    def look_at_all(self) -> None:
+        """Where there are few plans in all and less than 0.98 is used: of those that use as much, else the fullest, the
+        one of least damage; when `cut` ranked them, the one nearest to its own.
         """
         counts = [len(one.widths) for one in self.ladders]
-        if self.share() >= FULL_ENOUGH or math.prod(counts) > FEW or max(counts, default=1) == 1:
+        few = max(counts, default=1) > 1 and math.prod(counts) <= FEW
+        if self.share() >= FULL_ENOUGH or not few:
             return
         every = np.stack(np.unravel_index(np.arange(math.prod(counts)), counts))
         many = np.stack(
@@ -184,42 +193,48 @@ class Search:
         used = self.used(many)
         top = np.where((used <= 1).all(0), used.max(0), -1.0)
         if top.max() > self.share() + 1e-9:
-            damage = sum(np.array(one.damage)[row] for one, row in zip(self.ladders, every, strict=True))
-            enough = np.where(top >= min(FULL_ENOUGH, float(top.max())), damage, np.inf)
+            if self.order:
+                worse = np.abs(every - np.array(self.at)[:, None]).sum(0).astype(float)
+            else:
+                worse = sum(np.array(one.damage)[row] for one, row in zip(self.ladders, every, strict=True))
+            enough = np.where(top >= min(FULL_ENOUGH, float(top.max())), worse, np.inf)
             self.at = [int(i) for i in every[:, int(enough.argmin())]]
             self.fill()
 
     def _best_exchange(self, share: float) -> list[int] | None:
-        """The first exchange that uses 0.98, else the fullest; None when none is fuller than now."""
-        found: tuple[float, list[int]] | None = None
+        """Of the exchanges that use 0.98 the one that changes least (see `_worse`), else the fullest; None when none is
+        fuller than now.
+        """
+        found: tuple[tuple[bool, float], list[int]] | None = None
         for i, one in enumerate(self.ladders):
             for up in range(self.at[i] + 1, min(self.at[i] + 3, len(one.widths))):
-                raised = [*self.at]
-                raised[i] = up
-                downs = [
-                    (j, d)
+                tried = [
+                    {i: up, j: self.at[j] - d}
                     for j in range(len(self.ladders))
                     if j != i
                     for d in (1, 2, 3)
-                    if self.at[j] - d >= 0
+                    if self.at[j] >= d
                 ]
-                if not downs:
+                if not tried:
                     continue
-                many = np.repeat(self.widths(raised)[:, None], len(downs), axis=1)
-                for column, (j, d) in enumerate(downs):
-                    many[j, column] = self.ladders[j].widths[self.at[j] - d]
+                many = np.repeat(self.widths(self.at)[:, None], len(tried), axis=1)
+                for column, moved in enumerate(tried):
+                    for j, at in moved.items():
+                        many[j, column] = self.ladders[j].widths[at]
                 used = self.used(many)
                 top = np.where((used <= 1).all(0), used.max(0), -1.0)
-                k = int(top.argmax())
-                if top[k] > share + 1e-9 and (found is None or top[k] > found[0]):
-                    j, d = downs[k]
-                    found = (
-                        float(top[k]),
-                        [s - d if n == j else s for n, s in zip(range(len(raised)), raised, strict=True)],
-                    )
-                    if found[0] >= FULL_ENOUGH:
-                        return found[1]
+                for k in np.flatnonzero(top > share + 1e-9):
+                    enough = bool(top[k] >= FULL_ENOUGH)
+                    key = enough, -self._worse(tried[k]) if enough else float(top[k])
+                    if found is None or key > found[0]:
+                        found = key, [tried[k].get(n, at) for n, at in enumerate(self.at)]
         return None if found is None else found[1]
+
+    def _worse(self, moved: Mapping[int, int]) -> float:
+        """The damage that moves of some ladders do; when `cut` ranked them, how many steps they are."""
+        if self.order:
+            return float(sum(abs(at - self.at[i]) for i, at in moved.items()))
+        return sum(self.ladders[i].damage[at] - self.ladders[i].damage[self.at[i]] for i, at in moved.items())
 
     def why(self, rules: Rules) -> dict[str, Any]:
         """What led to the plan, as JSON values."""

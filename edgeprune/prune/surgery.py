@@ -102,10 +102,8 @@ def check(coupling: Coupling, cut: Cut) -> None:
         parts: list[list[int]] = [[] for _ in range(coupling.sections)]
         for channel in cut.keep:
             parts[channel // length].append(channel % length)
-        same = parts if coupling.aligned else [[len(p)] for p in parts]
-        if any(p != same[0] for p in same):
-            what = "positions" if coupling.aligned else "number"
-            raise PlanError(f"{root}: each of the {coupling.sections} sections must keep the same {what}")
+        if any(p != parts[0] for p in parts):
+            raise PlanError(f"{root}: each of the {coupling.sections} sections must keep the same positions")
 
 
 def _find(couplings: Couplings, cut: Cut) -> Coupling:

@@ -145,15 +145,30 @@ class Trace:
         known.append(ids)
 
     def settle(self) -> None:
-        """A size computed from several attributes, none of which counts an axis itself, is in ratio to the
-        first.
+        """A size computed from several attributes, none of which counts an axis itself, is in ratio to the first; one
+        that is an axis divided by an attribute (a stream by its heads) is that axis seen in parts.
         """
         for origins, ids in self.pending:
-            if all(isinstance(o, Attribute) and not self.bound.get(o) for o in origins):
+            extents = [o for o in origins if isinstance(o, Extent)]
+            counts = [o for o in origins if isinstance(o, Attribute)]
+            if len(extents) == len(counts) == 1:
+                self._bind_quotient(extents[0], counts[0], ids)
+            elif all(isinstance(o, Attribute) and not self.bound.get(o) for o in origins):
                 first = origins[0]
                 assert isinstance(first, Attribute)
                 self.bind_attribute(first, ids)
         self.pending.clear()
+
+    def _bind_quotient(self, whole: Extent, count: Attribute, ids: Ids) -> None:
+        if count.value * len(ids) != len(whole.labels):
+            return  # in ratio some other way: the trials decide
+        parts, inside = self.labels.split(whole.labels, (count.value, len(ids)))
+        if parts is not None:
+            self.bind_attribute(count, parts)
+        if inside is None:
+            self.labels.pin(ids, f"{count.module}: its size is read from an axis that cannot shrink")
+        else:
+            self.labels.unify(inside, ids, f"{count.module}: a size is read from another axis")
 
     @contextmanager
     def running_modules(self) -> Iterator[None]:

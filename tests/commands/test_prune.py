@@ -151,8 +151,11 @@ def test_what_int8_computes_and_every_rank(options: PruneOptions) -> None:
     assert found.padded_macs >= found.macs
     finer = prune(replace(plain, precision="int8", multiple=16))
     assert any(new % 32 for _, new in finer.widths.values())
-    for rank in ("threshold", "local", "isomorphic"):
-        assert prune(replace(plain, rank=rank)).macs <= 0.5 * found.dense_macs
+    as_always = prune(replace(plain, precision="int8", multiple=8))
+    assert as_always.widths == prune(plain).widths
+    ranked = [prune(replace(plain, rank=rank)) for rank in ("global", "threshold", "local", "isomorphic")]
+    assert all(one.macs <= 0.5 * found.dense_macs for one in ranked)
+    assert len({str(one.widths) for one in ranked}) == 4
 
 
 def test_layers_are_kept_by_side(options: PruneOptions) -> None:
@@ -202,6 +205,7 @@ def test_mistakes_leave_no_folder(options: PruneOptions, tmp_path: Path, make_im
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (UsageError, "no budget: say what to keep", {"macs": None}),
         (UsageError, "--macs 3: expected what is kept", {"macs": "3"}),
+        (UsageError, "--macs 150%: expected what is kept", {"macs": "150%"}),
         (UsageError, "no method is called 'distil': did you mean 'distill'", {"method": "distil"}),
         (UsageError, "auto has no knob 'rounds': the choices are cuts, layers", {"set": ("rounds=2",)}),
         (UsageError, "no score is called 'tailor': did you mean 'taylor'", {"score": "tailor"}),

@@ -297,7 +297,7 @@ def test_the_command(options: PruneOptions, tmp_path: Path, capsys: pytest.Captu
 def test_magnitudes_can_be_summed_in_place_of_squares() -> None:
     net, images = Planted().eval(), torch.randn(3, 3, 8, 8)
     couplings = graph.find(net, images, verify=False)
-    one, two = (Activation([images], False, "none", power)(net, couplings)["first"] for power in (1, 2))
+    one, two = (Activation([images], False, False, power)(net, couplings)["first"] for power in (1, 2))
     with torch.no_grad():
         a = net.first(net.norm(net.stem(images)).relu()).relu()
     torch.testing.assert_close(one, a.abs().sum((0, 2, 3)).double(), rtol=1e-4, atol=1e-4)

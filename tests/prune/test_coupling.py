@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from edgeprune.errors import UsageError
 from edgeprune.prune import graph, surgery
+from edgeprune.prune.coupling import Couplings
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -167,6 +168,67 @@ class Fixed(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         x = self.b(self.a(x))
         return self.c(x.reshape(x.shape[0], 8, -1).unsqueeze(-1))
+
+
+class Cross(nn.Module):
+    """Attention whose forward reads the width of a head from the stream; queries are of their own width else."""
+
+    def __init__(self, *, half: bool = False) -> None:
+        super().__init__()
+        self.heads, self.half = 3, half
+        self.stem, self.query, self.key, self.value = (nn.Linear(a, 48) for a in (8, 48, 48, 48))
+        self.head = nn.Linear(48, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, c = (x := self.stem(x)).shape
+        size = c * 2 // (2 * self.heads) if self.half else c // self.heads
+        q = self.query(x[:, :1]).reshape(b, 1, self.heads, size).permute(0, 2, 1, 3)
+        k = self.key(x).reshape(b, n, self.heads, size).permute(0, 2, 1, 3)
+        v = self.value(x).reshape(b, n, self.heads, c // self.heads).permute(0, 2, 1, 3)
+        y = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        out: torch.Tensor = self.head(y.transpose(1, 2).reshape(b, 1, c).squeeze(1))
+        return out
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_size_that_the_forward_divides_ties_what_it_measures(*, half: bool, plan_of: Any) -> None:
+    """All of one share would fit by chance; any plan has to."""
+    module, x = Cross(half=half).eval(), torch.randn(2, 5, 8)
+    found = graph.find(module, x)
+    assert [c.root for c in found] == ["stem"]
+    assert found["stem"].unit == 16, "whole heads go"
+    reaches = {m.layer for m in found["stem"].members if m.axis == "out"}
+    assert reaches == {"stem", "query", "key", "value"}
+    for seed in range(3):
+        slim = copy.deepcopy(module)
+        surgery.apply(slim, plan_of(found, 0.67, seed), found)
+        assert slim(x).shape == (2, 4)
+
+
+class Lucky(nn.Module):
+    """The second layer is read in half as many parts as the first has channels: equal shares fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.four = 4
+        self.one, self.two, self.head = nn.Linear(8, 32), nn.Linear(8, 64), nn.Linear(64, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.one(x), self.two(x)
+        parts = b.reshape(len(b), a.shape[1] // 2, self.four).flatten(1)
+        out: torch.Tensor = self.head(parts) + a.mean(1, keepdim=True)
+        return out
+
+
+def test_what_only_fits_while_all_shrink_alike_is_no_cut(plan_of: Any) -> None:
+    module, x = Lucky().eval(), torch.randn(2, 8)
+    found = graph.find(module, x)
+    for seed, share in enumerate((0.5, 0.25, 0.75)):
+        for one in found:
+            alone = Couplings((one,))
+            slim = copy.deepcopy(module)
+            surgery.apply(slim, plan_of(alone, share, seed), found)
+            assert slim(x).shape == (2, 4)
 
 
 def test_what_cannot_be_cut_is_frozen_with_the_reason() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def case() -> Case:
 
 def work(shape: LayerShape, inputs: int, outputs: int) -> float:
     """A device on which a layer takes its multiply-adds of one position, in microseconds."""
-    return 1e-3 * (outputs if shape.groups == 0 else inputs * outputs / shape.groups)
+    each = shape.group[0] if shape.groups == 0 else inputs / shape.groups
+    return 1e-3 * outputs * each
 
 
 def table_of(costs: Costs, fixed: float = 0.1) -> LayerTable:
@@ -112,6 +114,34 @@ def test_the_prediction_of_a_plan_is_that_of_the_cut_network(case: Case) -> None
     after = macs.trace(slim, example, graph.find(slim, example))
     again = Predictor(after, predictor.table, predictor.scale, predictor.rate)
     assert float(again.at(after.full)) == pytest.approx(float(predictor.at(widths(costs, plan))), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        nn.Conv2d(64, 128, 3, 1, 1, groups=8),  # whole groups go
+        nn.Conv2d(64, 128, 3, 1, 1, groups=4),  # each group loses channels
+        nn.Conv2d(64, 128, 3, 1, 1, groups=64),  # depthwise, two filters a channel
+        nn.ConvTranspose2d(64, 64, 2, 2, groups=64),
+    ],
+)
+def test_a_table_of_the_dense_network_has_the_groups_that_a_cut_leaves(middle: nn.Module) -> None:
+    width = 128 if middle.out_channels == 128 else 64
+    net = nn.Sequential(nn.Conv2d(3, 64, 1), middle, nn.Conv2d(width, 5, 1)).eval()
+    example = torch.randn(1, 3, 4, 4)
+    found = graph.find(net, example)
+    costs = macs.trace(net, example, found)
+    predictor = Predictor(costs, table_of(costs), 1.0, 1e-6)
+    plan = budget.choose(
+        costs, found, Magnitude()(net, found), {"macs": float(costs.macs(costs.full)) / 2}, Rules()
+    )
+    slim = copy.deepcopy(net)
+    surgery.apply(slim, plan, found)
+    after = macs.trace(slim, example, graph.find(slim, example, dense=found))
+    again = Predictor(after, predictor.table, 1.0, 1e-6)
+    expected = float(predictor.at(widths(costs, plan)))
+    assert expected < float(predictor.at(costs.full)) * 0.8
+    assert float(again.at(after.full)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_many_widths_at_once_are_each_alone(case: Case) -> None:

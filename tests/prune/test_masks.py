@@ -17,11 +17,11 @@ from edgeprune.prune.coupling import Coupling, Couplings
 from edgeprune.prune.masks import Layout, masked, project
 
 
-def of(*shapes: tuple[int, int, int, bool]) -> Layout:
-    """Couplings of (width, unit, sections, aligned)."""
+def of(*shapes: tuple[int, int, int]) -> Layout:
+    """Couplings of (width, unit, sections)."""
     made = (
-        Coupling(f"c{n}", width, (), unit=unit, sections=sections, aligned=aligned)
-        for n, (width, unit, sections, aligned) in enumerate(shapes)
+        Coupling(f"c{n}", width, (), unit=unit, sections=sections)
+        for n, (width, unit, sections) in enumerate(shapes)
     )
     return Layout(Couplings(tuple(made)))
 
@@ -37,26 +37,23 @@ def nearest(values: Any, k: int, legal: Callable[[tuple[int, ...]], bool]) -> fl
     return float(min(tried))
 
 
-LEGAL: dict[tuple[int, int, int, bool], Callable[[tuple[int, ...]], bool]] = {
-    (7, 1, 1, False): lambda kept: True,
-    (8, 2, 1, False): lambda kept: all((i ^ 1) in kept for i in kept),
-    (8, 1, 2, False): lambda kept: sum(i < 4 for i in kept) * 2 == len(kept),
-    (8, 1, 2, True): lambda kept: all((i + 4) % 8 in kept for i in kept),
+LEGAL: dict[tuple[int, int, int], Callable[[tuple[int, ...]], bool]] = {
+    (7, 1, 1): lambda kept: True,
+    (8, 2, 1): lambda kept: all((i ^ 1) in kept for i in kept),
+    (8, 1, 2): lambda kept: all((i + 4) % 8 in kept for i in kept),
 }
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("shape", LEGAL, ids=str)
-def test_projection_is_the_nearest_legal_choice(shape: tuple[int, int, int, bool], seed: int) -> None:
-    layout, generator = of(shape, (3, 1, 1, False)), torch.Generator().manual_seed(seed)
+def test_projection_is_the_nearest_legal_choice(shape: tuple[int, int, int], seed: int) -> None:
+    layout, generator = of(shape, (3, 1, 1)), torch.Generator().manual_seed(seed)
     flat = torch.randn(layout.size, generator=generator, dtype=torch.float64) + 0.5
     for k in (2, 4):
         z = project(layout, flat, {"c0": k, "c1": 2})
         assert z.dtype == torch.bool
         assert [int(part.sum()) for part in layout.split(z).values()] == [k, 2]
-        for (root, part), legal in zip(
-            layout.split(z).items(), (LEGAL[shape], LEGAL[7, 1, 1, False]), strict=True
-        ):
+        for (root, part), legal in zip(layout.split(z).items(), (LEGAL[shape], LEGAL[7, 1, 1]), strict=True):
             values = flat[layout.places[root]].numpy()
             assert legal(tuple(part.nonzero().flatten().tolist()))
             distance = float(((values - part.numpy()) ** 2).sum())
@@ -64,7 +61,7 @@ def test_projection_is_the_nearest_legal_choice(shape: tuple[int, int, int, bool
 
 
 def test_equal_channels_go_from_the_end() -> None:
-    z = project(of((4, 1, 1, False)), torch.tensor([1.0, 2.0, 1.0, 1.0]), {"c0": 2})
+    z = project(of((4, 1, 1)), torch.tensor([1.0, 2.0, 1.0, 1.0]), {"c0": 2})
     assert z.tolist() == [True, True, False, False]
 
 
@@ -134,7 +131,7 @@ def test_gradients_of_masks_are_differences(network: nn.Module) -> None:
 
 
 def test_join_is_the_way_back() -> None:
-    layout = of((3, 1, 1, False), (2, 1, 1, False))
+    layout = of((3, 1, 1), (2, 1, 1))
     flat = torch.arange(5.0)
     assert torch.equal(layout.join(layout.split(flat)), flat)
     assert layout.join({"c1": torch.ones(2), "c0": torch.zeros(3)}).tolist() == [0, 0, 0, 1, 1]

@@ -175,7 +175,7 @@ def test_magnitude_by_hand(small) -> None:  # type: ignore[no-untyped-def]
     read = (net.outer.weight**2).sum((0, 2, 3))
     expected = torch.stack([made, read]).mean(0).detach()
     assert torch.allclose(Magnitude()(net, couplings)["inner"], expected / expected.mean())
-    both = Magnitude(reduce="sum", normalise="none")(net, couplings)["inner"]
+    both = Magnitude(reduce="sum", normalise=False)(net, couplings)["inner"]
     assert torch.allclose(both, 2 * expected)
 
 
@@ -192,7 +192,7 @@ def test_fpgm_is_the_sum_of_distances(small) -> None:  # type: ignore[no-untyped
     net, couplings, _, _ = small
     filters = net.inner.weight.detach().numpy().reshape(6, -1)
     expected = np.array([sum(np.linalg.norm(a - b) for b in filters) for a in filters])
-    assert FPGM(normalise="none")(net, couplings)["inner"].numpy() == pytest.approx(expected)
+    assert FPGM(normalise=False)(net, couplings)["inner"].numpy() == pytest.approx(expected)
 
 
 def test_bn_scale_reads_gains_and_needs_some(small) -> None:  # type: ignore[no-untyped-def]

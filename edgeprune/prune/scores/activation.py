@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import DataError
 from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.scores import relative
 from edgeprune.prune.scores.gates import gated
-from edgeprune.prune.scores.group import Normalise, gather, normalised, reduced, rows
+from edgeprune.prune.scores.group import gather, reduced, rows
 from edgeprune.prune.scores.magnitude import energy
 
 
@@ -27,9 +28,10 @@ class Activation:
     images (B,3,H,W), or tuples of arguments; read once a call.
     """
 
+    looks: ClassVar[str] = "target"
     batches: Iterable[Any]
     weights: bool = True
-    normalise: Normalise = "mean"
+    normalise: bool = True
     power: int = 2
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
@@ -55,5 +57,5 @@ class Activation:
                 reads = [m for m in coupling.members if m.axis == "in"]
                 norm = reduced((gather(rows(module, m).square().sum(1), m) for m in reads), "sum")
                 score = score * norm.pow(self.power / 2) if norm is not None else score
-            out[coupling.root] = normalised(score, self.normalise)
-        return out
+            out[coupling.root] = score
+        return relative(out) if self.normalise else out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ class BNScale:
     ModelError when no coupling has a norm at all.
     """
 
+    looks: ClassVar[str] = ""
     reduce: Reduce = "mean"
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:

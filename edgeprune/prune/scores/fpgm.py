@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from edgeprune.prune.coupling import Couplings, Member
-from edgeprune.prune.scores.group import Normalise, Reduce, gather, normalised, reduced, rows, weights
+from edgeprune.prune.scores import relative
+from edgeprune.prune.scores.group import Reduce, gather, reduced, rows, weights
 from edgeprune.prune.scores.magnitude import energy
 
 
@@ -20,8 +22,9 @@ class FPGM:
     that no weight makes is ranked by magnitude.
     """
 
+    looks: ClassVar[str] = ""
     reduce: Reduce = "mean"
-    normalise: Normalise = "mean"
+    normalise: bool = True
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
         """Scores (C,) of each coupling that can be cut, larger = keep."""
@@ -29,10 +32,8 @@ class FPGM:
         for coupling in couplings:
             made = [m for m in weights(module, coupling) if m.axis == "out"]
             score = reduced((_distances(module, m) for m in made), self.reduce)
-            out[coupling.root] = normalised(
-                energy(module, coupling) if score is None else score, self.normalise
-            )
-        return out
+            out[coupling.root] = energy(module, coupling) if score is None else score
+        return relative(out) if self.normalise else out
 
 
 def _distances(module: nn.Module, member: Member) -> Tensor:

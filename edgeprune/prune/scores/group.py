@@ -1,8 +1,7 @@
 """From the tensors of a coupling's members to one number a channel.
 
 A member is read as a matrix with one row per index of its axis; the rows that belong to a channel are summed,
-and members are reduced by mean or sum. Normalised scores have mean 1 in each coupling: they compare its channels;
-how couplings compare is then the planner's (`edgeprune.prune.budget`).
+and members are reduced by mean or sum.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from edgeprune.errors import UsageError
 from edgeprune.prune.coupling import Coupling, Member
 
 Reduce = Literal["mean", "sum"]
-Normalise = Literal["mean", "max", "none"]
 
 
 def rows(module: nn.Module, member: Member) -> Tensor:
@@ -79,13 +77,3 @@ def reduced(parts: Iterable[Tensor], how: Reduce) -> Tensor | None:
         return None
     whole = torch.stack(stacked)
     return whole.mean(0) if how == "mean" else whole.sum(0)
-
-
-def normalised(score: Tensor, how: Normalise) -> Tensor:
-    """Divide by the mean or the largest of the coupling; all-zero scores stay zero."""
-    if how == "none":
-        return score
-    if how not in ("mean", "max"):
-        raise UsageError(f"no normalisation is called {how!r}: the choices are mean, max, none")
-    scale = score.mean() if how == "mean" else score.max()
-    return score / scale if float(scale) > 0 else score

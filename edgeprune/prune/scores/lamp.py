@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ class LAMP:
     a score.
     """
 
+    looks: ClassVar[str] = ""
     reduce: Reduce = "mean"
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.prune.coupling import Coupling, Couplings
-from edgeprune.prune.scores.group import Normalise, Reduce, gather, normalised, reduced, rows
+from edgeprune.prune.scores import relative
+from edgeprune.prune.scores.group import Reduce, gather, reduced, rows
 
 
 def energy(module: nn.Module, coupling: Coupling, reduce: Reduce = "mean") -> Tensor:
@@ -26,9 +28,11 @@ class Magnitude:
     training.
     """
 
+    looks: ClassVar[str] = ""
     reduce: Reduce = "mean"
-    normalise: Normalise = "mean"
+    normalise: bool = True
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
         """Scores (C,) of each coupling that can be cut, larger = keep."""
-        return {c.root: normalised(energy(module, c, self.reduce), self.normalise) for c in couplings}
+        found = {c.root: energy(module, c, self.reduce) for c in couplings}
+        return relative(found) if self.normalise else found

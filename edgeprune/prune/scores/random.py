@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.prune.coupling import Couplings
-from edgeprune.prune.scores.group import normalised
+from edgeprune.prune.scores import relative
 
 
 @dataclass(frozen=True)
 class Random:
     """Uniform from 0, divided by the coupling's mean: a function of the seed and the coupling's root only."""
 
+    looks: ClassVar[str] = ""
     seed: int = 0
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
@@ -24,6 +26,5 @@ class Random:
         for coupling in couplings:
             digest = hashlib.sha256(f"{self.seed}/{coupling.root}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            drawn = torch.rand(coupling.width, generator=generator, dtype=torch.double)
-            out[coupling.root] = normalised(drawn, "mean")
-        return out
+            out[coupling.root] = torch.rand(coupling.width, generator=generator, dtype=torch.double)
+        return relative(out)

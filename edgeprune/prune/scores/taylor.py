@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ class Taylor:
     file.
     """
 
+    looks: ClassVar[str] = "target"
     batches: Iterable[Any]
     exact: int = 10
     draws: int = 4
@@ -92,6 +93,7 @@ class TaylorLabels:
     batches: (images (B,3,H,W), labels (B,)); read once a call.
     """
 
+    looks: ClassVar[str] = "source"
     batches: Iterable[tuple[Tensor, Tensor]]
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
