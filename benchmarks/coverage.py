@@ -242,8 +242,8 @@ def _same_in_a_fresh_process(folder: Path, network: Any) -> None:
 
     code = (
         "import sys, torch; from pathlib import Path; from edgeprune import checkpoint; f = Path(sys.argv[1]);"
-        "n = checkpoint.read(f / 'slim.safetensors');"
-        "torch.save(n.module(n.example(2)).detach(), f / 'out.pt')"
+        "n = checkpoint.read(f / 'slim.safetensors'); torch.set_grad_enabled(False);"  # which picks kernels
+        "torch.save(n.module(n.example(2)), f / 'out.pt')"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True)
     with torch.no_grad():
@@ -251,11 +251,6 @@ def _same_in_a_fresh_process(folder: Path, network: Any) -> None:
     assert torch.equal(torch.load(folder / "out.pt", weights_only=True), here), (
         "the reloaded network answers otherwise"
     )
-
-
-def place(kept: float = KEPT, *, theirs: bool = False) -> Path:
-    """The file of one operating point and tool."""
-    return FOLDER / f"coverage{'_torch_pruning' if theirs else ''}{'' if kept == KEPT else f'_{kept:g}'}.json"
 
 
 def load(path: Path) -> list[Facts]:

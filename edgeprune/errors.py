@@ -7,7 +7,7 @@ Each message is one line: what was received, what was expected, where, and the r
       ModelError               1   a model's name, weights, classes or factory do not fit
         WeightsError           1   weights that do not fit the network: which leaf, which shapes
         BrokenModel            4   a model file is not whole, or is no graph: nothing can be proved of it
-      CheckpointError          1   a checkpoint file is truncated, foreign or does not match its skeleton
+      CheckpointError          4   a checkpoint file is truncated, foreign or does not match its skeleton
         UntrustedFactory       1   a file names a factory that the user did not name
       PlanError                1   a pruning plan does not fit the network
       RunError                 1   a run folder cannot be used
@@ -76,9 +76,13 @@ class BrokenModel(ModelError):
 class CheckpointError(EdgePruneError):
     """A checkpoint file is truncated, foreign, or does not match its skeleton."""
 
+    exit_code = 4
+
 
 class UntrustedFactory(CheckpointError):
     """A file names a factory that the user did not name."""
+
+    exit_code = 1
 
 
 class PlanError(EdgePruneError):

@@ -7,6 +7,7 @@ cloud when the images may not: scores and whether each answer was right. numpy o
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,7 +144,8 @@ class Estimate:
     """An estimate of accuracy on unlabelled images, in 0..1, and between what it likely lies; None: not known.
 
     accuracy_low, accuracy_high: 95% of the bootstrap, of ATC and DoC together, so that their disagreement counts.
-    share_agreeing: images on which the network says what it said before. accuracy_change_at_most: what follows from it.
+    share_agreeing: images on which the network says what it said before. accuracy_change_at_most: what follows from it
+    for images like these, at 95% (`at_most`).
     """
 
     method: str
@@ -169,6 +171,17 @@ def _resamples(count: int, random: np.random.Generator) -> Array:
 def _interval(values: Sequence[float]) -> tuple[float, float]:
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
+
+
+def at_most(share: float, images: int) -> float:
+    """The largest share in a population, at 95% one-sided, of which `share` was seen in a sample of `images`.
+
+    Wilson's score bound (JASA 1927).
+    """
+    z = 1.6449
+    middle = share + z * z / (2 * images)
+    spread = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    return min(1.0, (middle + spread) / (1 + z * z / images))
 
 
 def estimate(known: Statistics, logits: Array, seed: int = 0) -> Estimate:
@@ -212,17 +225,19 @@ def adapted(known: Statistics, before: Array, after: Array, seed: int = 0) -> Es
     share = float(agrees.mean())
     low, high = _interval(lows)[0], _interval(highs)[1]
     note = f"bounds without labels: before, {100 * (base.accuracy or 0):.1f}% were estimated"
-    rest = {"share_agreeing": share, "accuracy_change_at_most": 1 - share, "note": note}
+    moved = at_most(1 - share, len(before))
+    rest = {"share_agreeing": share, "accuracy_change_at_most": moved, "note": note}
     return Estimate("atc and agreement", len(before), None, low, high, **rest)  # type: ignore[arg-type]
 
 
 def carried(known: Mapping[str, Any] | None, share: float, images: int) -> Estimate:
-    """After a change that kept `share` of the answers: the bounds of a result's `estimate`, widened by the rest.
+    """After a change that kept `share` of the answers on some images: the bounds of a result's `estimate`, widened by
+    the rest.
 
     Without bounds, how far accuracy can have moved is all that is known.
     """
     low, high = ((known or {}).get(f"accuracy_{end}") for end in ("low", "high"))
-    rest = 1 - share
+    rest = at_most(1 - share, images)
     if low is None or high is None:
         note = "nothing labelled is known: only how far accuracy can have moved since before"
         return Estimate("agreement", images, share_agreeing=share, accuracy_change_at_most=rest, note=note)

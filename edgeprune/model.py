@@ -116,6 +116,8 @@ def _torchvision(name: str, **kwargs: Any) -> nn.Module:
         raise ModelError(
             f"torchvision has no model {name!r}: {nearest(name, torchvision.models.list_models())}"
         )
+    if "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(name)).parameters:
+        kwargs["weights_backbone"] = None  # else it fetches them, for a network that is given others
     made: nn.Module = torchvision.models.get_model(name, **kwargs)
     return made
 
@@ -172,6 +174,8 @@ def default_preprocess(spec: str, module: nn.Module) -> Preprocess | None:
         import torchvision
 
         transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        if not hasattr(transform, "crop_size"):
+            return None  # of a detector or a segmentation network, whose images come in many sizes
         crop, resize = transform.crop_size[0], transform.resize_size[0]
         return Preprocess(
             (crop, crop),
@@ -229,7 +233,8 @@ def find_classifier(spec: str, module: nn.Module, example: Tensor) -> tuple[str,
     except Exception as err:
         shape = tuple(example.shape)
         raise ModelError(
-            f"{spec}: the network does not take images of shape {shape}: {err}; is --size right?"
+            f"{spec}: the network does not take images of shape {shape}: {err}; is --size right? "
+            "Images have three channels here"
         ) from err
     finally:
         module.train(training)
@@ -237,7 +242,10 @@ def find_classifier(spec: str, module: nn.Module, example: Tensor) -> tuple[str,
             hook.remove()
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"{spec}: the output is {what}; expected logits (images, classes)")
+        raise ModelError(
+            f"{spec}: the output is {what}; expected logits (images, classes). Detectors and segmentation networks "
+            "are cut from Python, see docs/prune.md"
+        )
     for name, output in reversed(seen):
         if output.numel() == logits.numel() and torch.equal(output.flatten(1), logits):
             return name, int(logits.shape[1])

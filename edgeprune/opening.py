@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from edgeprune import checkpoint, header, model, weights
-from edgeprune.errors import DataError, ModelError, UsageError, WeightsError
+from edgeprune.errors import BrokenModel, DataError, ModelError, UsageError, WeightsError
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
 from edgeprune.options import ModelOptions
@@ -38,10 +38,20 @@ def open_network(
             f"{word!r} is neither a model nor a file that exists: expected torchvision:NAME, timm:NAME, "
             "package.module:factory, a run folder or a checkpoint"
         )
+    _require_numbers(network, word)
     network.preprocess = _preprocess(network.preprocess, options)
     fresh = _set_classes(network, options.classes, tuple(source_classes))
     network.module.eval()
     return network, fresh
+
+
+def _require_numbers(network: Network, word: str) -> None:
+    for name, value in network.module.state_dict().items():
+        if value.is_floating_point() and (bad := int((~torch.isfinite(value)).sum())) and value.numel() > 1:
+            raise BrokenModel(
+                f"{word}: weight {name} holds NaN or infinity in {bad} of {value.numel()} numbers; "
+                "take an earlier checkpoint"
+            )
 
 
 def before_fine_tuning(network: Network, path: Path, options: ModelOptions) -> Network:

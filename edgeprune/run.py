@@ -28,7 +28,16 @@ import tomli_w
 
 from edgeprune import records
 from edgeprune.artifact import write_atomically
-from edgeprune.errors import DiskFull, OutputExists, RunError, RunLocked, UsageError
+from edgeprune.errors import (
+    DiskFull,
+    EdgePruneError,
+    Interrupted,
+    MissingHere,
+    OutputExists,
+    RunError,
+    RunLocked,
+    UsageError,
+)
 from edgeprune.records import drop_torn_line, finite, is_done, plain, read_json, saved_config
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -112,7 +121,7 @@ class Run:
                 path.mkdir(parents=True, exist_ok=True)
                 run = cls(path, command, model)
         except OSError as err:
-            raise RunError(
+            raise MissingHere(
                 f"{path}: cannot be made or written ({err.strerror}); choose another with -o"
             ) from err
         try:
@@ -248,6 +257,20 @@ class Run:
             with contextlib.suppress(OSError, DiskFull):
                 self.log(f"stopped: {type(error).__name__}: {error}")
         self.close()
+        if isinstance(error, EdgePruneError) and not isinstance(error, Interrupted | DiskFull):
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Leave no folder that a corrected command would stumble over, where nothing was made that could go on."""
+        with contextlib.suppress(OSError):
+            (self.path / "resume").rmdir()  # where no snapshot is in it
+        begun = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        if self.resumed or not begun <= {"run.json", "config.toml", "log.txt", "metrics.jsonl", *_OURS}:
+            return
+        for name in begun:
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # someone looks into it
+            self.path.rmdir()
 
     def _append(self, name: str, line: str) -> None:
         target = self.path / name

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from edgeprune import estimate
@@ -89,7 +91,8 @@ def test_bounds_after_a_change_hold_the_accuracy() -> None:
     assert found.accuracy_low is not None
     assert found.accuracy_high is not None
     assert found.accuracy_low < accuracy < found.accuracy_high
-    assert found.accuracy_change_at_most == pytest.approx((before.argmax(1) != after.argmax(1)).mean())
+    moved = float((before.argmax(1) != after.argmax(1)).mean())
+    assert found.accuracy_change_at_most == pytest.approx(estimate.at_most(moved, 1000))
     same = estimate.adapted(known, before, 100 * before)  # surer, and no answer changed: the bounds meet
     plain = estimate.estimate(known, before)
     assert same.accuracy_low is not None
@@ -101,17 +104,28 @@ def test_bounds_after_a_change_hold_the_accuracy() -> None:
 def test_agreement_alone_says_how_far_accuracy_moved() -> None:
     before, after = np.eye(4)[[0, 1, 2, 3]], np.eye(4)[[0, 1, 2, 0]]
     found = estimate.agreement(before, after).to_json()
-    assert (found["share_agreeing"], found["accuracy_change_at_most"]) == (0.75, 0.25)
+    assert found["share_agreeing"] == 0.75
+    assert 0.25 < found["accuracy_change_at_most"] < 1
     assert "accuracy" not in found
+
+
+@given(st.integers(1, 2000), st.floats(0, 1))
+def test_what_was_seen_on_few_images_says_little(images: int, share: float) -> None:
+    """Wilson's bound solves (p - s)^2 = z^2 p (1 - p) / n for the true share p."""
+    p = estimate.at_most(share, images)
+    assert p >= share
+    assert p >= estimate.at_most(share, 2 * images) - 1e-12
+    if p < 1:
+        assert (p - share) ** 2 == pytest.approx(1.6449**2 * p * (1 - p) / images, rel=1e-6, abs=1e-12)
 
 
 def test_an_estimate_is_carried_over_a_cut() -> None:
     said = estimate.carried({"accuracy_low": 0.7, "accuracy_high": 0.98}, 0.95, 500).to_json()
-    assert said["accuracy_low"] == pytest.approx(0.65)
+    assert said["accuracy_low"] == pytest.approx(0.7 - estimate.at_most(0.05, 500))
     assert said["accuracy_high"] == 1
     alone = estimate.carried({"method": "agreement"}, 0.95, 500).to_json()
     assert "accuracy_low" not in alone
-    assert alone["accuracy_change_at_most"] == pytest.approx(0.05)
+    assert alone["accuracy_change_at_most"] == pytest.approx(estimate.at_most(0.05, 500))
 
 
 def test_a_file_says_the_same_and_is_small(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgeprune import checkpoint
-from edgeprune.errors import DataError, MissingHere, ModelError, UsageError, WeightsError
+from edgeprune.errors import BrokenModel, DataError, MissingHere, ModelError, UsageError, WeightsError
 from edgeprune.opening import open_network
 from edgeprune.options import ModelOptions
 
@@ -83,6 +83,23 @@ def test_a_transformer_is_built_for_the_size(tmp_path: Path) -> None:
 def test_helpful_errors(word: str, options: ModelOptions, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         open_network(word, options)
+
+
+def test_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    network, _ = open_network(DIGITS, ModelOptions(weights="none", classes="2"))
+    name = f"{network.classifier}.weight"
+    network.module.state_dict()[name][0, :3] = float("nan")
+    checkpoint.write(tmp_path / "net.safetensors", network)
+    with pytest.raises(BrokenModel, match=f"weight {name} holds NaN or infinity in 3 of") as found:
+        open_network(str(tmp_path / "net.safetensors"), ModelOptions())
+    assert found.value.exit_code == 4
+
+
+def test_a_network_that_is_no_classifier_says_where_to_go_and_fetches_nothing() -> None:
+    with pytest.raises(
+        ModelError, match=r"the output is OrderedDict; expected logits .* from Python, see docs/prune"
+    ):
+        open_network("torchvision:lraspp_mobilenet_v3_large", ModelOptions(weights="none", size=64))
 
 
 def test_offline_is_said_before_the_client_is_imported() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgeprune import artifact, records
-from edgeprune.errors import DiskFull, OutputExists, RunError, RunLocked, UsageError
+from edgeprune.errors import DiskFull, Interrupted, MissingHere, OutputExists, RunError, RunLocked, UsageError
 from edgeprune.records import is_done, results
 from edgeprune.run import Run
 
@@ -141,7 +141,7 @@ def test_a_foreign_folder_is_never_touched(tmp_path: Path, how: dict[str, bool])
 
 def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunError, match="cannot be made or written"):
+    with pytest.raises(MissingHere, match="cannot be made or written"):
         start(tmp_path / "file" / "r")
 
 
@@ -289,6 +289,23 @@ def test_an_error_is_logged_and_the_lock_is_free(tmp_path: Path) -> None:
         raise ValueError("boom")
     assert "stopped: ValueError: boom" in (tmp_path / "r" / "log.txt").read_text()
     start(tmp_path / "r", resume=True).close()
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [(UsageError("wrong"), False), (Interrupted("stop"), True), (RuntimeError("a bug"), True)],
+)
+def test_a_refusal_before_anything_was_made_leaves_no_folder(
+    tmp_path: Path, error: Exception, stays: bool
+) -> None:
+    for made in (False, True):
+        place = tmp_path / str(made)
+        run = start(place)
+        if made:
+            run.resume_dir.joinpath("snapshot").write_bytes(b"1")
+        with pytest.raises(type(error)), run:
+            raise error
+        assert place.exists() == (stays or made)
 
 
 def test_helpful_errors_of_reading(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgeprune import model
 from edgeprune.device_options import InspectOptions
 from edgeprune.opening import open_network
 from edgeprune.options import ModelOptions
@@ -42,13 +43,19 @@ def rows(options: InspectOptions) -> tuple[dict[str, Any], tuple[Mapping[str, An
 def _open(options: InspectOptions) -> tuple[str, nn.Module, Any]:
     """Random weights will do: what is coupled with what does not depend on them."""
     word = options.file
-    if (dense := _detector_or_segmenter(word, options.size or SIZE)) is not None:
-        return word, *dense
+    size = options.size or SIZE
+    found = _detector_or_segmenter(word, size) or (_foreign(word, size) if model.is_factory(word) else None)
+    if found is not None:
+        return word, *found
     words = ModelOptions(
         weights=None if Path(word).exists() else "none", trust=options.trust, size=options.size
     )
     network, _ = open_network(word, words)
     return network.spec, network.module, network.example()
+
+
+def _images(size: int) -> torch.Tensor:
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _detector_or_segmenter(word: str, size: int) -> tuple[nn.Module, Any] | None:
@@ -58,11 +65,23 @@ def _detector_or_segmenter(word: str, size: int) -> tuple[nn.Module, Any] | None
         return None
     from torchvision import models
 
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     bare = {"weights": None, "weights_backbone": None}
     if name in models.list_models(module=models.segmentation):
-        return models.get_model(name, **bare).eval(), images
+        return models.get_model(name, **bare).eval(), _images(size)
     if name not in models.list_models(module=models.detection):
         return None
     sized = {} if name.startswith("ssd") else {"min_size": size, "max_size": size}
-    return models.get_model(name, **bare, **sized).eval(), (list(images),)
+    return models.get_model(name, **bare, **sized).eval(), (list(_images(size)),)
+
+
+def _foreign(word: str, size: int) -> tuple[nn.Module, Any] | None:
+    """A network of the user's own that puts out no logits, and what its forward takes: images, or a list of them."""
+    module = model.build(word, {}).eval()
+    for example in (_images(size), (list(_images(size)),)):
+        try:
+            with torch.no_grad():
+                out = module(*example) if isinstance(example, tuple) else module(example)
+        except Exception:  # whatever a foreign forward raises on what it does not take
+            continue
+        return None if isinstance(out, torch.Tensor) and out.ndim == 2 else (module, example)
+    return None

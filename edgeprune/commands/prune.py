@@ -19,8 +19,7 @@ from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, without
 from edgeprune.errors import DataError, PlanError, UsageError, nearest
-from edgeprune.methods import job as jobs
-from edgeprune.methods import learning
+from edgeprune.methods import learning, parts
 from edgeprune.methods.dalr import DALR
 from edgeprune.methods.given import Given
 from edgeprune.methods.job import Job
@@ -110,7 +109,7 @@ def prune(options: PruneOptions) -> PruneResult:
             return _dry(options, job, method)
         parent = _parent(options.model)
         if plan is None:
-            jobs.limits(job)  # a budget or schedule that makes no sense leaves no folder
+            parts.limits(job)  # a budget or schedule that makes no sense leaves no folder
         job.run = stack.enter_context(
             Run.create(
                 options.output,
@@ -133,7 +132,7 @@ def _job(options: PruneOptions, network: Network, target: Path, budget: Budget) 
         folder.labelled(root, pre, network.classes, cache) if root else None
         for root in (options.source, options.evaluate, options.labelled_target)
     )
-    job = jobs.of(network, (images, source), budget, options, None)
+    job = Job.of(network, (images, source), budget, options, None)
     job.labelled = few
     return job, _unseen(job, labelled)
 
@@ -267,12 +266,18 @@ def _dry(options: PruneOptions, job: Job, method: Callable[[Job], None]) -> Prun
     """The given plan, or the method's without what it learns."""
     if job.budget.timed:
         job.timing = timing.with_table(job)
-    jobs.preview(job, method)
+    parts.preview(job, method)
+    own = getattr(method, "cuts", 1)
+    if options.iterations is None and options.plan is None and own > 1:
+        job.warnings.append(
+            f"shown is one cut; the run makes {own} and trains in between, so other channels may go (--steps)"
+        )
     return _result(options, job, (None, None))
 
 
 def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float | None]) -> PruneResult:
     example = job.network.example()
+    job.warnings += [*parts.unfilled(job), *start.unread(job.target, "--target")]
     now, params = macs.measure(job.network.module, example)
     was, dense_params = macs.measure(job.dense, example)
     run = job.run.path if job.run else None
@@ -284,7 +289,7 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         params,
         dense_params,
         str(job.budget) if not job.budget.empty else f"plan {options.plan}",
-        jobs.agreement(job),
+        parts.agreement(job),
         *accuracy,
         widths(job.dense, job.network),
         tuple(job.trace),
@@ -326,7 +331,7 @@ def _finish(options: PruneOptions, job: Job, result: PruneResult, parent: str | 
         "prune", options, method=options.method, parent=parent, metrics=result.to_json()
     )
     job.network.history.append(entry)
-    if (plan := jobs.whole_plan(job)) is not None:
+    if (plan := parts.whole_plan(job)) is not None:
         job.run.write("plan.json", json.dumps(plan.to_json(), indent=1).encode())
     job.run.write("model.safetensors", checkpoint.dumps(job.network))
     job.run.finish(result.to_json())

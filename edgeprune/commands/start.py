@@ -70,6 +70,14 @@ def log_skipped(run: Run, *sets: Pixels | None) -> None:
             run.log(f"skipped, cannot be read: {lost}")
 
 
+def unread(pixels: Pixels, flag: str) -> list[str]:
+    """A warning when files could not be read."""
+    lost, names = len(pixels.skipped), ", ".join(str(one) for one in pixels.skipped[:3])
+    return [f"{flag}: {lost} of {lost + len(pixels)} files cannot be read and were left out: {names}"] * (
+        lost > 0
+    )
+
+
 def words(*parts: object) -> str:
     """A command line that can be pasted into a shell."""
     return shlex.join(str(part) for part in parts)

@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeprune.methods import job as parts
-from edgeprune.methods import learning, work
+from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.dann import reverse_gradient, strength_at
 from edgeprune.objectives.distill import softened_kl

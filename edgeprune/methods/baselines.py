@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeprune.methods import job as parts
-from edgeprune.methods import learning, work
+from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.source import Source

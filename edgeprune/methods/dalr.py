@@ -13,8 +13,7 @@ from torch import nn
 
 from edgeprune import inference
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError, nearest
-from edgeprune.methods import job as parts
-from edgeprune.methods import work
+from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
 from edgeprune.plan import LowRank, PruningPlan
 from edgeprune.prune import lowrank, macs, surgery

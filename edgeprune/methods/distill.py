@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgeprune.methods import job as parts
-from edgeprune.methods import work
+from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
 
 

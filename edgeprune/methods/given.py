@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from edgeprune.methods import job as parts
-from edgeprune.methods import work
+from edgeprune.methods import parts, work
 from edgeprune.methods.dalr import DALR
 from edgeprune.methods.job import Job
 from edgeprune.plan import PruningPlan

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from edgeprune import inference, train
 from edgeprune.errors import UsageError
-from edgeprune.methods import job as parts
-from edgeprune.methods import learning, work
+from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import discrepancy
 from edgeprune.objectives.dan import DAN

@@ -1,43 +1,36 @@
-"""What every method works on, and the parts it is a schedule of: score, cut, re-estimate, learn, recover.
-
-A cut that was made is kept in the run's resume folder, and training keeps its own snapshots, so a run that was killed
-goes on with the part it was in.
-"""
+"""What every method works on: the network, its dense reference, images, the budget, and what was done so far."""
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgeprune import checkpoint, inference, train
+from edgeprune import inference
 from edgeprune.data.pixels import Pixels
-from edgeprune.errors import PlanError, UsageError
-from edgeprune.methods import hints, learning
 from edgeprune.model import Network
-from edgeprune.objectives.imitate import Imitate
-from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
-from edgeprune.plan import Cut, PruningPlan
-from edgeprune.prune import budget as budgets
-from edgeprune.prune import deadline, graph, macs, schedule, surgery
-from edgeprune.prune import score as scores
+from edgeprune.plan import PruningPlan
+from edgeprune.prune import graph, macs
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.coupling import Couplings
-from edgeprune.prune.ladder import Rules
 from edgeprune.prune.latency import Timing
 from edgeprune.prune.macs import Costs
-from edgeprune.prune.search import LATENCY
 from edgeprune.run import Run
-from edgeprune.waist import Objective
 
 AGREEMENT_IMAGES = 1024
+
+
+def find(
+    module: nn.Module, example: Tensor, options: PruneOptions, dense: Couplings | None = None
+) -> Couplings:
+    """What can be cut in a network, without what the user keeps; dense: before earlier cuts."""
+    kept = options.keep, options.keep_out, options.keep_in
+    return graph.find(module, example, keep=kept[0], keep_out=kept[1], keep_in=kept[2], dense=dense)
 
 
 @dataclass
@@ -66,6 +59,19 @@ class Job:
     timing: Timing = field(default_factory=Timing)
     labelled: Pixels | None = None
 
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        images: tuple[Pixels, Pixels | None],
+        how: Budget,
+        options: PruneOptions,
+        run: Run | None,
+    ) -> Job:
+        """A job whose dense reference is a frozen copy of the network as it is now; `images` are (target, source)."""
+        dense = copy.deepcopy(network.module).eval().requires_grad_(False)
+        return cls(network, dense, *images, how, options, run)
+
     @property
     def cuts(self) -> int:
         """In how many cuts the budget is reached: what the options say, else one."""
@@ -74,7 +80,7 @@ class Job:
     @cached_property
     def dense_couplings(self) -> Couplings:
         """The couplings before any cut."""
-        return _find(self.dense, self.network.example(), self.options)
+        return find(self.dense, self.network.example(), self.options)
 
     @property
     def dense_widths(self) -> dict[str, int]:
@@ -110,246 +116,3 @@ class Job:
         """Up to 1,024 target images, evenly spaced, on which agreement is measured."""
         count = min(AGREEMENT_IMAGES, len(self.target))
         return self.target.subset(torch.linspace(0, len(self.target) - 1, count).round().long().tolist())
-
-
-def of(
-    network: Network,
-    images: tuple[Pixels, Pixels | None],
-    how: Budget,
-    options: PruneOptions,
-    run: Run | None,
-) -> Job:
-    """A job whose dense reference is a frozen copy of the network as it is now; `images` are (target, source)."""
-    dense = copy.deepcopy(network.module).eval().requires_grad_(False)
-    return Job(network, dense, *images, how, options, run)
-
-
-def agreement(job: Job) -> float:
-    """Share of target images, in 0..1, on which the network says what the dense one says; it bounds the loss."""
-    answers = inference.logits_of(job.network.module, job.probe, job.network.preprocess).argmax(1)
-    return float((answers == job.dense_answers).double().mean())
-
-
-def as_if(job: Job, **options: Any) -> Job:
-    """The same job (network, trace, run and what is known of the dense network shared) with other options."""
-    other = copy.copy(job)
-    other.options = replace(job.options, **options)
-    return other
-
-
-def couplings(job: Job) -> Couplings:
-    """What can be cut in the network as it stands, without what the user keeps."""
-    if not job.plans:
-        return job.dense_couplings
-    return _find(job.network.module, job.network.example(), job.options, job.dense_couplings)
-
-
-def _find(
-    module: nn.Module, example: Tensor, options: PruneOptions, dense: Couplings | None = None
-) -> Couplings:
-    kept = options.keep, options.keep_out, options.keep_in
-    return graph.find(module, example, keep=kept[0], keep_out=kept[1], keep_in=kept[2], dense=dense)
-
-
-def score(job: Job, found: Couplings) -> Mapping[str, Tensor]:
-    """Scores (C,) of every coupling by the chosen criterion, larger = keep."""
-    network = job.network
-    name = job.options.score
-    return scores.of(name, network.module, found, network.preprocess, job.target, job.source)
-
-
-def limits(job: Job) -> list[dict[str, float]]:
-    """Absolute ceilings for each of the cuts that the options ask for; the last is the budget itself."""
-    costs = job.dense_costs
-    dense = {kind: float(getattr(costs, kind)(costs.full)) for kind in ("macs", "params", "channels")}
-    if job.budget.timed:
-        dense[LATENCY] = job.dense_ms
-    final = job.budget.limits(dense)
-    _require_counted(final, dense)
-    steps, kind = job.cuts, job.options.schedule or "cubic"
-    shares = {k: schedule.fractions(min(1.0, v / dense[k]), steps, kind) for k, v in final.items()}
-    return [{k: shares[k][i] * dense[k] for k in final} for i in range(steps - 1)] + [final]
-
-
-def _require_counted(ceilings: Mapping[str, float], dense: Mapping[str, float]) -> None:
-    for kind in ceilings:
-        if not dense[kind]:
-            raise UsageError(
-                f"--{kind}: the network has none that can be cut; `edgeprune inspect MODEL --prunable` says why, "
-                "--macs counts streams between blocks too"
-            )
-
-
-Criterion = Callable[[Job, Couplings], Mapping[str, Tensor]]
-Chooser = Callable[[Job, Couplings, Mapping[str, Tensor], Mapping[str, float]], PruningPlan]
-
-
-def cut(
-    job: Job,
-    ceilings: Mapping[str, float],
-    number: int = 0,
-    criterion: Criterion = score,
-    choose: Chooser | None = None,
-) -> PruningPlan:
-    """Score by `criterion` (root -> (C,), larger = keep), plan within absolute `ceilings`, cut, re-estimate statistics.
-
-    choose: makes the plan of couplings, scores and ceilings in place of `plan_within`. What was done is added to the
-    trace, and kept for resuming: a cut that an earlier process made is taken up.
-    """
-    if (again := taken_up(job, number)) is not None:
-        return again
-    found = couplings(job)
-    plan = (choose or plan_within)(job, found, criterion(job, found), ceilings)
-    apply(job, plan, found, number)
-    return plan
-
-
-def preview(job: Job, method: Callable[[Job], None]) -> None:
-    """What --dry-run shows of a method: its own preview, else its cuts without training, one unless --steps says more.
-
-    What a method finds out while it learns (the masks of admp, the gradients of swmmd) is not there yet: --score ranks.
-    """
-    own = getattr(method, "preview", None)
-    if own is not None:
-        own(job)
-    else:
-        method(as_if(job, iterations=job.options.iterations or 1))
-
-
-def plan_within(
-    job: Job, found: Couplings, scores: Mapping[str, Tensor], ceilings: Mapping[str, float]
-) -> PruningPlan:
-    """The plan for absolute `ceilings`; one on latency is met as measured, where the device is here."""
-    options = job.options
-    costs = macs.trace(job.network.module, job.network.example(), found)
-    rules = Rules(options.width_multiple, options.floor, options.rank, job.dense_widths)
-    if LATENCY not in ceilings:
-        return budgets.choose(costs, found, scores, ceilings, rules)
-    predictor, clock = job.timing.predictor(costs, job.dense_costs), job.timing.clock
-
-    def plan_for(milliseconds: float) -> PruningPlan:
-        limits = {**ceilings, LATENCY: milliseconds}
-        return budgets.choose(costs, found, scores, limits, rules, predictor)
-
-    if clock is None:
-        return plan_for(ceilings[LATENCY])
-    last = job.budget.deadline(job.dense_ms)
-    on_the_way = last is not None and ceilings[LATENCY] > last
-
-    def measure(plan: PruningPlan) -> float:
-        slim = copy.deepcopy(job.network.module)
-        surgery.apply(slim, plan, found)
-        return clock(slim)
-
-    return deadline.meet(
-        plan_for, measure, ceilings[LATENCY], deadline.ROUGH if on_the_way else deadline.BAND
-    )
-
-
-def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:
-    """Cut the network by a plan, re-estimate batch-norm, and record agreement with the dense network around it."""
-    surgery.apply(job.network.module, plan, found)
-    record(job, plan, number)
-
-
-def record(job: Job, plan: PruningPlan, number: int) -> None:
-    """After surgery by `plan`: re-estimate batch-norm, add to the trace, keep the network for resuming."""
-    entry: dict[str, Any] = {"cut": number, "agreement_after_cut": agreement(job)}
-    if job.options.bn_recal:
-        inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
-        entry["agreement_after_batchnorm"] = agreement(job)
-    entry["macs"], entry["params"] = macs.measure(job.network.module, job.network.example())
-    if (timed := plan.why.get("latency")) is not None:
-        entry["latency_ms"], entry["latency_of_requested"] = (
-            timed["measured_ms"],
-            timed["measured_of_requested"],
-        )
-    job.trace.append(entry)
-    _remember(job, plan)
-    if job.run:
-        job.run.metric(stage="cut", step=number, **entry)
-        job.run.log(f"cut {number}: {json.dumps(entry)}")
-        job.network.history.append({"command": "cut", "plan": plan.to_json(), "trace": entry})
-        job.run.resume_dir.mkdir(exist_ok=True)
-        job.run.write(f"resume/cut-{number}.safetensors", checkpoint.dumps(job.network))
-
-
-def _remember(job: Job, plan: PruningPlan) -> None:
-    job.plans.append(plan)
-    for one in plan.cuts:
-        before = job.kept.get(one.root, list(range(one.width)))
-        job.kept[one.root] = [before[i] for i in one.keep]
-
-
-def whole_plan(job: Job) -> PruningPlan | None:
-    """All cuts as one, in the widths of the dense network; None when it does not have them as such couplings."""
-    widths = job.dense_widths
-    if not job.plans or not set(job.kept) <= set(widths):
-        return None
-    cuts = tuple(Cut(root, widths[root], tuple(kept)) for root, kept in sorted(job.kept.items()))
-    try:
-        for cut in cuts:
-            surgery.check(job.dense_couplings[cut.root], cut)
-    except PlanError:
-        return None
-    low_rank = tuple(one for plan in job.plans for one in plan.low_rank)
-    return PruningPlan(cuts, low_rank, job.plans[-1].why)
-
-
-def taken_up(job: Job, number: int) -> PruningPlan | None:
-    """The plan of a cut that an earlier process made, with the network as it was after it."""
-    file = job.run.resume_dir / f"cut-{number}.safetensors" if job.run else None
-    if file is None or not file.is_file():
-        return None
-    before = checkpoint.read(file, [job.network.spec])
-    job.network.module, job.network.history = before.module, before.history
-    entry = before.history[-1]
-    plan = PruningPlan.from_json(entry["plan"])
-    _remember(job, plan)
-    job.trace.append(dict(entry["trace"]))
-    return plan
-
-
-def learn(
-    job: Job,
-    objective: Objective,
-    steps: int,
-    stage: str,
-    *,
-    teacher: nn.Module | None = None,
-    lr: float | None = None,
-    validations: int = 3,
-) -> train.Fit:
-    """Train the student on an objective as the options say; `stage` names this part of the run for resuming.
-
-    teacher: whose logits the objective is given, the dense network by default. lr: peak rate, the options' by default.
-    """
-    settings = learning.settings(job.options, steps, validations)
-    settings = settings if lr is None else replace(settings, lr=lr)
-    result = train.fit(
-        job.network,
-        objective,
-        job.target,
-        job.source,
-        settings,
-        run=job.run,
-        teacher=teacher if teacher is not None else job.dense,
-        stage=stage,
-        watch=job.watch,
-    )
-    job.warnings.extend(result.warnings)
-    return result
-
-
-def chosen_objective(job: Job, layers: float = 0.0) -> Objective:
-    """Distillation from the dense network, beside the adaptation objective of the options if there is one.
-
-    layers: weight of the error on the channels that both networks have, inside the network; 0 looks at answers alone.
-    """
-    shared = (job.dense, job.network.classifier, job.dense_couplings, job.kept)
-    kept = hints.shared_channels(*shared) if layers else {}
-    distil = Imitate(learning.task(job.network), kept, Imitate.Knobs(weight=layers))
-    if job.options.objective == "none":
-        return distil
-    kind = learning.kind_of(job.options.objective, source=job.source is not None)
-    return Together([(1.0, distil), (1.0, learning.make(kind, job.network))])

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeprune.methods import job as parts
-from edgeprune.methods import learning, work
+from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.swmmd import SWMMD

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import UsageError
-from edgeprune.methods import job as parts
-from edgeprune.methods import learning, work
+from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.source import Source

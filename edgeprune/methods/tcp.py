@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeprune.methods import job as parts
-from edgeprune.methods import learning, work
+from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.distill import Distill

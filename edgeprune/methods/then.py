@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from edgeprune.methods import job as parts
+from edgeprune.methods import parts
 from edgeprune.methods.dalr import DALR
 from edgeprune.methods.job import Job
 from edgeprune.prune.budget import Budget

@@ -14,8 +14,7 @@ from torch import nn
 from edgeprune import inference
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
-from edgeprune.methods import job as parts
-from edgeprune.methods import learning
+from edgeprune.methods import learning, parts
 from edgeprune.methods.job import Job
 from edgeprune.waist import Objective
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError
@@ -103,14 +104,15 @@ def _time(word: str) -> dict[str, float]:
 
 
 def _number(kind: str, word: str) -> float:
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([kmg%]?)", word.strip().lower())
+    found = re.fullmatch(r"([0-9.]+(?:e\+?[0-9]+)?)\s*([kmg%]?)", word.strip().lower())
     try:
         value = float(found[1]) if found else math.nan
     except ValueError:
         value = math.nan
     unit = found[2] if found else ""
     value = value / 100 if unit == "%" else value * _UNITS[unit]
-    if not value > 0 or (value > 1 and unit in ("", "%")):
+    scientific = "e" in word.lower()
+    if not value > 0 or (value > 1 and unit in ("", "%") and not scientific):
         raise UsageError(
             f"--{kind} {word}: expected what is kept: a fraction such as 0.4, or an absolute 120M (K, M or G)"
         )
@@ -171,6 +173,12 @@ def choose(
         if at < len(one.widths) - 1
     )
     return PruningPlan(cuts, why=search.why(rules))
+
+
+def require_possible(costs: Costs, couplings: Couplings, limits: Mapping[str, float], rules: Rules) -> None:
+    """BudgetNotMet unless some plan meets absolute `limits` on macs, params and channels, whatever the scores."""
+    flat = {c.root: torch.ones(c.width) for c in couplings}
+    Search(costs, _ladders(costs, couplings, flat, limits, rules), limits).require_possible()
 
 
 def _ladders(

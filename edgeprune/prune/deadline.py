@@ -67,8 +67,7 @@ def meet(
     best = min(tries, key=lambda t: abs(t.measured / limit_ms - CENTRE))
     raise BudgetNotMet(
         f"latency {limit_ms:.3g} ms: none of {len(took)} plans was measured within {band[0]} to {band[1]} of it; "
-        f"the nearest took {best.measured:.3g} ms ({best.measured / limit_ms:.2f} of the request): ask for that, "
-        "or lower --floor or --multiple"
+        f"the nearest took {best.measured:.3g} ms ({best.measured / limit_ms:.2f} of the request): ask for that"
     )
 
 

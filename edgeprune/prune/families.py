@@ -232,7 +232,8 @@ def _coupling(
         side = _side(trace, place)
         if side is not None and not (side[1] == "in" and name in reading.inputs):
             members.setdefault(side, Member(*side, slices, name, dim))
-    for name in sorted({name for p in draft.primitives for name in fed.get(p, ())}):
+    fixed = dict(trace.module.named_buffers())  # a blur's kernel is cut and says nothing of its channels
+    for name in sorted({name for p in draft.primitives for name in fed.get(p, ())} - fixed.keys()):
         layer, _, owner = _owner(trace, name)
         dim = 0 if isinstance(owner, nn.modules.conv._ConvTransposeNd) else 1
         slices = _slices(reading.inputs[name], channels, owners)

@@ -127,10 +127,7 @@ class Search:
             f"asked for at most {_said(n, limit)}"
             for n, limit in self.ceilings.items()
         )
-        raise BudgetNotMet(
-            f"the smallest plan possible has {said}; lower --floor or --multiple, free layers named by --keep, "
-            "or ask for more"
-        )
+        raise BudgetNotMet(f"the smallest plan possible has {said}: ask for that or more")
 
     def _ups(self, at: Sequence[int]) -> tuple[list[int], Widths]:
         """Ladders that can go one step up, and all widths after each such step, (couplings, ups)."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from edgeprune import checkpoint, records, train
 from edgeprune.commands.prune import prune
 from edgeprune.errors import BudgetNotMet, DataError, PlanError, UsageError
-from edgeprune.methods import job as jobs
+from edgeprune.methods import parts
 from edgeprune.opening import open_network
 from edgeprune.options import ModelOptions, PruneOptions
 
@@ -88,7 +88,7 @@ def test_several_cuts_go_on_after_a_kill_at_any_of_them(
     whole = prune(replace(several, output=tmp_path / "whole"))
     assert [cut["cut"] for cut in whole.cuts] == [0, 1, 2]
     assert sorted((c["macs"] for c in whole.cuts), reverse=True) == [c["macs"] for c in whole.cuts]
-    cut, fit = jobs.cut, train.fit
+    cut, fit = parts.cut, train.fit
 
     class Killed(BaseException):
         pass
@@ -110,7 +110,7 @@ def test_several_cuts_go_on_after_a_kill_at_any_of_them(
         once(named["stage"])
         return found
 
-    monkeypatch.setattr(jobs, "cut", killed_cut)
+    monkeypatch.setattr(parts, "cut", killed_cut)
     monkeypatch.setattr(train, "fit", killed_fit)
     for _ in range(6):
         with pytest.raises(Killed):
@@ -196,8 +196,10 @@ def test_a_budget_that_cannot_be_met_names_the_nearest(options: PruneOptions, tm
         prune(replace(options, macs="0.001"))
     assert found.value.exit_code == 3
     assert any(c.isdigit() for c in str(found.value))
+    assert "lower --multiple from 8 or lower --floor from 0.1" in str(found.value)
     # Nothing was made that a second try would stumble over.
-    assert prune(replace(options, macs="0.5", recover=0.0, force=True)).macs
+    assert not options.output or not options.output.exists()
+    assert prune(replace(options, macs="0.5", recover=0.0)).macs
 
 
 def test_mistakes_leave_no_folder(options: PruneOptions, tmp_path: Path, make_images: Make) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from edgeprune import checkpoint
 from edgeprune.data.pixels import Pixels
 from edgeprune.images import Preprocess
-from edgeprune.methods import job as jobs
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
 from edgeprune.opening import open_network
@@ -69,7 +68,7 @@ def planted() -> Callable[..., Job]:
         words = {"recover": 0.0, "multiple": 1, "floor": 0.0, "batch": 16, "channels": "0.5", **options}
         how = Budget.parse(macs=None, params=None, channels=words["channels"])
         images = (pixels(48, 40, None), pixels(40, 0, 4))
-        return jobs.of(network, images, how, PruneOptions(**words), None)
+        return Job.of(network, images, how, PruneOptions(**words), None)
 
     return make
 

@@ -20,8 +20,7 @@ from edgeprune.commands.prune import prune
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
 from edgeprune.images import Preprocess
-from edgeprune.methods import job as jobs
-from edgeprune.methods import learning
+from edgeprune.methods import learning, parts
 from edgeprune.methods.admp import ADMP, MEMORY, Duel, Losses
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
@@ -223,7 +222,7 @@ def striped(**options: Any) -> Job:
     words = {"recover": 0.0, "multiple": 1, "floor": 0.0, "batch": 16, "channels": "0.5", **options}
     how = Budget.parse(macs=None, params=None, channels="0.5")
     images = stripes(64, 1, 40.0, False), stripes(48, 2, 25.0, True)
-    return jobs.of(network, images, how, PruneOptions(flip=False, device="cpu", **words), None)
+    return Job.of(network, images, how, PruneOptions(flip=False, device="cpu", **words), None)
 
 
 def still_there(job: Job) -> int:
@@ -285,7 +284,7 @@ def test_a_kill_anywhere_changes_nothing(
             passed.append(name)
             raise Killed
 
-    cut, fit, step, settings = jobs.cut, train.fit, train._Loop._step, learning.settings
+    cut, fit, step, settings = parts.cut, train.fit, train._Loop._step, learning.settings
 
     def killed_cut(*given: Any) -> Any:
         found = cut(*given)
@@ -302,7 +301,7 @@ def test_a_kill_anywhere_changes_nothing(
             once(f"{self.stage} step 2")
         return step(self, at)
 
-    monkeypatch.setattr(jobs, "cut", killed_cut)
+    monkeypatch.setattr(parts, "cut", killed_cut)
     monkeypatch.setattr(train, "fit", killed_fit)
     monkeypatch.setattr(train._Loop, "_step", killed_step)
     monkeypatch.setattr(learning, "settings", lambda *given: replace(settings(*given), save_every=1))

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from edgeprune import inference, records
 from edgeprune.commands.prune import prune
-from edgeprune.methods import hints
-from edgeprune.methods import job as jobs
+from edgeprune.methods import hints, parts
 from edgeprune.methods.auto import AutoPruning
 from edgeprune.methods.job import Job
 from edgeprune.opening import open_network
@@ -30,7 +29,7 @@ def test_exactly_the_useless_channels_go(planted: Callable[..., Job]) -> None:
 def test_hints_are_met_where_nothing_of_use_was_cut(planted: Callable[..., Job]) -> None:
     job = planted(bn_recal=False)
     AutoPruning(cuts=1)(job)
-    objective = jobs.chosen_objective(job, 1.0)
+    objective = parts.chosen_objective(job, 1.0)
     shared = hints.shared_channels(job.dense, "head", job.dense_couplings, job.kept)
     assert (shared["first_out"], shared["second_out"]) == (job.kept["first"], job.kept["second"])
     images = torch.rand(4, 3, 8, 8)
@@ -49,7 +48,7 @@ def _enter(module: nn.Module, layers: tuple[str, ...], images: Tensor) -> dict[s
 
 
 def test_without_layers_only_answers_are_compared(planted: Callable[..., Job]) -> None:
-    assert jobs.chosen_objective(planted(), 0.0).needs.layers == ()
+    assert parts.chosen_objective(planted(), 0.0).needs.layers == ()
 
 
 def test_hints_are_few_and_name_whole_inputs() -> None:

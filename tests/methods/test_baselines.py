@@ -15,8 +15,7 @@ from torch import nn
 from edgeprune import catalog, inference, train
 from edgeprune.commands.prune import prune
 from edgeprune.errors import UsageError
-from edgeprune.methods import job as jobs
-from edgeprune.methods import work
+from edgeprune.methods import parts, work
 from edgeprune.methods.baselines import AdaptThenPrune, PruneThenAdapt, TwoStage, Uniform
 from edgeprune.methods.itmc import ITMC
 from edgeprune.methods.job import Job
@@ -74,7 +73,7 @@ def test_passes_add_up(planted: Callable[..., Job]) -> None:
 def test_a_step_costs_what_it_shows(planted: Callable[..., Job]) -> None:
     """48 target and 40 source images, 16 of each in a step."""
     job = planted()
-    assert work.images_a_step(job, jobs.chosen_objective(job)) == 16
+    assert work.images_a_step(job, parts.chosen_objective(job)) == 16
     assert work.images_a_step(job, work.adapting(job)) == 32
     assert work.images_a_step(job, work.adapting(planted(objective="mcc"))) == 32
     assert work.images_a_step(job, work.adapting(planted(objective="fixmatch"))) == 48
@@ -89,7 +88,7 @@ class Killed(BaseException):
 def fragile(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The process dies once after each cut and once after each training, and nothing is cleaned up."""
     passed: list[str] = []
-    cut, fit = jobs.cut, train.fit
+    cut, fit = parts.cut, train.fit
 
     def once(name: str) -> None:
         if name not in passed:
@@ -106,7 +105,7 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         once(named["stage"])
         return found
 
-    monkeypatch.setattr(jobs, "cut", killed_cut)
+    monkeypatch.setattr(parts, "cut", killed_cut)
     monkeypatch.setattr(train, "fit", killed_fit)
     return passed
 

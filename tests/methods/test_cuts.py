@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import BudgetNotMet, UsageError
 from edgeprune.images import Preprocess
-from edgeprune.methods import job as jobs
+from edgeprune.methods import parts
 from edgeprune.methods.auto import AutoPruning
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
@@ -57,7 +57,7 @@ def job(module: nn.Module, **words: Any) -> Job:
     )
     given = {"macs": "0.3", "iterations": 3, "recover": 0.0, "multiple": 1, "batch": 16, **words}
     kinds = {kind: given.get(kind) for kind in ("macs", "params", "channels")}
-    return jobs.of(network, (pixels(32, 40, None), None), Budget.parse(**kinds), PruneOptions(**given), None)
+    return Job.of(network, (pixels(32, 40, None), None), Budget.parse(**kinds), PruneOptions(**given), None)
 
 
 @pytest.mark.parametrize("make", [Split, Grouped])
@@ -67,7 +67,7 @@ def test_the_plan_of_three_cuts_is_one_cut_of_the_dense_network(make: type[nn.Mo
     dense = copy.deepcopy(found.dense)
     AutoPruning()(found)
     assert len(found.plans) == 3
-    plan = jobs.whole_plan(found)
+    plan = parts.whole_plan(found)
     assert plan is not None
     assert {c.root for c in plan.cuts} == ({"make", "make@2"} if make is Split else {"make"})
     again = copy.deepcopy(dense)
@@ -105,9 +105,25 @@ def test_a_budget_on_what_is_not_there_says_so() -> None:
     with pytest.raises(
         UsageError, match=r"--channels: the network has none that can be cut; `edgeprune inspect"
     ):
-        jobs.limits(found)
+        parts.limits(found)
 
 
 def test_a_network_of_which_nothing_can_go_says_so() -> None:
-    with pytest.raises(BudgetNotMet, match=r"the smallest plan possible has macs .* \(1\.000 of dense\)"):
+    said = (
+        r"the smallest plan possible has macs .* \(1\.000 of dense\), asked for at most .*: ask for that or more, "
+        r"or free layers named by --keep or lower --floor from 0\.1 or take a network with"
+    )
+    with pytest.raises(BudgetNotMet, match=said):
         AutoPruning()(job(Split(), keep=("*",)))
+
+
+def test_a_budget_that_widths_cannot_fill_says_which_step_is_too_much() -> None:
+    found = job(Split(), keep_out=("one", "two"), multiple=16, macs="0.9", iterations=1, bn_recal=False)
+    AutoPruning()(found)
+    (said,) = parts.unfilled(found)
+    assert said == (
+        "74.2% of the budget on macs is used: the next step, make@2 from 16 to 32 channels, would use 111.1%"
+    )
+    fine = job(Split(), macs="0.6", iterations=1, bn_recal=False)
+    AutoPruning()(fine)
+    assert parts.unfilled(fine) == []

@@ -17,7 +17,7 @@ from edgeprune import checkpoint, skeleton, train
 from edgeprune.cli.app import main
 from edgeprune.commands.prune import prune
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError
-from edgeprune.methods import job as jobs
+from edgeprune.methods import parts
 from edgeprune.methods.dalr import DALR, Choice, allocate
 from edgeprune.options import PruneOptions
 from edgeprune.plan import LowRank, PruningPlan
@@ -184,7 +184,7 @@ def test_a_killed_composition_goes_on(
 ) -> None:
     words = low(options, method="auto", then="dalr", macs="0.4", iterations=1, recover=4.0)
     whole = prune(replace(words, output=tmp_path / "whole"))
-    record, fit = jobs.record, train.fit
+    record, fit = parts.record, train.fit
     passed: list[str] = []
 
     def once(name: str) -> None:
@@ -201,7 +201,7 @@ def test_a_killed_composition_goes_on(
         once(named["stage"])
         return found
 
-    monkeypatch.setattr(jobs, "record", killed_record)
+    monkeypatch.setattr(parts, "record", killed_record)
     monkeypatch.setattr(train, "fit", killed_fit)
     for _ in range(4):
         with pytest.raises(Killed):

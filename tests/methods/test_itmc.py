@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import UsageError
-from edgeprune.methods import job as parts
-from edgeprune.methods import work
+from edgeprune.methods import parts, work
 from edgeprune.methods.itmc import ITMC, StudentLosses
 from edgeprune.methods.job import Job
 from edgeprune.prune.scores.transfer import Pass

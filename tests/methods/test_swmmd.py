@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from edgeprune import train
 from edgeprune.commands.prune import prune
 from edgeprune.errors import UsageError
-from edgeprune.methods import job as jobs
-from edgeprune.methods import learning
+from edgeprune.methods import learning, parts
 from edgeprune.methods.job import Job
 from edgeprune.methods.swmmd import SWMMDPruning, Watched, removals
 from edgeprune.objectives.swmmd import SWMMD
@@ -67,7 +66,7 @@ def watched(
     class Its:
         network = type("Its", (), {"module": module})
 
-    monkeypatch.setattr(jobs, "couplings", lambda job: couplings)
+    monkeypatch.setattr(parts, "couplings", lambda job: couplings)
     return Watched(Its(), Nothing(Task(7, 3)), power, (0, 1))  # type: ignore[arg-type]
 
 
@@ -196,7 +195,7 @@ def test_a_kill_anywhere_changes_nothing(
             passed.append(name)
             raise Killed
 
-    cut, fit, step = jobs.cut, train.fit, train._Loop._step
+    cut, fit, step = parts.cut, train.fit, train._Loop._step
 
     def killed_cut(*given: Any) -> Any:
         found = cut(*given)
@@ -215,7 +214,7 @@ def test_a_kill_anywhere_changes_nothing(
 
     settings = learning.settings
     monkeypatch.setattr(learning, "settings", lambda *given: replace(settings(*given), save_every=1))
-    monkeypatch.setattr(jobs, "cut", killed_cut)
+    monkeypatch.setattr(parts, "cut", killed_cut)
     monkeypatch.setattr(train, "fit", killed_fit)
     monkeypatch.setattr(train._Loop, "_step", killed_step)
     found = None

@@ -18,8 +18,7 @@ from edgeprune import records, train
 from edgeprune.cli.app import main
 from edgeprune.commands.prune import prune
 from edgeprune.errors import DataError, UsageError
-from edgeprune.methods import job as parts
-from edgeprune.methods import work
+from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
 from edgeprune.methods.tana import TANA, leaving, tails
 from edgeprune.options import PruneOptions

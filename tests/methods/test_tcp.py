@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.methods import job as parts
-from edgeprune.methods import work
+from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import CODE_WEIGHT, TCP, Losses, beta
 from edgeprune.prune import graph

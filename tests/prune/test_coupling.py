@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from edgeprune.errors import UsageError
 from edgeprune.prune import graph, surgery
 from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.scores.magnitude import Magnitude
 
 IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -170,18 +171,28 @@ class Fixed(nn.Module):
         return self.c(x.reshape(x.shape[0], 8, -1).unsqueeze(-1))
 
 
+def test_a_blur_with_a_kernel_for_each_channel_is_cut_and_no_score_reads_it(plan_of: Any) -> None:
+    blur = timm.layers.blur_pool.BlurPool2d(16)
+    module = nn.Sequential(nn.Conv2d(3, 16, 1), blur, nn.Conv2d(16, 4, 1)).eval()
+    found = graph.find(module, IMAGE)
+    assert [m.tensor for m in found["0"].members] == ["0.weight", "2.weight"]
+    assert Magnitude()(module, found)["0"].shape == (16,)
+    surgery.apply(module, plan_of(found), found)
+    assert module(IMAGE).shape == (2, 4, 32, 32)
+
+
 class Cross(nn.Module):
     """Attention whose forward reads the width of a head from the stream; queries are of their own width else."""
 
     def __init__(self, *, half: bool = False) -> None:
         super().__init__()
-        self.heads, self.half = 3, half
+        self.heads, self.twice = 3, half
         self.stem, self.query, self.key, self.value = (nn.Linear(a, 48) for a in (8, 48, 48, 48))
         self.head = nn.Linear(48, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, n, c = (x := self.stem(x)).shape
-        size = c * 2 // (2 * self.heads) if self.half else c // self.heads
+        size = c * 2 // (2 * self.heads) if self.twice else c // self.heads
         q = self.query(x[:, :1]).reshape(b, 1, self.heads, size).permute(0, 2, 1, 3)
         k = self.key(x).reshape(b, n, self.heads, size).permute(0, 2, 1, 3)
         v = self.value(x).reshape(b, n, self.heads, c // self.heads).permute(0, 2, 1, 3)

@@ -1,6 +1,8 @@
 """Networks whose outputs are dicts and lists: segmentation and detection, planned, cut, rebuilt."""
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,3 +76,25 @@ def test_inspect_lists_what_is_prunable_of_them() -> None:
     found = inspect(InspectOptions(file="torchvision:lraspp_mobilenet_v3_large", prunable=True, size=64))
     assert found.facts["frozen"] == 1
     assert sum(row["prunable"] for row in found.couplings) == found.facts["couplings_found"] - 1
+
+
+def segmenter() -> Any:
+    """A user's own factory."""
+    return segmentation.lraspp_mobilenet_v3_large(**BARE, num_classes=3)
+
+
+def test_inspect_takes_a_users_own_too() -> None:
+    found = inspect(InspectOptions(file="tests.prune.test_outputs:segmenter", prunable=True, size=64))
+    named = inspect(InspectOptions(file="torchvision:lraspp_mobilenet_v3_large", prunable=True, size=64))
+    assert [row["layer"] for row in found.couplings] == [row["layer"] for row in named.couplings]
+
+
+def test_the_page_shows_how() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "prune.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    torch.manual_seed(0)
+    said: dict[str, Any] = {}
+    exec(code, said)
+    now = macs.measure(said["network"], said["example"])[0]
+    assert 0.48 * said["dense"] <= now <= 0.5 * said["dense"]
+    assert said["network"](said["example"])["out"].shape == (2, 3, 128, 128)
