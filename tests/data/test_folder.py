@@ -60,7 +60,7 @@ def test_one_class_alone_is_known_by_its_folder(tmp_path: Path) -> None:
 def test_helpful_errors(tmp_path: Path) -> None:
     root = make(tmp_path / "d", {"cta": 1, "dog": 1})
     with pytest.raises(
-        DataError, match="folder 'cta' is no class of the model, which has 2, .*; did you mean 'cat'"
+        DataError, match=r"folder 'cta' is no class of the model, which has 2, .*; did you mean 'cat'"
     ):
         folder.labelled(root, PRE, ("cat", "dog"), tmp_path / "c")
     thousand = [f"n{i:08d}" for i in range(1000)]
