@@ -94,7 +94,7 @@ def prepare(spec: str, data: Path, work: Path, weights: Path | None) -> Case:
         checkpoint.write(file, network)
         facts.write_text(json.dumps(network.history[-1]))
     network = checkpoint.read(file)
-    images = _few(folder.unlabelled(data / "pacs160_art_painting", network.preprocess))
+    images = folder.unlabelled(data / "pacs160_art_painting", network.preprocess).spread(IMAGES)
     table = file.with_suffix(".table.json")
     if not table.is_file():
         layers.save(layers.measured_here(network), table)
@@ -134,15 +134,10 @@ def _train(spec: str, data: Path, weights: Path | None) -> Network:
             "steps": steps,
             "batch": settings.batch,
             "seconds": round(time.monotonic() - begin),
-            "accuracy_on_what_it_learned": inference.evaluate(network, _few(both)),
+            "accuracy_on_what_it_learned": inference.evaluate(network, both.spread(IMAGES)),
         }
     )
     return network
-
-
-def _few(pixels: Pixels) -> Pixels:
-    index = torch.linspace(0, len(pixels) - 1, min(IMAGES, len(pixels))).round().long()
-    return pixels.subset(index.tolist())
 
 
 def planner(case: Case, way: str, dense_ms: float) -> Callable[[float], PruningPlan]:

@@ -24,7 +24,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks import accuracy
@@ -132,12 +131,7 @@ class Bench:
             "source": folder.unlabelled(source, pre),
             "test": test,
         }
-        return {name: self._some(pixels) for name, pixels in found.items()}
-
-    def _some(self, pixels: Pixels) -> Pixels:
-        if len(pixels) <= self.limit:
-            return pixels
-        return pixels.subset(torch.linspace(0, len(pixels) - 1, self.limit).round().long().tolist())
+        return {name: pixels.spread(self.limit) for name, pixels in found.items()}
 
     def names(self, group: str) -> list[str]:
         """The layers of a group."""

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgeprune import catalog, progress
 from edgeprune.artifact import write_atomically
 from edgeprune.commands import start
@@ -47,9 +45,7 @@ def rows(options: InspectOptions) -> tuple[str, Rows]:
     )
     network, _ = open_network(options.file, words)
     images = folder.unlabelled(target, network.preprocess, None)
-    few = images.subset(
-        torch.linspace(0, len(images) - 1, min(options.images, len(images))).round().long().tolist()
-    )
+    few = images.spread(options.images)
     batches = [x for _, x, _ in plain(few, network.preprocess, BATCH)]
     found = graph.find(network.module, network.example())
     scores = score.of(options.score, network.module, found, network.preprocess, few)

@@ -50,6 +50,11 @@ class Pixels:
         labels = None if self.labels is None else self.labels[rows]
         return Pixels(self.take(rows), labels, [self.names[i] for i in rows.tolist()], [], self.classes)
 
+    def spread(self, most: int) -> Pixels:
+        """At most so many of the images, evenly spaced, copied to memory."""
+        rows = torch.linspace(0, len(self) - 1, min(most, len(self))).round().long()
+        return self.subset(rows.tolist())
+
 
 class Chosen(Streamed):
     """Rows `index` (M,) of other rows, read when they are asked for."""

@@ -16,9 +16,8 @@ def shared_channels(
     classifier: str,
     couplings: Couplings,
     kept: Mapping[str, Sequence[int]],
-    most: int = MOST,
 ) -> dict[str, list[int]]:
-    """Layer -> the dense channels that still enter it, increasing, for at most `most` layers.
+    """Layer -> the dense channels that still enter it, increasing, for at most MOST layers.
 
     couplings: of the dense network; kept: root of a coupling that was cut -> its channels that stayed. The classifier
     and, for each residual stream, the last layer that reads it; then layers inside blocks, evenly spread. A layer is
@@ -34,6 +33,6 @@ def shared_channels(
                 entering = sorted(i for c in channels for i in member.slices[c])
                 read[coupling.inner and member.layer != classifier][member.layer] = entering
                 break
-    streams, inside = list(read[False].items())[-most:], list(read[True].items())
-    room = min(most - len(streams), len(inside))
+    streams, inside = list(read[False].items())[-MOST:], list(read[True].items())
+    room = min(MOST - len(streams), len(inside))
     return dict(streams + [inside[(2 * i + 1) * len(inside) // (2 * room)] for i in range(room)])

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from edgeprune import inference
@@ -114,5 +113,4 @@ class Job:
     @property
     def probe(self) -> Pixels:
         """Up to 1,024 target images, evenly spaced, on which agreement is measured."""
-        count = min(AGREEMENT_IMAGES, len(self.target))
-        return self.target.subset(torch.linspace(0, len(self.target) - 1, count).round().long().tolist())
+        return self.target.spread(AGREEMENT_IMAGES)

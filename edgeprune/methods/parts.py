@@ -271,15 +271,13 @@ def learn(
     stage: str,
     *,
     teacher: nn.Module | None = None,
-    lr: float | None = None,
     validations: int = 3,
 ) -> train.Fit:
     """Train the student on an objective as the options say; `stage` names this part of the run for resuming.
 
-    teacher: whose logits the objective is given, the dense network by default. lr: peak rate, the options' by default.
+    teacher: whose logits the objective is given, the dense network by default.
     """
     settings = learning.settings(job.options, steps, validations)
-    settings = settings if lr is None else replace(settings, lr=lr)
     result = train.fit(
         job.network,
         objective,

@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.prune.coupling import Coupling, Couplings, Member
+from edgeprune.prune import readers
+from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Rules, ladder
+from edgeprune.prune.readers import Read
 
 Values = Mapping[str, Tensor]
 
@@ -73,55 +75,19 @@ def masked(module: nn.Module, couplings: Couplings, values: Callable[[int, bool]
         now.clear()
         now.update(values(count[0], entered.training))
 
-    readers: dict[str, list[tuple[Coupling, Member]]] = {}
-    for coupling in couplings:
-        for member in coupling.members:
-            if member.axis == "in":
-                readers.setdefault(member.tensor.rpartition(".")[0], []).append((coupling, member))
+    def reading(reads: list[Read]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def multiply(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, axis = args[0], readers.channel_axis(layer, args[0])
+            fitting = [(read, now[read.root]) for read in reads if read.fits(x, axis)]
+            return (readers.multiplied(x, axis, count[0], fitting), *args[1:])
+
+        return multiply
+
     handles = [module.register_forward_pre_hook(begin)]
-    for name, pairs in readers.items():
-        handles.append(module.get_submodule(name).register_forward_pre_hook(_Reader(pairs, now, count)))
+    for name, reads in readers.by_layer(couplings).items():
+        handles.append(module.get_submodule(name).register_forward_pre_hook(reading(reads)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _Reader:
-    """Multiply a layer's input by the masks of the couplings it reads."""
-
-    def __init__(
-        self, pairs: list[tuple[Coupling, Member]], now: dict[str, Tensor], count: list[int]
-    ) -> None:
-        self.now, self.count = now, count
-        self.pairs = [
-            (
-                coupling.root,
-                torch.tensor([i for s in member.slices for i in s]),
-                torch.tensor([c for c, s in enumerate(member.slices) for _ in s]),
-            )
-            for coupling, member in pairs
-        ]
-
-    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        first = isinstance(layer, nn.Conv1d) or (isinstance(layer, nn.modules.conv._ConvNd) and x.ndim > 3)
-        axis = 1 if first else x.ndim - 1
-        whole = torch.ones(1, x.shape[axis], dtype=x.dtype, device=x.device)
-        for root, index, owner in self.pairs:
-            if not len(index) or int(index.max()) >= x.shape[axis]:
-                continue  # not the axis that this input has: the layer is used in another way
-            mask = self.now[root].to(x).reshape(-1, self.now[root].shape[-1])[:, owner.to(x.device)]
-            whole = whole.expand(max(len(whole), len(mask)), -1)
-            whole = whole.index_copy(1, index.to(x.device), mask.expand(len(whole), -1))
-        shape = [1] * x.ndim
-        shape[axis] = x.shape[axis]
-        if (
-            len(whole) > 1 and x.shape[0] % self.count[0]
-        ):  # images are mixed on the first axis: one mask for all
-            whole = whole.mean(0, keepdim=True)
-        if len(whole) > 1:  # windows are cut image by image
-            shape[0] = x.shape[0]
-            whole = whole.repeat_interleave(x.shape[0] // self.count[0], 0)
-        return (x * whole.reshape(shape), *args[1:])

@@ -62,7 +62,7 @@ class Images:
     device: torch.device
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (images.to(self.device) for _, images, _ in plain(some(self.pixels), self.pre, BATCH))
+        return (images.to(self.device) for _, images, _ in plain(self.pixels.spread(IMAGES), self.pre, BATCH))
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,6 @@ class Labelled:
     device: torch.device
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for _, images, labels in plain(some(self.pixels), self.pre, BATCH):
+        for _, images, labels in plain(self.pixels.spread(IMAGES), self.pre, BATCH):
             assert labels is not None
             yield images.to(self.device), labels.to(self.device)
-
-
-def some(pixels: Pixels) -> Pixels:
-    """Up to 512 images, evenly spaced."""
-    chosen = torch.linspace(0, len(pixels) - 1, min(IMAGES, len(pixels))).round().long()
-    return pixels.subset(chosen.tolist())

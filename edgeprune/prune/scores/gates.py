@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.prune.coupling import Coupling, Couplings, Member
+from edgeprune.prune import readers
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.readers import Read
 
 
 @dataclass
@@ -50,16 +52,10 @@ class Gates:
 def gated(module: nn.Module, couplings: Couplings, power: int = 2) -> Iterator[Gates]:
     """Put gates before every layer that reads a coupling; taken away on leaving. Evaluation mode inside."""
     gates = Gates(power=power)
-    readers: dict[str, list[tuple[Coupling, Member]]] = {}
-    for coupling in couplings:
-        for member in coupling.members:
-            if member.axis == "in":
-                readers.setdefault(member.tensor.rpartition(".")[0], []).append((coupling, member))
     handles = []
     modes = [(m, m.training) for m in module.modules()]
-    for name, pairs in readers.items():
-        hook = _Hook(gates, pairs)
-        handles.append(module.get_submodule(name).register_forward_pre_hook(hook))
+    for name, reads in readers.by_layer(couplings).items():
+        handles.append(module.get_submodule(name).register_forward_pre_hook(_Hook(gates, reads)))
     module.eval()
     try:
         yield gates
@@ -73,40 +69,23 @@ def gated(module: nn.Module, couplings: Couplings, power: int = 2) -> Iterator[G
 class _Hook:
     """Multiply a layer's input by the gates of the couplings it reads."""
 
-    def __init__(self, gates: Gates, pairs: list[tuple[Coupling, Member]]) -> None:
-        self.gates, self.pairs = gates, pairs
+    def __init__(self, gates: Gates, reads: list[Read]) -> None:
+        self.gates, self.reads = gates, reads
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        axis = 1 if isinstance(layer, nn.modules.conv._ConvNd) and x.ndim > 3 else x.ndim - 1
-        if isinstance(layer, nn.Conv1d):
-            axis = 1
-        whole = torch.ones(self.gates.images, x.shape[axis], dtype=x.dtype, device=x.device)
-        for coupling, member in self.pairs:
-            index = torch.tensor([i for s in member.slices for i in s], device=x.device)
-            owner = torch.tensor([c for c, s in enumerate(member.slices) for _ in s], device=x.device)
-            if len(index) and int(index.max()) >= x.shape[axis]:
-                continue  # not the axis that this input has: the layer is used in another way
-            gate = self.gates.of(coupling.root, coupling.width, x)
-            whole = whole.index_copy(1, index, gate[:, owner])
-            self._see(x, axis, index, owner, coupling)
-        shape = [1] * x.ndim
-        shape[axis] = x.shape[axis]
-        if x.shape[0] % self.gates.images:  # images are mixed on the first axis: one gate for all
-            factor = whole.mean(0).reshape(shape)
-        else:  # windows are cut image by image
-            shape[0] = x.shape[0]
-            factor = whole.repeat_interleave(x.shape[0] // self.gates.images, 0).reshape(shape)
-        return (x * factor, *args[1:])
+        x, axis = args[0], readers.channel_axis(layer, args[0])
+        fitting = [read for read in self.reads if read.fits(x, axis)]
+        factors = [(read, self.gates.of(read.root, read.width, x)) for read in fitting]
+        if not x.shape[0] % self.gates.images:
+            self._see(x, axis, fitting)
+        return (readers.multiplied(x, axis, self.gates.images, factors), *args[1:])
 
-    def _see(self, x: Tensor, axis: int, index: Tensor, owner: Tensor, coupling: Coupling) -> None:
-        if x.shape[0] % self.gates.images:
-            return
+    def _see(self, x: Tensor, axis: int, reads: list[Read]) -> None:
         with torch.no_grad():
             size = x.detach().abs() if self.gates.power == 1 else x.detach().square()
             size = size.movedim(axis, 1).flatten(2).sum(2) if x.ndim > 2 else size
             each = size.reshape(self.gates.images, -1, x.shape[axis]).sum(1)
-            seen = self.gates.seen.setdefault(
-                coupling.root, torch.zeros(self.gates.images, coupling.width, dtype=x.dtype, device=x.device)
-            )
-            seen.index_add_(1, owner, each[:, index])
+            for read in reads:
+                nothing = torch.zeros(self.gates.images, read.width, dtype=x.dtype, device=x.device)
+                seen = self.gates.seen.setdefault(read.root, nothing)
+                seen.index_add_(1, read.owner.to(x.device), each[:, read.index.to(x.device)])
