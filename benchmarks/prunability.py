@@ -6,6 +6,7 @@ Written by `python -m benchmarks.coverage --docs`.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -95,10 +96,11 @@ def _reasons(row: Row) -> list[str]:
 
 
 def _frozen(rows: list[Row]) -> list[str]:
-    """The networks with frozen couplings, and the reasons."""
+    """The networks with frozen couplings, and the reasons; blocks that differ by number alone are one line."""
     lines = []
     for row in sorted(rows, key=lambda r: str(r["network"])):
-        for why, count in Counter(_reasons(row)).most_common():
+        alike = (re.sub(r"(?<=\.)\d+(?=[.:])", "\\*", why) for why in _reasons(row))
+        for why, count in Counter(alike).most_common():
             lines.append(f"| {row['network']} | {count} | {why.replace('|', '/')} |")
     if not lines:
         return []
