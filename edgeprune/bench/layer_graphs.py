@@ -3,7 +3,7 @@
 What it must satisfy: every file is tiny (weights are constants that the runtime expands as it loads, so a
 wide layer needs no megabytes on disk); a device needs the folder alone. The folder:
 
-    layers.json      {"format": "edgeprune-layers", "version": 1, "network": {...},
+    layers.json      {"format": "edgeprune-layers", "version": 2, "network": {...},
                       "layers": [{"shape": {...}, "inputs": [8, 16], "outputs": [8, 64]}]}
     0-8x64.onnx      layer 0 at 8 input and 64 output channels
     network.onnx     the dense network itself
@@ -25,7 +25,7 @@ from edgeprune.bench.table import LayerShape
 from edgeprune.errors import DataError
 
 FORMAT = "edgeprune-layers"
-VERSION = 1
+VERSION = 2
 MANIFEST, NETWORK = "layers.json", "network.onnx"
 OPSET, IR = 17, 9  # what ONNX Runtime 1.14 and TensorRT 8.6 read, too
 

@@ -3,7 +3,7 @@
 What it must satisfy: the workstation writes the shapes, the device fills in the times, the planner reads
 them; none of the three needs the others' libraries. The file:
 
-    {"format": "edgeprune-layer-table", "version": 1,
+    {"format": "edgeprune-layer-table", "version": 2,
      "device": "Jetson Orin Nano", "runtime": "tensorrt 10.3", "precision": "fp16", "batch": 1,
      "threads": 1,
      "fixed_ms": 0.05,                  what a whole run costs beside its layers (launch, copies)
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from edgeprune.errors import DataError
 
 FORMAT = "edgeprune-layer-table"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
