@@ -4,7 +4,8 @@
 
 `moving`: MACs in the time of one element moved (edgeprune.prune.macs.MOVING), 0 for MACs alone. `enough`: groups of a
 convolution from which on whole ones go (edgeprune.prune.families.ENOUGH). Random weights, magnitude, ONNX Runtime on
-one thread, dense and slim interleaved; `share` is the speed-up over the reduction of MACs, 1 where time falls as MACs do.
+one thread, dense and slim interleaved; `share` is the speed-up over the reduction of MACs, 1 where time falls as they
+do.
 
 Rows are written as they finish and skipped when present.
 """
