@@ -1,6 +1,6 @@
 """Which networks build to TensorRT-RTX engines ahead of time: precision x GPU x batch, and what was built.
 
-    python -m benchmarks.engines [--only GLOB] [--limit SECONDS]
+    python -m benchmarks.engines [--only GLOB] [--limit SECONDS] [--list]
 
 "NAME pruned" is the network cut to half of its MACs.
 
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=float, default=float("inf"), help="seconds after which no row is begun"
     )
+    parser.add_argument("--list", action="store_true", help="print the rows and their state")
     words = parser.parse_args()
     end = time.monotonic() + words.limit
     rows: dict[str, Row] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
@@ -57,6 +58,12 @@ def main() -> None:
             f"{spec}{pruned} {word} {batch} {target}": (word, target)
             for word, target in itertools.product(precision.PRECISIONS, CAPABILITIES)
         }
+        if words.list:
+            print(
+                *(f"{'done' if k in rows else 'open'}  {k}" for k in keys if fnmatch.fnmatch(k, words.only)),
+                sep="\n",
+            )
+            continue
         missing = {k: v for k, v in keys.items() if k not in rows and fnmatch.fnmatch(k, words.only)}
         with tempfile.TemporaryDirectory() as name:
             files: dict[str, tuple[Path, Row]] = {}
