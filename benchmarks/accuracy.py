@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
                 yield Case("adapt", task.name, name, seed, ("--objective", name))
                 if name == "auto" and task.older is not None:  # with its own features alone
                     yield Case("adapt", task.name, "auto+own", seed, ("--objective", name))
-                if task.name == "pacs-partial" and (needs or name in ("auto", "shot")) and name != "source":
+                switched = (needs or name in ("auto", "shot")) and name not in ("source", "swmmd")
+                if task.name == "pacs-partial" and switched:
                     yield Case(
                         "adapt",
                         task.name,
@@ -163,6 +164,8 @@ def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
     if case.name.partition("+")[0] in ("prune-then-adapt", "two-stage") and task.cloud:
         return _cloud(task, case, place)
     first = Case("adapt", task.name, "auto", case.seed, ("--objective", "auto"))
+    if task.name == "pacs-partial":
+        first = replace(first, name="auto+partial", words=(*first.words, "--set", "partial=true"))
     made(first, place)
     return (str(place.run(first)),)
 

@@ -61,13 +61,15 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     stage: str = "adapt",
     watch: Pixels | None = None,
     held: Pixels | None = None,
+    begun: int = 0,
 ) -> Fit:
     """Train `network.module` in place and leave the chosen weights in it, on the CPU and in eval mode.
 
     `stage` names this part of a run: finished parts are taken from the resume folder. `watch`: labelled images whose
     accuracy is written beside each validation, for the reader alone. `held`: labelled source images outside training;
-    validators look at them too. UsageError when what the objective needs is not given; Interrupted after Ctrl-C, with a
-    snapshot written.
+    validators look at them too. `begun`: steps of earlier parts of training on the same images; batches go on from
+    there, so that short parts do not all see the same first ones. UsageError when what the objective needs is not
+    given; Interrupted after Ctrl-C, with a snapshot written.
     """
     labelled = source is not None and source.labels is not None
     objective.needs.require(type(objective).__name__, source=labelled, teacher=teacher is not None)
@@ -76,6 +78,7 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs, taught=taught):
         loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
+        loop.begun = begun
         loop.watch, loop.validator = watch, validate.Validator(network, target, held)
         try:
             result = loop.work(check)
@@ -122,10 +125,10 @@ class _Loop:
         stage: str,
     ) -> None:
         self.network, self.objective, self.settings = network, objective, settings
-        self.stage, self.run = stage, run
+        self.stage, self.run, self.begun = stage, run, 0
         self.watch: Pixels | None = None
         self.validator = validate.Validator(network, pixels[0])
-        self.partial = bool(getattr(objective.knobs, "partial", False))
+        self.partial = objective.partial
         self.whole, self.state = False, _State()
         self.fabric = processes.fabric(settings.device, settings.precision)
         self.device, self.precision = self.fabric.device, self.fabric.strategy.precision
@@ -196,21 +199,23 @@ class _Loop:
         """Show the objective the whole target before each pass over it, when it asked."""
         per_pass = self.target_batches.steps_per_pass if self.target_batches else 1
         # a new pass begins with this batch, or began in the last step
-        first = step.number * self.settings.accumulate
-        if self.objective.needs.refresh and first % per_pass < self.settings.accumulate:
+        first = (self.begun + step.number) * self.settings.accumulate
+        due = step.number == 0 or first % per_pass < self.settings.accumulate
+        if self.objective.needs.refresh and due:
             features, logits = inference.predict(self.network, self.target)
             self.objective.refresh(features.to(self.device), logits.to(self.device))
 
     def _step(self, step: Step) -> dict[str, float]:
         self._refresh(step)
-        torch.manual_seed((self.settings.seed + 1) * 1_000_003 + step.number)  # dropout, on every device
+        now = self.begun + step.number
+        torch.manual_seed((self.settings.seed + 1) * 1_000_003 + now)  # dropout, on every device
         inference.training(self.network.module, frozen=self.frozen)
         self.objective.train()
         optimise.set_rates(self.optimizer, self.settings, step)
         self.optimizer.zero_grad(set_to_none=True)
         shown: dict[str, float] = {}
         parts = self.settings.accumulate
-        for number in range(step.number * parts, (step.number + 1) * parts):
+        for number in range(now * parts, (now + 1) * parts):
             with self.fabric.autocast():
                 source = self._forward(self.source_batches, number, track=self.target_batches is None)
                 target = self._forward(self.target_batches, number, track=True)
@@ -224,8 +229,10 @@ class _Loop:
         self.objective.before_update(step)
         self.precision.optimizer_step(self.optimizer)
         if self.settings.ema:
-            now = self.network.module.state_dict()
-            self.state.ema = optimise.averaged(self.state.ema, now, self.settings.ema, self.state.step)
+            weights_now = self.network.module.state_dict()
+            self.state.ema = optimise.averaged(
+                self.state.ema, weights_now, self.settings.ema, self.state.step
+            )
         if self.run and (step.number % 10 == 0):
             self.run.metric(stage=self.stage, step=step.number, **shown)
         return shown
@@ -298,11 +305,10 @@ class _Loop:
         return self.objective.needs.last or not self.target_batches
 
     def _choose(self) -> Fit:
-        choice, warnings = self._chosen(), []
-        place = len(self.state.curves) - 1 if self._last else choice.place
+        choice, warnings = None if self._last else self._chosen(), []
         weights.take(self.network.module, self.state.best)
-        chosen = int(self.state.curves[place]["step"])
-        if choice.collapsed and not self._last:
+        chosen = int(self.state.curves[choice.place if choice else -1]["step"])
+        if choice and choice.collapsed:
             warnings.append(
                 f"training collapsed {choice.why} ({self.stage}); rolled back to step {chosen}: "
                 "try fewer steps or a smaller learning rate"

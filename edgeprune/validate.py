@@ -20,6 +20,7 @@ from edgeprune.model import Network
 
 IMAGES = 1024
 MIXED = 256  # pairs of each kind
+FEWEST = 20  # labelled images that densities are compared on
 SOURCE_IMAGES = 512
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the target, in a blend of batch-norm statistics
 
@@ -51,13 +52,27 @@ class Validator:
         scores["mixval"] = mixval(self.network, self.target, logits)
         scores["drift"] = drift(self.origin, statistics(module))
         if self.source is not None:
-            held, answers = inference.predict(self.network, self.source)
+            held, answers = self._of_source(self.source)
             assert self.source.labels is not None
             wrong = answers.argmax(1).ne(self.source.labels).double()
             scores["source"] = 1 - float(wrong.mean())
             finite = bool(torch.isfinite(held).all() and torch.isfinite(features).all())
-            scores["dev"] = -select.deep_embedded_risk(held, wrong, features) if finite else -1e6
+            if len(held) >= FEWEST:
+                scores["dev"] = -select.deep_embedded_risk(held, wrong, features) if finite else -1e6
         return scores
+
+    def _of_source(self, source: Pixels) -> tuple[Tensor, Tensor]:
+        """Features and logits of the source under batch-norm statistics of its own, as in training: else a change of
+        the statistics alone would look like something forgotten.
+        """
+        module = self.network.module
+        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        inference.reestimate_batchnorm(module, source, self.network.preprocess)
+        found = inference.predict(self.network, source)
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(before[name])
+        return found
 
 
 def mixval(network: Network, pixels: Pixels, logits: Tensor, share: float = 0.55, seed: int = 0) -> float:

@@ -124,16 +124,19 @@ class NoKnobs:
 class Objective(nn.Module):
     """Something to minimise. Its parameters and buffers are trained, saved and resumed with the network's.
 
-    `Knobs` is a frozen dataclass: what a user may set with --set, typed, with defaults.
+    `Knobs` is a frozen dataclass: what a user may set with --set, typed, with defaults. `partial`: the target may lack
+    classes of the source, so a validator must not want all of them.
     """
 
     Knobs: type = NoKnobs
     needs: Needs = Needs()
+    partial: bool = False
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__()
         self.task = task
         self.knobs = knobs if knobs is not None else self.Knobs()
+        self.partial = self.partial or bool(getattr(self.knobs, "partial", False))
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Take in features (M, D) and logits (M, K) of the whole target; called before each pass when asked for."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import inference, train
+from edgeprune import inference, train, validate
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted, UsageError
 from edgeprune.images import Preprocess
@@ -206,6 +206,45 @@ def test_a_collapse_rolls_back_and_says_so() -> None:
     answers = inference.predict(net, target)[1].argmax(1).double().mean()
     assert 0.1 < float(answers) < 0.9
     assert "collapsed" in result.warnings[0]
+
+
+def test_what_keeps_its_last_weights_asks_no_validator() -> None:
+    """The source stage trains although `dev` chooses later: it wants images held out, which this stage has not."""
+    net = network()
+    fit = train.fit(
+        net, Source(TASK), images(24, True, False), images(24, False, True), settings(4, select="dev")
+    )
+    assert fit.chosen_step == 4
+
+
+def test_a_change_of_statistics_is_nothing_forgotten() -> None:
+    """Held-out source images are scored under batch-norm statistics of their own, as they are trained."""
+    source, target = images(48, False, True), images(48, True, False)
+    net = network()
+    train.fit(net, Source(TASK), target, source, settings(60))
+    own = inference.evaluate(net, source)
+    inference.reestimate_batchnorm(net.module, target, net.preprocess)
+    assert inference.evaluate(net, source) < own - 0.05, "under the target's statistics it looks so"
+    before = weights(net)
+    assert validate.Validator(net, target, source)()["source"] > own - 0.05
+    assert equal(before, weights(net))
+
+
+def test_parts_of_training_go_on_through_the_images() -> None:
+    seen: list[int] = []
+
+    class Noted(MCC):
+        def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+            assert target is not None
+            seen.extend(target.index.tolist())
+            return super().terms(source, target, step)
+
+    net = network()
+    for begun in (0, 1, 2):
+        train.fit(
+            net, Noted(TASK), images(24, True, False), images(24, False, True), settings(1), begun=begun
+        )
+    assert sorted(seen) == list(range(24))
 
 
 def test_helpful_errors() -> None:

@@ -127,7 +127,11 @@ def _export(options: AdaptOptions, file: Path, source: Path) -> AdaptResult:
     if fresh:
         raise UsageError("--export-stats: the classifier is new and untrained; give a model with its classes")
     labelled = folder.labelled(source, network.preprocess, network.classes, options.cache)
-    found = estimating.export(file, network, labelled)
+    found = (
+        estimating.measure(network, labelled)
+        if options.dry_run
+        else estimating.export(file, network, labelled)
+    )
     cost, params = macs.measure(network.module, network.example())
     facts = (None, "none", len(labelled), len(labelled.skipped), 0, cost, params)
     following = start.words("edgeprune", "adapt", options.model, "--target", "DIR", "--stats", file)
@@ -232,7 +236,7 @@ def _present(
     options: AdaptOptions, network: Network, data: _Images, run: Run, how: _Learning
 ) -> tuple[tuple[str, ...], Pixels | None]:
     """Classes that a partial target seems to hold, and the labelled images as the network counts classes then."""
-    if not (options.drop_absent_classes or how.knobs.get("partial")):
+    if not (options.drop_absent_classes or how.kind.partial or how.knobs.get("partial")):
         return (), data.labelled
     keep = absent.present(inference.predict(network, data.target)[1])
     classes, rows = network.classes, keep.nonzero().flatten()

@@ -72,13 +72,16 @@ class Chosen(Streamed):
 
 
 def split(pixels: Pixels, share: float, seed: int) -> tuple[Pixels, Pixels]:
-    """Labelled images in two, the second `share` of each class: nothing is copied, and the same for the same seed."""
+    """Labelled images in two, the second `share` of each class, at least one where there are two.
+
+    Nothing is copied, and it is the same for the same seed.
+    """
     assert pixels.labels is not None
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed % (1 << 63)))
     second = torch.zeros(len(pixels), dtype=torch.bool)
     for label in sorted(set(pixels.labels.tolist())):
         members = order[pixels.labels[order] == label]
-        second[members[: round(share * len(members))]] = True
+        second[members[: min(len(members) - 1, max(1, round(share * len(members))))]] = True
     first = _part(pixels, ~second)
     first.skipped = pixels.skipped
     return first, _part(pixels, second)

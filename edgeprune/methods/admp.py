@@ -229,6 +229,9 @@ class Duel(Losses):
     def before_update(self, step: Step) -> None:
         """A step of h and v; z and u every few of them. The optimiser has nothing left to do for these."""
         rho, rate = self.rho(step), self.how.rate
+        if not all(m.grad is None or bool(m.grad.isfinite().all()) for m in (self.hard, self.tilt)):
+            self.hard.grad = self.tilt.grad = None  # 16 bits overflowed: no one takes this step
+            return
         slope = self._slope(0, self.hard, step)
         if self.how.admm:  # where L is linear this goes the share `rate` of the way to the least
             self.hard.sub_(rate * (slope / rho + self.hard - self.chosen.float() + self.dual))

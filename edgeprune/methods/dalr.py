@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -25,7 +26,7 @@ class Choice:
 
     layer: str
     rank: int
-    saved: int
+    saved: float
     lost: float
 
 
@@ -44,7 +45,7 @@ class DALR:
     def __call__(self, job: Job) -> None:
         """Replace layers of `job.network` by pairs until the budget holds, then recover."""
         self.preview(job)
-        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-dalr", choose=True)
+        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-dalr")
 
     def preview(self, job: Job) -> None:
         """Replace layers by pairs until the budget holds and learn nothing: what --dry-run shows."""
@@ -55,7 +56,8 @@ class DALR:
         if other := sorted(set(ceilings) - {"macs", "params"}):
             raise UsageError(f"--method dalr takes --macs or --params; received a budget of {other[0]}")
         module = job.network.module
-        moments = self._moments(job, candidates(module, job.network.classifier))
+        able = candidates(module, job.network.classifier)
+        moments = self._moments(job, [name for name in able if not _kept(name, job.options.keep)])
         chosen: dict[str, Choice] = {}
         before = dict(zip(("macs", "params"), macs.measure(module, job.network.example()), strict=True))
         for kind, ceiling in ceilings.items():
@@ -104,6 +106,11 @@ class DALR:
             weight, bias = lowrank.matrix(layer), layer.bias
             made = lowrank.factors(weight, bias, moments[name], rank, self.form, self.ridge)  # type: ignore[arg-type]
             surgery.split(job.network.module, name, made)
+
+
+def _kept(name: str, globs: Sequence[str]) -> bool:
+    """Whether --keep names a layer, or a part of the network that it is in."""
+    return any(fnmatchcase(name, glob) or fnmatchcase(name, glob.rstrip(".") + ".*") for glob in globs)
 
 
 def check(module: nn.Module, classifier: str, ranks: Sequence[LowRank]) -> None:

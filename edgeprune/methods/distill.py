@@ -13,13 +13,10 @@ from edgeprune.methods.job import Job
 
 @dataclass(frozen=True)
 class DistillPruning:
-    """One cut or several; `recover` passes in all, `between` of them after each cut but the last.
-
-    Validators choose the weights that each recovery leaves.
-    """
+    """One cut or several; `recover` passes in all, `between` of them after each cut but the last."""
 
     def __call__(self, job: Job) -> None:
         """Cut and recover `job.network` in place, within `job.budget`."""
         for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
             parts.cut(job, ceiling, number)
-            work.learn(job, parts.chosen_objective(job), passes, f"recover-{number}", choose=True)
+            work.learn(job, parts.chosen_objective(job), passes, f"recover-{number}")

@@ -20,7 +20,7 @@ class Given:
     def __call__(self, job: Job) -> None:
         """Cut, make low-rank and recover `job.network` in place."""
         self.preview(job)
-        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-0", choose=True)
+        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-0")
 
     def preview(self, job: Job) -> None:
         """Apply the plan and learn nothing."""

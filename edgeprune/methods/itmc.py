@@ -106,8 +106,7 @@ class ITMC:
         if self.distill:
             terms.append((1.0, Distill(task, Distill.Knobs(temperature=self.tau))))
         if self.discrepancy:  # DAN has the cross entropy with it
-            share = self.discrepancy / self.source if self.source else self.discrepancy
-            terms.append((self.source or 1.0, DAN(task, DAN.Knobs(weight=share))))
+            terms.append((1.0, DAN(task, DAN.Knobs(weight=self.discrepancy, source=self.source))))
         elif self.source:
             terms.append((self.source, Source(task, Source.Knobs(smoothing=0.0))))
         if not terms:

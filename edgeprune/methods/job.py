@@ -40,7 +40,8 @@ class Job:
     target: unlabelled images. source: labelled images or None. trace: one entry a cut, JSON values. kept: root of a
     coupling that was cut -> its channels in the dense network that are still there. watch: labelled images whose
     accuracy is written while training, for the reader alone. labelled: target images whose labels a method may learn
-    from, because the user gave them for that.
+    from, because the user gave them for that. steps: of each stage that the student has trained: the next goes on
+    with the images where the one before left off.
     """
 
     network: Network
@@ -57,6 +58,7 @@ class Job:
     watch: Pixels | None = None
     timing: Timing = field(default_factory=Timing)
     labelled: Pixels | None = None
+    steps: list[int] = field(default_factory=list)
 
     @classmethod
     def of(

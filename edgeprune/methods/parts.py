@@ -278,6 +278,8 @@ def learn(
     teacher: whose logits the objective is given, the dense network by default.
     """
     settings = learning.settings(job.options, steps, validations)
+    begun = sum(job.steps)
+    job.steps.append(steps)
     result = train.fit(
         job.network,
         objective,
@@ -288,6 +290,7 @@ def learn(
         teacher=teacher if teacher is not None else job.dense,
         stage=stage,
         watch=job.watch,
+        begun=begun,
     )
     job.warnings.extend(result.warnings)
     return result
@@ -298,7 +301,8 @@ def chosen_objective(job: Job, layers: float = 0.0) -> Objective:
 
     layers: weight of the error on the channels that both networks have, inside the network; 0 looks at answers alone.
     """
-    shared = (job.dense, job.network.classifier, job.dense_couplings, job.kept)
+    example = job.network.example(1).to(next(job.dense.parameters()).device)
+    shared = (job.dense, example, job.network.classifier, job.dense_couplings, job.kept)
     kept = hints.shared_channels(*shared) if layers else {}
     distil = Imitate(learning.task(job.network), kept, Imitate.Knobs(weight=layers))
     if job.options.objective == "none":

@@ -118,6 +118,7 @@ class Watched(Objective):
     def __init__(self, job: Job, loss: Objective, power: float, span: tuple[int, int]) -> None:
         super().__init__(loss.task)
         self.loss, self.power, self.span, self.needs = loss, power, span, loss.needs
+        self.partial = loss.partial
         module, couplings = job.network.module, parts.couplings(job)
         self.layout = Layout(couplings)
         self._read = tuple(_sources(module, one) for one in couplings)  # no part of this module
@@ -136,12 +137,14 @@ class Watched(Objective):
     @torch.no_grad()
     def before_update(self, step: Step) -> None:
         """Add this step's first-order change of the loss, were each channel to go."""
+        added = torch.zeros_like(self.total)
         for one, read in zip(self.layout.couplings, self._read, strict=True):
             change = sum(part.change() for part in read)
             if isinstance(change, Tensor):
-                place = self.layout.places[one.root]
-                self.total[place] += change.to(self.total).abs() ** self.power
-        self.steps += 1
+                added[self.layout.places[one.root]] = change.to(self.total).abs() ** self.power
+        if bool(added.isfinite().all()):  # else 16 bits overflowed: no one takes this step
+            self.total += added
+            self.steps += 1
 
     def scores(self) -> dict[str, Tensor]:
         """root -> I (C,), larger = keep."""

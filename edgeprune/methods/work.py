@@ -35,12 +35,12 @@ def labelled_source(job: Job, method: str) -> Pixels:
 
 
 def images_a_step(job: Job, objective: Objective) -> int:
-    """Images that the student sees in one step of training: each target view, and the source."""
+    """Images that the student sees in one step of training: each target view, and the source, of every batch of it."""
     needs, batch = objective.needs, job.options.batch
     seen = len(needs.views) * min(batch, len(job.target))
     if (needs.source or needs.welcome_source) and job.source is not None:
         seen += min(batch, len(job.source))
-    return max(1, seen)
+    return max(1, seen) * job.options.accumulate
 
 
 def steps(job: Job, objective: Objective, passes: float) -> int:

@@ -13,7 +13,7 @@ from edgeprune.waist import Batch, Step
 
 
 class DAN(WithSource):
-    """CE on the source + weight * MK-MMD^2(f_s, f_t).
+    """source * CE on the source + weight * MK-MMD^2(f_s, f_t).
 
     Long et al., Learning Transferable Features with Deep Adaptation Networks, ICML 2015, arXiv 1502.02791, eq. 1 and
     5, on the classifier's input alone, with five Gaussian kernels of equal weight. Ours: the U statistic over all
@@ -22,9 +22,10 @@ class DAN(WithSource):
 
     @dataclass(frozen=True)
     class Knobs(PartialKnobs):
-        """weight: of the discrepancy."""
+        """weight: of the discrepancy. source: of the cross entropy."""
 
         weight: float = 1.0
+        source: float = 1.0
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """Both batches with features (N, D); a batch of one image has no discrepancy within it."""
@@ -34,4 +35,4 @@ class DAN(WithSource):
         weight = self.weights(source)
         weight = weight if weight is not None else torch.ones(len(source.logits), device=kernel.device)
         mmd = squared_mmd(kernel, weight, unbiased=True)
-        return {"source": self.labelled(source), "dan": self.knobs.weight * mmd}
+        return {"source": self.knobs.source * self.labelled(source), "dan": self.knobs.weight * mmd}

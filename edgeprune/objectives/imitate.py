@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,14 @@ from torch import Tensor
 
 from edgeprune.objectives.distill import softened_kl
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What still enters a layer: the dense `channels` on `axis` of its input, increasing."""
+
+    channels: tuple[int, ...]
+    axis: int
 
 
 class Imitate(Objective):
@@ -28,15 +36,15 @@ class Imitate(Objective):
         temperature: float = 2.0
         weight: float = 1.0
 
-    def __init__(self, task: Task, kept: Mapping[str, Sequence[int]], knobs: Any = None) -> None:
-        """`kept`: dotted name of a layer -> the dense channels that still enter it, increasing."""
+    def __init__(self, task: Task, kept: Mapping[str, Shared], knobs: Any = None) -> None:
+        """`kept`: dotted name of a layer -> what both networks have of its input."""
         super().__init__(task, knobs)
         self.layers = tuple(kept)
+        self.axes = tuple(one.axis for one in kept.values())
         self.needs = Needs(teacher=True, layers=self.layers)
-        for place, channels in enumerate(kept.values()):  # dots are not allowed in a buffer's name
-            self.register_buffer(
-                f"kept{place}", torch.tensor(list(channels), dtype=torch.int64), persistent=False
-            )
+        for place, one in enumerate(kept.values()):  # dots are not allowed in a buffer's name
+            channels = torch.tensor(one.channels, dtype=torch.int64)
+            self.register_buffer(f"kept{place}", channels, persistent=False)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """`target` with logits (N, K) and the teacher's (N, K), and what entered the layers of both."""
@@ -46,16 +54,17 @@ class Imitate(Objective):
             "distill": softened_kl(target.teacher.float(), target.logits.float(), self.knobs.temperature)
         }
         errors = [
-            relative_error(target.layers[name], target.teacher_layers[name], self.get_buffer(f"kept{place}"))
-            for place, name in enumerate(self.layers)
+            relative_error(
+                target.layers[name], target.teacher_layers[name], self.get_buffer(f"kept{place}"), axis
+            )
+            for place, (name, axis) in enumerate(zip(self.layers, self.axes, strict=True))
         ]
         if errors:
             terms["layers"] = self.knobs.weight * torch.stack(errors).mean()
         return terms
 
 
-def relative_error(student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
-    """||s - t[kept]||^2 / ||t[kept]||^2, a scalar: channels are axis 1 of maps (N, C, H, W), else the last axis."""
-    axis = 1 if student.ndim == 4 else -1
+def relative_error(student: Tensor, teacher: Tensor, kept: Tensor, axis: int) -> Tensor:
+    """||s - t[kept]||^2 / ||t[kept]||^2, a scalar; `kept` are indices on `axis` of the teacher's."""
     wanted = teacher.index_select(axis, kept).float()
     return (student.float() - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)

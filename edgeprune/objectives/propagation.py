@@ -24,7 +24,10 @@ def propagate(
     Semi-supervised Learning, CVPR 2019, arXiv 1904.04717, eq. 9). Ours: each network's features are normalised, centred
     and normalised again, then laid side by side, so that no network outweighs another; and `level` scales the mass of
     each class halfway (in logarithms) towards equal classes, because large classes swallow small ones on such a graph.
+    p itself comes back where there is no graph: of one image, or of features that are not finite.
     """
+    if len(p) < 2 or not all(bool(f.isfinite().all()) for f in (*features, p)):
+        return p.detach().cpu().float()
     flow = _graph(torch.cat([_centred(f) for f in features], 1), min(near, len(p) - 1))
     start = p.detach().cpu().double().numpy()
     q = start
@@ -47,7 +50,7 @@ def settled(features: Tensor, logits: Tensor) -> float:
 
     p = logits.float().softmax(1)
     own, flowed = p.argmax(1), propagate([features], p, level=False).argmax(1)
-    if len(own) < 2 or len(torch.unique(torch.cat([own, flowed]))) < 2 or not torch.isfinite(features).all():
+    if len(torch.unique(torch.cat([own, flowed]))) < 2 or not torch.isfinite(features).all():
         return 0.0
     return float(cohen_kappa_score(own.cpu().numpy(), flowed.cpu().numpy()))
 

@@ -33,6 +33,7 @@ class SWMMD(Objective):
         through: bool = False
 
     needs = Needs(source=True)
+    partial = True
     average: Tensor
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
@@ -52,7 +53,8 @@ class SWMMD(Objective):
         chosen = weight[source.labels]
         kernel = gaussian_kernels(torch.cat([source.features, target.features]).float())
         mmd = squared_mmd(kernel, chosen, unbiased=False)
-        fixed = chosen.detach() / chosen.detach().mean()
+        fixed = chosen.detach()
+        fixed = fixed / fixed.mean().clamp_min(torch.finfo(fixed.dtype).eps)
         return {
             "source": labelled(source, weight=fixed),
             "swmmd": knobs.weight * strength_at(step) * mmd,

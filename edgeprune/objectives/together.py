@@ -22,6 +22,7 @@ class Together(Objective):
         super().__init__(parts[0][1].task)
         self.parts = nn.ModuleList(objective for _, objective in parts)
         self.weights = tuple(weight for weight, _ in parts)
+        self.partial = any(objective.partial for _, objective in parts)
         needs = [objective.needs for _, objective in parts]
         train = any(n.train for n in needs)
         inward = [n for n in needs if n.views and (n.teacher or n.layers)]

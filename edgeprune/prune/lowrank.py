@@ -22,12 +22,15 @@ FORMS = ("svd", "svd-bias", "dalr", "centred")
 
 @dataclass
 class Moments:
-    """Sums over samples x (n,) that entered a layer, float64: memory does not grow with the number of images."""
+    """Sums over samples x (n,) that entered a layer, float64: memory does not grow with the number of images.
+
+    positions: products of the weight with one sample, an image, in all calls of the last forward.
+    """
 
     gram: Tensor
     total: Tensor
     count: int = 0
-    positions: int = 0
+    positions: float = 0.0
 
     @staticmethod
     def of(size: int) -> Moments:
@@ -97,11 +100,19 @@ def watching(module: nn.Module, names: list[str], positions: int) -> Iterator[Ma
 
         def see(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             found[name].add(rows(layer, args[0], positions, generator))
-            found[name].positions = out[0].numel() // len(layer.weight)  # type: ignore[arg-type]
+            found[name].positions += out.numel() / len(layer.weight) / images[0]  # type: ignore[arg-type]
 
         return see
 
+    images = [1]
+
+    def begin(entered: nn.Module, args: tuple[Tensor, ...]) -> None:
+        images[0] = len(args[0])
+        for one in found.values():
+            one.positions = 0.0
+
     hooks = [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    hooks.append(module.register_forward_pre_hook(begin))
     try:
         yield found
     finally:

@@ -64,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             output=root / "run",
             cache=root / "cache",
             hold_out=0.1,
-            select="rank",
+            select="mixval",
             drop_absent_classes=True,
         )
     )

@@ -7,6 +7,7 @@ from PIL import Image
 from edgeprune.data import digits, folder
 from edgeprune.data.cache import Streamed
 from edgeprune.data.folder import Pixels
+from edgeprune.data.pixels import split
 from edgeprune.errors import DataError, MissingHere
 from edgeprune.images import Preprocess
 
@@ -118,3 +119,14 @@ def test_pixels_need_no_cache_behind_them() -> None:
     pixels = Pixels(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), None, ["a", "b"])
     assert len(pixels) == 2
     assert pixels.take(torch.tensor([1])).shape == (1, 4, 4, 3)
+
+
+@pytest.mark.parametrize(("share", "second"), [(0.1, 2), (0.5, 4), (1.0, 6)])
+def test_a_split_leaves_an_image_of_each_class_on_both_sides(share: float, second: int) -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2])
+    whole = Pixels(torch.zeros(9, 2, 2, 3, dtype=torch.uint8), labels, [str(i) for i in range(9)])
+    one, other = split(whole, share, 0)
+    assert len(other) == second
+    assert len(one) + len(other) == 9
+    assert one.labels is not None
+    assert set(one.labels.tolist()) == {0, 1, 2}, "one of a kind stays for training"

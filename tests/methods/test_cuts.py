@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune.data.batches import Batches
 from edgeprune.errors import BudgetNotMet, UsageError
 from edgeprune.images import Preprocess
-from edgeprune.methods import parts
+from edgeprune.methods import parts, work
 from edgeprune.methods.auto import AutoPruning
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
@@ -127,3 +128,29 @@ def test_a_budget_that_widths_cannot_fill_says_which_step_is_too_much() -> None:
     fine = job(Split(), macs="0.6", iterations=1, bn_recal=False)
     AutoPruning()(fine)
     assert parts.unfilled(fine) == []
+
+
+def test_short_stages_go_on_through_the_images() -> None:
+    """Three recoveries of a third of a pass each: every image once, but for what steps of whole batches leave."""
+    found = job(Split(), recover=1.0, between=1 / 3, batch=5, bn_recal=False)
+    seen: list[int] = []
+    at = Batches.at
+
+    def noted(self: Batches, step: int) -> Any:
+        made = at(self, step)
+        seen.extend(made.index.tolist())
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "at", noted)
+        AutoPruning()(found)
+    assert len(found.steps) == 3
+    assert len(seen) == 5 * sum(found.steps) >= 25
+    assert len(set(seen)) == min(len(seen), 32), "no image twice before all came once"
+
+
+def test_a_step_of_several_batches_is_so_many_images() -> None:
+    one, four = (job(Split(), accumulate=n) for n in (1, 4))
+    objective = parts.chosen_objective(one)
+    assert work.images_a_step(four, objective) == 4 * work.images_a_step(one, objective)
+    assert work.steps(one, objective, 8.0) == 4 * work.steps(four, objective, 8.0)

@@ -57,6 +57,14 @@ def test_the_whole_command_and_a_fresh_process(options: PruneOptions) -> None:
     assert torch.equal(torch.load(there, weights_only=True), slim.module(slim.example()))
 
 
+def test_layers_that_are_kept_stay_as_they_are(options: PruneOptions) -> None:
+    words = replace(options, method="dalr", macs="0.8", iterations=1, multiple=4, recover=0.0, dry_run=True)
+    first = next(iter(prune(words).low_rank))
+    found = prune(replace(words, keep=(first,)))
+    assert found.low_rank
+    assert first not in found.low_rank
+
+
 def plan_of(run: Path | None) -> dict[str, Any]:
     assert run is not None
     return dict(json.loads((run / "plan.json").read_text()))

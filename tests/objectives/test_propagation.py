@@ -64,6 +64,10 @@ def test_equal_images_and_few_images() -> None:
     p = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
     assert bool(torch.isfinite(propagate([torch.ones(3, 5)], p)).all())
     assert propagate([torch.eye(3)[:2]], p[:2]).shape == (2, 2)
+    assert torch.equal(propagate([torch.eye(3)[:1]], p[:1]), p[:1])
+    assert torch.equal(propagate([torch.full((3, 5), float("nan"))], p), p)
+    assert settled(torch.eye(3)[:1], p[:1]) == 0
+    assert settled(torch.full((3, 5), float("inf")), p) == 0
 
 
 def test_the_surest_of_each_class() -> None:

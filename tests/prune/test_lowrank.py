@@ -87,3 +87,24 @@ def test_a_pair_of_full_rank_is_the_convolution(words: dict[str, object]) -> Non
 def test_grouped_convolutions_are_refused() -> None:
     with pytest.raises(PlanError, match="groups=1"):
         lowrank.matrix(nn.Conv2d(4, 4, 3, groups=2))
+
+
+def test_products_are_counted_an_image_in_windows_and_over_calls() -> None:
+    """Four windows of an image are rows of the batch, and the layer is called twice."""
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            windows = x.reshape(len(x) * 4, 4, 3)
+            out: torch.Tensor = self.layer(self.layer(windows))
+            return out.reshape(len(x), 16, 3)
+
+    net = Windows()
+    with lowrank.watching(net, ["layer"], 16) as found, torch.no_grad():
+        for images in (5, 2):
+            net(torch.randn(images, 16, 3))
+    assert found["layer"].positions == 2 * 16
+    assert found["layer"].count == 2 * 16 * 7
