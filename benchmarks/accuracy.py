@@ -141,6 +141,8 @@ def command(case: Case, place: Place) -> list[str]:
             head = (*head, *task.older(place.data))
     else:
         head = ("prune", *_start(task, case, place), *task.prune)
+        if task.older is not None and case.name.partition("+")[0] in ("prune-then-adapt", "adapt-then-prune"):
+            head += task.older(place.data)  # these adapt by `auto`, as the dense network was adapted
         if case.name in LABELLED:
             head += (
                 "--labelled-target",

@@ -195,6 +195,9 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
         None, "How cuts are spread: linear, exponential or cubic; the method's own.", panel=_LEARN
     )
     objective: str = option("none", "An adaptation objective that goes on while recovering.", panel=_LEARN)
+    pretrained: Path | None = option(
+        None, "Weights before fine-tuning, as for adapt; where 'auto' adapts on.", panel=_LEARN
+    )
     recover: float = option(3.0, "Passes over the target images after the first cut, in all.", panel=_LEARN)
     between: float = option(0.5, "Of these, passes after each cut but the last.", panel=_LEARN)
     batch: int = option(32, "Images in a step.", panel=_LEARN)

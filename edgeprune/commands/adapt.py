@@ -20,7 +20,6 @@ from edgeprune.errors import UsageError
 from edgeprune.estimate import Statistics
 from edgeprune.methods import learning
 from edgeprune.model import Network
-from edgeprune.objectives import propagation
 from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import AdaptOptions
 from edgeprune.prune import macs
@@ -217,17 +216,13 @@ def _objective(
     options: AdaptOptions, network: Network, data: _Images, run: Run, how: _Learning
 ) -> tuple[Objective, train.Settings]:
     """What is learned, knowing what can be known of network and target, and how; the log says which rate was taken."""
-    needs, beside, settled = how.kind.needs, None, None
-    if how.older and needs.welcome_beside:
-        beside = inference.predict(how.older, data.target)[0]
-    if needs.welcome_settled and data.source is None:
-        features, logits = inference.predict(network, validate.evenly(data.target))
-        settled = propagation.settled(features, logits)
-    objective = learning.make(how.kind, network, how.knobs, beside, settled)
+    images = data.target, data.source
+    objective = learning.knowing(how.kind, network, images, how.knobs, how.older)
     gentle = objective.needs.gentle
     settings = learning.settings(options, options.steps, validations=6, gentle=gentle)
     if gentle:
-        run.log(f"the shift looks small: neighbours are called alike (kappa {settled:.2f})")
+        settled = objective.task.settled
+        run.log(f"the shift looks small: neighbours are called alike (kappa {settled or 0:.2f})")
     run.log(f"learning rate {settings.lr:g}, views {objective.needs.views}")
     return objective, settings
 

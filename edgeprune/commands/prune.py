@@ -25,7 +25,7 @@ from edgeprune.methods.given import Given
 from edgeprune.methods.job import Job
 from edgeprune.methods.then import Then
 from edgeprune.model import Network
-from edgeprune.opening import open_network
+from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import PruneOptions
 from edgeprune.plan import PruningPlan
 from edgeprune.prune import macs
@@ -134,6 +134,7 @@ def _job(options: PruneOptions, network: Network, target: Path, budget: Budget) 
     )
     job = Job.of(network, (images, source), budget, options, None)
     job.labelled = few
+    job.older = before_fine_tuning(network, options.pretrained, options) if options.pretrained else None
     return job, _unseen(job, labelled)
 
 

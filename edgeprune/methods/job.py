@@ -41,7 +41,8 @@ class Job:
     coupling that was cut -> its channels in the dense network that are still there. watch: labelled images whose
     accuracy is written while training, for the reader alone. labelled: target images whose labels a method may learn
     from, because the user gave them for that. steps: of each stage that the student has trained: the next goes on
-    with the images where the one before left off.
+    with the images where the one before left off. older: the network before it was fine-tuned, for an adaptation
+    objective that goes on.
     """
 
     network: Network
@@ -59,6 +60,7 @@ class Job:
     timing: Timing = field(default_factory=Timing)
     labelled: Pixels | None = None
     steps: list[int] = field(default_factory=list)
+    older: Network | None = None
 
     @classmethod
     def of(

@@ -7,9 +7,11 @@ from typing import Any, cast, get_args
 
 from torch import Tensor
 
-from edgeprune import catalog
+from edgeprune import catalog, inference, validate
+from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError, nearest
 from edgeprune.model import Network
+from edgeprune.objectives import propagation
 from edgeprune.optimise import Decay, Optimizer
 from edgeprune.options import AdaptOptions, PruneOptions
 from edgeprune.train import Settings
@@ -47,6 +49,26 @@ def make(
 ) -> Objective:
     """An objective for the network as it stands; `beside` and `settled` as in Task."""
     return kind(task(network, beside, settled), kind.Knobs(**knobs) if knobs else None)
+
+
+def knowing(
+    kind: type[Objective],
+    network: Network,
+    images: tuple[Pixels, Pixels | None],
+    knobs: Mapping[str, Any] | None = None,
+    older: Network | None = None,
+) -> Objective:
+    """An objective that knows what it wants to of the network as it stands and of `images` (target, source).
+
+    older: the network before it was fine-tuned, where that is known.
+    """
+    target, source = images
+    beside, settled = None, None
+    if older is not None and kind.needs.welcome_beside:
+        beside = inference.predict(older, target)[0]
+    if kind.needs.welcome_settled and source is None:
+        settled = propagation.settled(*inference.predict(network, validate.evenly(target)))
+    return make(kind, network, knobs, beside, settled)
 
 
 def check_words(options: AdaptOptions | PruneOptions) -> None:

@@ -308,4 +308,5 @@ def chosen_objective(job: Job, layers: float = 0.0) -> Objective:
     if job.options.objective == "none":
         return distil
     kind = learning.kind_of(job.options.objective, source=job.source is not None)
-    return Together([(1.0, distil), (1.0, learning.make(kind, job.network))])
+    adapting = learning.knowing(kind, job.network, (job.target, job.source), older=job.older)
+    return Together([(1.0, distil), (1.0, adapting)])

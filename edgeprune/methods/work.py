@@ -88,4 +88,5 @@ def learn(
 def adapting(job: Job) -> Objective:
     """The adaptation objective of the options; `auto` where none is named."""
     name = "auto" if job.options.objective == "none" else job.options.objective
-    return learning.make(learning.kind_of(name, source=job.source is not None), job.network)
+    kind = learning.kind_of(name, source=job.source is not None)
+    return learning.knowing(kind, job.network, (job.target, job.source), older=job.older)
