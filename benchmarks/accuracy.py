@@ -243,6 +243,7 @@ def row(case: Case, place: Place) -> Row:
         facts |= {"last": _percent(watched[-1]), "oracle": _percent(best)}
     if case.stage == "prune":
         facts["images"] = sum(cut.get("images", 0) for cut in found["cuts"])
+        facts["images_beside"] = sum(cut.get("images_beside", 0) for cut in found["cuts"])
         facts["speedup"] = _speedup(
             Path(command(case, place)[2]), place.run(case), place.tasks[case.task].trust
         )

@@ -36,7 +36,8 @@ def page(rows: Sequence[Row]) -> str:
         "finished network where that is better; it needs labels to find and is shown for comparison only. MACs are",
         "work; the speed-up was measured on ONNX Runtime, one CPU thread, batch 1, dense and slim interleaved,",
         "with its 99% interval. MACs, parameters and channels are shares that were kept; images are those shown to",
-        "the slim network, source and target, after its first cut.",
+        "the slim network, source and target, after its first cut (+ those that masks, or a teacher of its own, were",
+        "trained on).",
         "",
         "The settings of `auto` were found by comparing variants by labelled accuracy on these tasks (for CIFAR on",
         "half of the test images), which the rules of evaluation forbid: its rows are development results, not",
@@ -91,6 +92,8 @@ def _prune_table(rows: Iterable[Row]) -> list[str]:
             ]
             accuracy = [_spread([r[k] for r in good if k in r]) for k in ("chosen", "oracle")]
             images = f"{statistics.mean(r['images'] for r in good):,.0f}"
+            if beside := statistics.mean(r.get("images_beside", 0) for r in good):
+                images += f" (+ {beside:,.0f})"
             cells = [budget, name, *accuracy, *shares, _speedup(good[0]), images, _minutes(good)]
             lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -106,7 +106,7 @@ class ADMP:
             with masked(job.network.module, cut, duel.values):
                 teacher = duel.teacher if self.teacher != "frozen" else None
                 parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=1)
-        return duel.plan(plan)
+        return duel.plan(plan, steps * work.images_a_step(job, duel))
 
 
 class Losses(Objective):
@@ -265,9 +265,9 @@ class Duel(Losses):
         return self.slopes[row] / so_far / size.repeat_interleave(widths)
 
     @torch.no_grad()
-    def plan(self, first: PruningPlan) -> PruningPlan:
-        """`first` with the hard mask's channels. why["masks"]: how many of them `first` had not, and the largest
-        |h - z| that was left.
+    def plan(self, first: PruningPlan, images: int = 0) -> PruningPlan:
+        """`first` with the hard mask's channels. why["masks"]: how many of them `first` had not, the largest |h - z|
+        that was left, and the images that the masks were trained on.
         """
         score = self.hard + self.dual if self.how.admm else self.hard
         kept = self.layout.split(project(self.layout, score, self.keep).cpu())
@@ -276,7 +276,7 @@ class Duel(Losses):
             keep = tuple(int(c) for c in kept[cut.root].nonzero().flatten())
             swapped += len(set(keep) - set(cut.keep))
             cuts.append(Cut(cut.root, cut.width, keep))
-        facts: dict[str, Any] = {"swapped": swapped}
+        facts: dict[str, Any] = {"swapped": swapped, "images_beside": images}
         if self.how.admm:
             gap = (self.hard - torch.cat(list(kept.values())).to(self.hard).float()).abs()
             facts["mask_gap"] = float(gap.max()) if len(gap) else 0.0

@@ -89,7 +89,11 @@ class ITMC:
             return
         settings = replace(learning.settings(job.options, count, 1), lr=self.teacher_lr * job.options.lr)
         network = replace(job.network, module=teacher)
-        train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage)
+        begun = sum(job.steps)  # as many as the student
+        train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage, begun=begun)
+        if job.trace:
+            beside = job.trace[-1].get("images_beside", 0)
+            job.trace[-1]["images_beside"] = beside + count * work.images_a_step(job, adapting)
         if job.options.bn_recal:
             inference.reestimate_batchnorm(teacher, job.target, job.network.preprocess)
 

@@ -194,7 +194,8 @@ def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> Non
 
 def record(job: Job, plan: PruningPlan, number: int) -> None:
     """After surgery by `plan`: re-estimate batch-norm, add to the trace, keep the network for resuming."""
-    entry: dict[str, Any] = {"cut": number, "agreement_after_cut": agreement(job)}
+    entry: dict[str, Any] = {"cut": number, "steps_before": sum(job.steps)}
+    entry["agreement_after_cut"] = agreement(job)
     if job.options.bn_recal:
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
         entry["agreement_after_batchnorm"] = agreement(job)
@@ -261,6 +262,7 @@ def taken_up(job: Job, number: int) -> PruningPlan | None:
     plan = PruningPlan.from_json(entry["plan"])
     _remember(job, plan)
     job.trace.append(dict(entry["trace"]))
+    job.steps[:] = [entry["trace"]["steps_before"]]  # stages on the way to a cut are not gone through again
     return plan
 
 

@@ -2,7 +2,8 @@
 
 What it must satisfy: with `--recover P` a method that counts by this file shows the student P times the number of
 target images after its first cut, source and target images and every view together, however many cuts it makes.
-Forward passes for scoring, for agreement and for batch-norm, and those of a teacher, are not training and not counted.
+Forward passes for scoring, for agreement and for batch-norm, and those of a frozen teacher, are not training and not
+counted. Images that masks or a teacher of its own are trained on are counted apart ("images_beside").
 """
 
 from __future__ import annotations
