@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tasks import TASKS, Task, few
-from edgeprune import catalog, records
+from edgeprune import __version__, catalog, records
 from edgeprune.artifact import write_atomically
 from edgeprune.bench import machine
 from edgeprune.catalog import OBJECTIVES
@@ -205,19 +205,8 @@ def portable(words: list[str], place: Place) -> str:
 
 
 _KEPT = (
-    "objective",
-    "method",
-    "steps",
-    "macs",
-    "dense_macs",
-    "params",
-    "dense_params",
-    "channels",
-    "dense_channels",
-    "agreement",
-    "seconds",
-    "command",
-)
+    "objective method steps macs dense_macs params dense_params channels dense_channels agreement seconds command"
+).split()
 
 
 def row(case: Case, place: Place) -> Row:
@@ -232,6 +221,7 @@ def row(case: Case, place: Place) -> Row:
     }
     if case.budget:
         facts["budget"] = case.budget
+    facts["machine"] = _machine(place)
     if "failed" in found:
         return {**facts, "failed": found["failed"], "command": found["command"]}
     facts |= {k: found[k] for k in _KEPT if k in found}
@@ -248,6 +238,13 @@ def row(case: Case, place: Place) -> Row:
             Path(command(case, place)[2]), place.run(case), place.tasks[case.task].trust
         )
     return facts
+
+
+def _machine(place: Place) -> str:
+    """What the row was made on; rows of one file come from several days and machines."""
+    host = machine.describe()
+    cpu, torch = host["cpu"], host["packages"]["torch"]
+    return f"{cpu['name']}, {cpu['usable']} cores, {place.device}, torch {torch}, edgeprune {__version__}"
 
 
 def _watched(run: Path) -> list[float]:
@@ -301,9 +298,9 @@ def show(cases: list[Case], rows: list[Row]) -> None:
         print(f"{'open' if done is None else 'done'}  {case.key:44} {state}")
 
 
-def work(cases: list[Case], place: Place, file: Path = RESULTS) -> None:
-    """Run the rows that are open, and write each as it finishes."""
-    done = {r["key"] for r in load(file)}
+def work(cases: list[Case], place: Place, file: Path = RESULTS, *, retry: bool = False) -> None:
+    """Run the rows that are open, and write each as it finishes; with `retry` those that failed, too."""
+    done = {r["key"] for r in load(file) if not (retry and "failed" in r)}
     for case in (c for c in cases if c.key not in done):
         found = row(case, place)
         rows = [r for r in load(file) if r["key"] != case.key]  # another process may have written meanwhile
@@ -322,6 +319,7 @@ def main() -> int:
     parser.add_argument("--budget", default="*", help="glob over the budgets, such as macs=0.5")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
     parser.add_argument("--list", action="store_true", help="print the rows, their state and expected time")
+    parser.add_argument("--retry", action="store_true", help="rows that failed are open again")
     parser.add_argument("--data", type=Path, help="folder made by benchmarks.data")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
     parser.add_argument("--device", default="cpu")
@@ -337,7 +335,7 @@ def main() -> int:
     if args.list:
         show(cases, rows)
         return 0
-    work(cases, Place(args.data, args.work, args.device))
+    work(cases, Place(args.data, args.work, args.device), retry=args.retry)
     return 0
 
 
