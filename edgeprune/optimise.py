@@ -109,7 +109,8 @@ def averaged(
 ) -> dict[str, Tensor]:
     """The running average `kept` of all weights, in place, after step `step`; a copy of `now` when there is none yet.
 
-    The decay begins at 1/10 and rises, so that early weights are soon forgotten. Counters are the last ones.
+    The decay is (1 + step) / (10 + step) until it reaches `decay`, so that early weights are soon forgotten. Counters
+    are the last ones.
     """
     decay = min(decay, (1 + step) / (10 + step))
     if not kept:

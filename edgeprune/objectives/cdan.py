@@ -20,7 +20,9 @@ class CDAN(WithSource):
     """CE on the source + adversarial BCE of D(f x g) with entropy weights, CDAN+E.
 
     Long et al., NeurIPS 2018, arXiv 1705.10667, eq. 5, 6 and 8. f: features, g: softmax of the logits, detached as in
-    the authors' code. The strength of the reversal is 2 / (1 + exp(-10 p)) - 1 over training progress p (DANN).
+    the authors' code. The strength of the reversal is 2 / (1 + exp(-10 p)) - 1 over training progress p (DANN). Ours:
+    the entropy weights are constants (the authors' let a reversed gradient through), and the discriminator's one hidden
+    layer.
     """
 
     @dataclass(frozen=True)

@@ -38,6 +38,7 @@ def strength_at(step: Step) -> float:
 
 def domain_loss(judged: Tensor, sources: int, weight: Tensor | None) -> Tensor:
     """Cross entropy, a scalar, of the discriminator's logits (N,), whose first `sources` rows are the source."""
+    judged = judged.float()
     domain = torch.zeros_like(judged)
     domain[:sources] = 1
     return F.binary_cross_entropy_with_logits(judged, domain, weight)

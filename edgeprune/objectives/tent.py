@@ -12,7 +12,8 @@ class Tent(Objective):
     """mean_i H(p_i), over the affine parameters of normalisation layers.
 
     Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization, ICLR 2021, arXiv 2006.10726, section 3. Ours:
-    many passes over a fixed set, so running statistics are re-estimated first and kept up, not taken from each batch.
+    many passes over a fixed set. While it learns batches are normalised by their own statistics, as in the paper;
+    running ones, re-estimated first and kept up, are what it is looked at and deployed with.
     """
 
     needs = Needs(statistics=True, norms_only=True)
