@@ -86,8 +86,8 @@ def _affine(
     return moved
 
 
-# Each takes uint8 (3, H, W) and a strength in -1..1. The operations and the ranges of the geometric ones are FixMatch's,
-# appendix D, table 12; there brightness, colour, contrast and sharpness are only ever lowered, here raised, too (ours).
+# Each takes uint8 (3, H, W) and a strength in -1..1. The operations and the geometric ranges are FixMatch's, appendix D,
+# table 12; there brightness, colour, contrast and sharpness are only ever lowered, here raised, too (ours).
 _OPERATIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
     lambda image, s: image,
     lambda image, s: ops.autocontrast(image),
