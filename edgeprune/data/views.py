@@ -86,7 +86,7 @@ def _affine(
     return moved
 
 
-# Each takes uint8 (3, H, W) and a strength in -1..1. The operations and the geometric ranges are FixMatch's, appendix D,
+# Each takes uint8 (3, H, W) and a strength in -1..1. The operations and geometric ranges are FixMatch's, appendix D,
 # table 12; there brightness, colour, contrast and sharpness are only ever lowered, here raised, too (ours).
 _OPERATIONS: tuple[Callable[[Tensor, float], Tensor], ...] = (
     lambda image, s: image,
