@@ -1,0 +1,94 @@
+"""docs/pruning.md from results: recovery against Torch-Pruning, latency budgets, the planner's constants.
+
+Written by `python -m benchmarks.pages`; a part without rows is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import budgets, planner, recovery
+
+Row = dict[str, Any]
+
+
+def page() -> str:
+    """The whole page."""
+    lines = ["# Pruning, measured", "", "Made by `python -m benchmarks.pages` from `benchmarks/results/`."]
+    for title, part, file in (
+        ("Recovery without labels", _recovery, recovery.RESULTS),
+        ("Latency budgets", _budgets, budgets.RESULTS),
+        ("The planner's constants", _planner, planner.RESULTS),
+    ):
+        if file.exists():
+            rows: list[Row] = json.loads(Path(file).read_text())["rows"]
+            lines += ["", f"## {title}", "", *part(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _recovery(rows: Sequence[Row]) -> list[str]:
+    """A line a plan, a column a point."""
+    points = ("cut", "statistics", "1 passes", "3 passes")
+    names = list(dict.fromkeys(r["key"].partition(", ")[0] for r in rows))
+    found = {r["key"]: f"{r['accuracy']:.1f}" for r in rows}
+    first = rows[0]
+    lines = [
+        "ResNet-56 at 2.1 times fewer MACs, on 10,000 lossy CIFAR-10 images without labels; accuracy in percent on",
+        f"the test images, {first['dense']:.1f} before the cut, one seed. *ours* and *torch-pruning* are one cut each,",
+        "by their own choice, recovered by the same command (plain distillation); Torch-Pruning chooses among inner",
+        "layers of blocks by group magnitude, since its graph gets the shortcuts wrong. *auto* is the method as users",
+        "run it, with several cuts.",
+        "",
+        "| | MACs kept | after the cut | batch-norm statistics | 1 pass | 3 passes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in sorted(names, key=["ours", "torch-pruning", "auto"].index):
+        kept = next(r["macs_kept"] for r in rows if r["key"].startswith(f"{name}, "))
+        cells = " | ".join(found.get(f"{name}, {point}", "") for point in points)
+        lines.append(f"| {name} | {kept:.3f} | {cells} |")
+    return lines
+
+
+def _budgets(rows: Sequence[Row]) -> list[str]:
+    """A line a network and share, the three ways beside each other."""
+    good = {(r["network"], r["share"], r["way"]): r for r in rows if "failed" not in r}
+    lines = [
+        "Each network cut to a share of its own latency (ONNX Runtime, one thread, batch 1), three ways: by the layer",
+        "table and the knapsack (`--latency`), by a MACs budget and by uniform width that are told what to keep until",
+        "they are measured at the same latency. Agreement with the dense network on 256 paintings, after batch-norm",
+        "statistics were taken anew and nothing else; in brackets the latency as a share of what was asked for.",
+        "",
+        "| network | latency | `--latency` | MACs budget | uniform width |",
+        "|---|---|---|---|---|",
+    ]
+    for network, share in sorted({(r["network"], r["share"]) for r in rows}, key=lambda k: (k[0], -k[1])):
+        cells = []
+        for way in budgets.WAYS:
+            row = good.get((network, share, way))
+            cells.append(f"{row['agreement']:.3f} ({row['of_requested']:.2f})" if row else "not reached")
+        lines.append(f"| {network} | {share:g}x | {' | '.join(cells)} |")
+    return lines
+
+
+def _planner(rows: Sequence[Row]) -> list[str]:
+    """The median over networks for each value of each constant."""
+    lines = [
+        "Speed-up over the reduction of MACs at half of the MACs, median over networks with random weights (1: time",
+        "falls as MACs do).",
+        "",
+        "| constant | value | networks | median | least |",
+        "|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        constant, _, value = row["key"].rpartition("/")[2].partition("=")
+        groups.setdefault((constant, int(value)), []).append(row["share"])
+    for (constant, value), shares in sorted(groups.items()):
+        lines.append(
+            f"| {constant} | {value} | {len(shares)} | {statistics.median(shares):.3f} | {min(shares):.3f} |"
+        )
+    return lines
