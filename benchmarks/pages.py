@@ -42,6 +42,9 @@ def page(rows: Sequence[Row]) -> str:
         "The settings of `auto` were found by comparing variants by labelled accuracy on these tasks (for CIFAR on",
         "half of the test images), which the rules of evaluation forbid: its rows are development results, not",
         "held-out ones.",
+        "",
+        "The rows of `prune` that name no machine in the JSON are of an earlier version, in which each part of a",
+        "recovery began with the same images; they are to be made again.",
     ]
     for task in TASKS:
         adapted = [r for r in rows if r["task"] == task and r["stage"] == "adapt"]

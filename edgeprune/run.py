@@ -10,15 +10,12 @@ atomically, the two that grow by whole lines.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +23,7 @@ from typing import Any
 import filelock
 import tomli_w
 
-from edgeprune import records
+from edgeprune import records, run_folder
 from edgeprune.artifact import write_atomically
 from edgeprune.errors import (
     DiskFull,
@@ -40,8 +37,6 @@ from edgeprune.errors import (
 )
 from edgeprune.records import drop_torn_line, finite, is_done, plain, read_json, saved_config
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_OURS = frozenset({".lock", ".owner.json"})
 # What may differ between the call that began a run and the one that resumes it.
 _FREE = frozenset(
     {
@@ -60,20 +55,6 @@ _FREE = frozenset(
 )
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk (or quota, or file size limit) inside the block into DiskFull about `path`."""
-    try:
-        yield
-    except OSError as err:
-        if err.errno not in _FULL:
-            raise
-        raise DiskFull(
-            f"{path}: no space left to write it ({err.strerror}); what was written before is intact: "
-            "free some space, then go on with --resume"
-        ) from err
-
-
 class Run:
     """An open run folder: a context manager that holds the lock. `resumed`: an earlier process began it."""
 
@@ -83,12 +64,13 @@ class Run:
     def __init__(self, path: Path, command: str, model: str) -> None:
         """Lock `path`, an existing folder; use `Run.create`. RunLocked when another process has it."""
         self.path, self.command, self.model, self.resumed = path, command, model, False
+        self._made = False
         self._lock = filelock.FileLock(path / ".lock")
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunLocked(
-                f"{path}: in use by {_owner(path)}; wait for it, stop it, or choose another folder with -o"
+                f"{path}: in use by {run_folder.owner(path)}; wait for it, stop it, or choose another folder with -o"
             ) from None
         except (OSError, NotImplementedError) as err:
             raise RunError(
@@ -114,18 +96,20 @@ class Run:
         """
         if force and resume:
             raise UsageError("--force starts again and --resume goes on: give one of them")
-        path = path or _default(command, model, resume)
-        _refuse_foreign(path)
+        made = path is None or not path.exists()
+        path = path or run_folder.default(command, model, resume)
+        run_folder.refuse_foreign(path)
         try:
-            with writing(path):
+            with run_folder.writing(path):
                 path.mkdir(parents=True, exist_ok=True)
                 run = cls(path, command, model)
+                run._made = made
         except OSError as err:
             raise MissingHere(
                 f"{path}: cannot be made or written ({err.strerror}); choose another with -o"
             ) from err
         try:
-            with writing(path):
+            with run_folder.writing(path):
                 run._begin(config, force, resume)
         except BaseException:
             run.close()
@@ -148,7 +132,7 @@ class Run:
             return
         if marker is not None:
             if not force:
-                raise OutputExists(_occupied(self.path, marker))
+                raise OutputExists(run_folder.occupied(self.path, marker))
             self._empty()
         write_atomically(
             self.path / "run.json",
@@ -159,7 +143,7 @@ class Run:
 
     def _take_up(self, marker: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         if is_done(self.path):
-            raise OutputExists(_occupied(self.path, marker))
+            raise OutputExists(run_folder.occupied(self.path, marker))
         was = (marker.get("command"), marker.get("model"))
         if was != (self.command, self.model):
             raise RunError(
@@ -189,7 +173,7 @@ class Run:
         # done.json goes first and run.json stays: a kill in between leaves an unfinished run, ours to take.
         (self.path / "done.json").unlink(missing_ok=True)
         for entry in self.path.iterdir():
-            if entry.name in _OURS or entry.name == "run.json":
+            if entry.name in run_folder.OURS or entry.name == "run.json":
                 continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
@@ -222,7 +206,7 @@ class Run:
     def write(self, name: str, data: bytes) -> Path:
         """Write a whole file of the run, atomically; DiskFull leaves the earlier one as it was."""
         target = self.path / name
-        with writing(target):
+        with run_folder.writing(target):
             write_atomically(target, data)
         return target
 
@@ -256,25 +240,27 @@ class Run:
         if error is not None:
             with contextlib.suppress(OSError, DiskFull):
                 self.log(f"stopped: {type(error).__name__}: {error}")
-        self.close()
         if isinstance(error, EdgePruneError) and not isinstance(error, Interrupted | DiskFull):
             self._withdraw()
+        self.close()
+        with contextlib.suppress(OSError):  # only where nothing of a run is left, and we made it
+            if self._made and not (self.path / "run.json").exists():
+                (self.path / ".lock").unlink(missing_ok=True)
+                self.path.rmdir()
 
     def _withdraw(self) -> None:
-        """Leave no folder that a corrected command would stumble over, where nothing was made that could go on."""
+        """Leave no run that a corrected command would stumble over, where nothing was made that could go on."""
         with contextlib.suppress(OSError):
             (self.path / "resume").rmdir()  # where no snapshot is in it
-        begun = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
-        if self.resumed or not begun <= {"run.json", "config.toml", "log.txt", "metrics.jsonl", *_OURS}:
-            return
-        for name in begun:
-            (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # someone looks into it
-            self.path.rmdir()
+        ours = {"run.json", "config.toml", "log.txt", "metrics.jsonl"}
+        begun = {entry.name for entry in self.path.iterdir()} - run_folder.OURS
+        if not self.resumed and begun <= ours:
+            for name in begun:
+                (self.path / name).unlink()
 
     def _append(self, name: str, line: str) -> None:
         target = self.path / name
-        with writing(target), target.open("ab", buffering=0) as file:
+        with run_folder.writing(target), target.open("ab", buffering=0) as file:
             before = os.fstat(file.fileno()).st_size
             data = line.encode()
             try:
@@ -285,80 +271,6 @@ class Run:
                 with contextlib.suppress(OSError):
                     os.ftruncate(file.fileno(), before)
                 raise
-
-
-def _default(command: str, model: str, resume: bool) -> Path:
-    stem = f"{command}-{_short(model)}"
-    numbers = [
-        int(m[1]) for p in Path("runs").glob("*") if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))
-    ]
-    if resume and numbers:
-        for number in sorted(numbers, reverse=True):
-            path = Path("runs") / f"{stem}-{number}"
-            marker = read_json(path / "run.json")
-            # Two models may share a short name.
-            if (
-                marker
-                and (marker.get("command"), marker.get("model")) == (command, model)
-                and not is_done(path)
-            ):
-                return path
-    number = max(numbers, default=0) + 1
-    while True:  # another process may take the same number at the same moment
-        path = Path("runs") / f"{stem}-{number}"
-        try:
-            with writing(path):
-                path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            number += 1
-
-
-def _short(model: str) -> str:
-    """A run's name for its model: 'timm:resnet18' -> 'resnet18', 'runs/adapt-resnet18-3' -> 'resnet18'."""
-    name = re.split(r"[:/\\]", model.rstrip("/\\"))[-1] or "model"
-    name = name.removesuffix(".safetensors").removesuffix(".onnx")
-    if found := re.fullmatch(r"(?:adapt|prune|export|bench)-(.+)-\d+", name):
-        name = found[1]
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "model"
-
-
-def _refuse_foreign(path: Path) -> None:
-    # Before the lock, so that not even a lock file is left in a folder that is none of ours.
-    if path.is_dir():
-        held = sorted(p.name for p in path.iterdir() if p.name not in _OURS and not _is_part(p.name))
-        if held and "run.json" not in held:
-            raise OutputExists(
-                f"{path}: holds files that are no run of edgeprune ({held[0]}); choose another with -o"
-            )
-    elif path.exists():
-        raise OutputExists(f"{path}: a file is there; expected a folder for the run: choose another with -o")
-
-
-def _occupied(path: Path, marker: Mapping[str, Any]) -> str:
-    done = read_json(path / "done.json")
-    what = f"{marker.get('command', 'run')} {marker.get('model', '')}".strip()
-    if done is not None:
-        when = done.get("finished", "an unknown day")
-        return (
-            f"{path}: the run '{what}' finished there on {when}, nothing is left to resume; "
-            "--force replaces it, -o takes another folder"
-        )
-    when = marker.get("started", "an unknown day")
-    return (
-        f"{path}: an unfinished run '{what}', begun on {when}; --resume goes on with it, --force starts again"
-    )
-
-
-def _owner(path: Path) -> str:
-    owner = read_json(path / ".owner.json")
-    if owner is None:
-        return "another process"
-    return f"process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
-
-
-def _is_part(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".part")
 
 
 def _drop_parts(path: Path) -> None:

@@ -308,6 +308,15 @@ def test_a_refusal_before_anything_was_made_leaves_no_folder(
         assert place.exists() == (stays or made)
 
 
+def test_a_folder_that_was_there_stays_when_a_run_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    place.mkdir()
+    with pytest.raises(UsageError), start(place):
+        raise UsageError("wrong")
+    assert place.is_dir()
+    start(place).close()
+
+
 def test_helpful_errors_of_reading(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not a finished run \(no done.json\)"):
         results(tmp_path)
