@@ -1,13 +1,18 @@
 """The recommended objective: its terms against a float64 reading, with and without source, closed-set and partial."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeprune.objectives.auto import Auto
 from edgeprune.waist import Batch, Step, Task
 
+Array = NDArray[np.float64]
+Slope = Callable[[Callable[[Array], float], Array], Array]
 TASK = Task(4, 3)
 STEP = Step(0, 10)
 
@@ -47,6 +52,26 @@ def test_terms_follow_the_formula(partial: bool, seed: int) -> None:
     taught = -(np.log(p[0, 2]) + np.log(p[2, 0]) + np.log(p[3, 1])) / 4  # of the second nobody is sure
     assert terms["pseudo"].item() == pytest.approx(1.3 * taught, rel=1e-5)
     assert "source" not in terms
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradient_follows_the_formula(partial: bool, scale: float, dtype: torch.dtype, slope: Slope) -> None:
+    z, labels = np.random.default_rng(1).normal(0, scale, (4, 3)), [2, -1, 0, 1]
+
+    def formula(logits: Array) -> float:
+        p = softmax(logits)
+        mean = p.mean(0)
+        diversity = 0.0 if partial else 0.7 * (mean * np.log(mean)).sum()
+        taught = -(np.log(p[0, 2]) + np.log(p[2, 0]) + np.log(p[3, 1])) / 4
+        return float(-0.7 * (p * np.log(p)).sum(1).mean() + diversity + 1.3 * taught)
+
+    logits = torch.tensor(z, dtype=dtype, requires_grad=True)
+    objective = given(labels, information=0.7, pseudo=1.3, partial=partial)
+    loss = torch.stack(list(objective.terms(None, target(logits, [0, 1, 2, 3]), STEP).values())).sum()
+    (gradient,) = torch.autograd.grad(loss, [logits])
+    np.testing.assert_allclose(gradient.numpy(), slope(formula, z), atol=1e-5)
 
 
 def test_source_images_teach_when_they_are_there() -> None:

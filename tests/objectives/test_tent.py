@@ -1,6 +1,9 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeprune import train
@@ -11,6 +14,9 @@ from edgeprune.model import Network
 from edgeprune.objectives.tent import Tent
 from edgeprune.train import Settings
 from edgeprune.waist import Batch, Step, Task
+
+Array = NDArray[np.float64]
+Slope = Callable[[Callable[[Array], float], Array], Array]
 
 
 class Tiny(nn.Module):
@@ -35,13 +41,23 @@ def images() -> Pixels:
     return Pixels(torch.from_numpy(data), None, [str(i) for i in range(12)])
 
 
+def entropy(logits: Array) -> float:
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p = p / p.sum(1, keepdims=True)
+    return float(-(p * np.log(p)).sum(1).mean())
+
+
+@pytest.mark.parametrize(("count", "classes"), [(1, 2), (5, 4), (9, 7)])
+@pytest.mark.parametrize("scale", [0.1, 2.0, 10.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_value(dtype: torch.dtype) -> None:
-    z = np.random.default_rng(0).normal(0, 2, (5, 4))
-    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    logits = torch.tensor(z, dtype=dtype)
-    terms = Tent(Task(4, 4)).terms(None, Batch(logits, logits, None, torch.arange(5)), Step(0, 1))
-    assert float(terms["entropy"]) == pytest.approx(-(p * np.log(p)).sum(1).mean(), abs=1e-5)
+def test_value_and_gradient(count: int, classes: int, scale: float, dtype: torch.dtype, slope: Slope) -> None:
+    z = np.random.default_rng(0).normal(0, scale, (count, classes))
+    logits = torch.tensor(z, dtype=dtype, requires_grad=True)
+    batch = Batch(logits, logits, None, torch.arange(count))
+    loss = Tent(Task(4, classes)).terms(None, batch, Step(0, 1))["entropy"]
+    assert loss.item() == pytest.approx(entropy(z), abs=1e-5)
+    (gradient,) = torch.autograd.grad(loss, [logits])
+    np.testing.assert_allclose(gradient.numpy(), slope(entropy, z), atol=1e-5)
 
 
 def test_only_gains_and_shifts_learn() -> None:
