@@ -102,6 +102,7 @@ def prune(options: PruneOptions) -> PruneResult:
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
     job, labelled = _job(options, network, target, budget)
+    job.warnings += _unheard(options, method)
     with contextlib.ExitStack() as stack:
         if budget.timed:
             job.timing = timing.of(network, options.table, stack)
@@ -222,6 +223,16 @@ def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
         raise UsageError(f"--then {options.then} takes --macs or --params; received a budget of {budget}")
     after = catalog.load(catalog.METHODS, options.then, "method")
     return Then(method, after(**parse(after, of_second, options.then)), options.then_share)
+
+
+def _unheard(options: PruneOptions, method: Callable[[Job], None]) -> list[str]:
+    """A warning for each option that was said and that the method does not look at."""
+    usual, flags = PruneOptions(options.model), {"iterations": "steps"}
+    return [
+        f"--{flags.get(name, name)} {getattr(options, name)}: --method {options.method} does not look at it: {instead}"
+        for name, instead in getattr(method, "ignores", {}).items()
+        if getattr(options, name) != getattr(usual, name)
+    ]
 
 
 def _work(

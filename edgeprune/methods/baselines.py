@@ -27,6 +27,11 @@ class PruneThenAdapt:
     score: Literal["magnitude", "taylor-labels", "bn-scale", "lamp", "fpgm", "random"] = "magnitude"
     source_share: float = 0.5
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        return {"score": "--set score=NAME says which"}
+
     def __call__(self, job: Job) -> None:
         """Cut once or as often as --steps says; adapt `job.network` in place after the last cut."""
         work.labelled_source(job, "prune-then-adapt")
@@ -46,6 +51,11 @@ class TwoStage:
 
     cuts: int = 8
     source_share: float = 0.5
+
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        return {"score": "the first-order change of the source's cross entropy ranks"}
 
     def __call__(self, job: Job) -> None:
         """Prune and adapt `job.network` in place, within `job.budget`."""
@@ -71,6 +81,12 @@ class AdaptThenPrune:
     )
     tune: Literal["adapt", "source"] = "adapt"
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        score = {} if self.score == "given" else {"score": "--set score=NAME says which"}
+        return score | ({"objective": "--set tune=source has none"} if self.tune == "source" else {})
+
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         if self.tune == "source" or self.score == "taylor-labels":
@@ -89,6 +105,12 @@ class Uniform:
     """
 
     score: Literal["magnitude", "taylor", "random", "given"] = "magnitude"
+
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        score = {} if self.score == "given" else {"score": "--set score=NAME says which"}
+        return {"rank": "every layer keeps the same share", **score}
 
     def __call__(self, job: Job) -> None:
         """Cut and distil `job.network` in place, within `job.budget`."""

@@ -42,6 +42,11 @@ class DALR:
         if self.form not in lowrank.FORMS:
             raise UsageError(f"form={self.form}: no such closed form; {nearest(self.form, lowrank.FORMS)}")
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        return dict.fromkeys(("score", "rank", "iterations", "schedule"), "it cuts no channels, and once")
+
     def __call__(self, job: Job) -> None:
         """Replace layers of `job.network` by pairs until the budget holds, then recover."""
         self.preview(job)

@@ -56,6 +56,11 @@ class ITMC:
     score: Literal["student", "source", "given"] = "student"
     distill: bool = True
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        return {} if self.score == "given" else {"score": "its own ranks, unless --set score=given"}
+
     def __call__(self, job: Job) -> None:
         """Cut and distil `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "itmc")

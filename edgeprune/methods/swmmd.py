@@ -57,6 +57,12 @@ class SWMMDPruning:
     score: Literal["gradients", "given"] = "gradients"
     distill: bool = False
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        own = {} if self.score == "given" else {"score": "its own ranks, unless --set score=given"}
+        return {"objective": "its own is swmmd", **own}
+
     def __call__(self, job: Job) -> None:
         """Adapt, cut and fine-tune `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "swmmd")

@@ -55,6 +55,12 @@ class TANA:
             if not 0 < getattr(self, name) <= 1:
                 raise UsageError(f"{name}={getattr(self, name):g}: expected a share above 0, at most 1")
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        own = "its own statistic and priority rank, unless --set statistic=given"
+        return {} if self.statistic == "given" else {"score": own, "rank": own}
+
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         job = self._ranked(work.several(job, self.cuts, "linear"))

@@ -53,6 +53,11 @@ class TCP:
     weight: float = 1.0
     distill: bool = False
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        return {} if self.variant == "given" else {"score": "its own ranks, unless --set variant=given"}
+
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "tcp")

@@ -23,6 +23,11 @@ class Then:
     second: DALR
     share: float
 
+    @property
+    def ignores(self) -> dict[str, str]:
+        """Options that are not looked at -> what is in their place."""
+        return getattr(self.first, "ignores", {})
+
     def __call__(self, job: Job) -> None:
         """Cut, make low-rank and recover `job.network` in place, within `job.budget`."""
         passes = job.options.recover

@@ -239,3 +239,28 @@ def test_metrics_have_every_cut_once(options: PruneOptions, tmp_path: Path) -> N
     prune(replace(options, iterations=2))
     lines = [json.loads(line) for line in (tmp_path / "slim" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["stage"] == "cut"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "unheard"),
+    [
+        ("auto", (), []),
+        ("dalr", (), ["score", "rank"]),
+        ("tana", (), ["score", "rank"]),
+        ("tana", ("statistic=given",), []),
+        ("uniform", (), ["rank", "score"]),
+        ("adapt-then-prune", ("score=given", "tune=source"), ["objective"]),
+        ("swmmd", (), ["objective", "score"]),
+        ("tcp", (), ["score"]),
+        ("itmc", ("score=given",), []),
+        ("two-stage", (), ["score"]),
+    ],
+)
+def test_options_that_a_method_does_not_look_at_are_told(
+    method: str, words: tuple[str, ...], unheard: list[str], options: PruneOptions
+) -> None:
+    said = replace(options, score="magnitude", rank="local", objective="mcc", source=options.target)
+    found = prune(replace(said, method=method, set=words, dry_run=True)).warnings
+    named = [w.split()[0].removeprefix("--") for w in found if "does not look at it" in w]
+    assert named == unheard
+    assert all(f"--method {method} does not look at it: " in w for w in found if w.startswith("--score"))
