@@ -59,7 +59,7 @@ def _budgets(rows: Sequence[Row]) -> list[str]:
     lines = [
         "Each network cut to a share of its own latency (ONNX Runtime, one thread, batch 1), three ways: by the layer",
         "table and the knapsack (`--latency`), by a MACs budget and by uniform width that are told what to keep until",
-        "they are measured at the same latency. Agreement with the dense network on 256 paintings, after batch-norm",
+        "they are measured at the same latency. Agreement with the dense network on 2,048 paintings, after batch-norm",
         "statistics were taken anew and nothing else; in brackets the latency as a share of what was asked for.",
         "",
         "| network | latency | `--latency` | MACs budget | uniform width |",
