@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import accuracy
-from benchmarks.accuracy import Case, Place, Row
+from benchmarks.accuracy import Place, Row
+from benchmarks.cases import Case
 from benchmarks.tasks import TASKS
 
 RESULTS = Path(__file__).with_name("results") / "ablations.json"

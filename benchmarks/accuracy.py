@@ -17,55 +17,21 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import torch_pruning_plan
+from benchmarks.cases import LABELLED, TORCH_PRUNING, Case, adapting, pruning
 from benchmarks.tasks import TASKS, Task, few
-from edgeprune import __version__, catalog, records
+from edgeprune import __version__, checkpoint, records
 from edgeprune.artifact import write_atomically
 from edgeprune.bench import machine
-from edgeprune.catalog import OBJECTIVES
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "accuracy.json"
 LIMIT = 20 * 60.0
-METHODS = (
-    "distill",
-    "tcp",
-    "admp",
-    "swmmd",
-    "itmc",
-    "tana",
-    "auto",
-    "prune-then-adapt",
-    "adapt-then-prune",
-    "two-stage",
-    "uniform",
-)
-# With ten labelled target images a class; the second is the control: the same recovery at uniform width.
-LABELLED: Mapping[str, tuple[str, ...]] = {
-    "tana+labelled": (),
-    "tana+labelled+uniform": ("--set", "statistic=given", "--rank", "local", "--score", "magnitude"),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row: what is run. name: of the objective or the method, with its knobs. words: what only this row says."""
-
-    stage: str
-    task: str
-    name: str
-    seed: int
-    words: tuple[str, ...] = ()
-    budget: str = ""
-
-    @property
-    def key(self) -> str:
-        """What tells this row from all others."""
-        return "/".join(filter(None, (self.stage, self.task, self.name, self.budget, str(self.seed))))
 
 
 @dataclass(frozen=True)
@@ -80,50 +46,6 @@ class Place:
     def run(self, case: Case) -> Path:
         """The run folder of a row."""
         return self.work / case.key.replace("/", "-").replace("=", "-")
-
-
-def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
-    """Every objective on every task that it can be used on; partial twins on the partial task."""
-    for task in TASKS.values():
-        free = not task.cloud
-        for seed in seeds:
-            for name in OBJECTIVES:
-                needs = "source" in OBJECTIVES[name].needs
-                if free and needs:
-                    continue
-                yield Case("adapt", task.name, name, seed, ("--objective", name))
-                if name == "auto" and task.older is not None:  # with its own features alone
-                    yield Case("adapt", task.name, "auto+own", seed, ("--objective", name))
-                switched = (needs or name in ("auto", "shot")) and name not in ("source", "swmmd")
-                if task.name == "pacs-partial" and switched:
-                    yield Case(
-                        "adapt",
-                        task.name,
-                        f"{name}+partial",
-                        seed,
-                        ("--objective", name, "--set", "partial=true"),
-                    )
-
-
-def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
-    """Every method that a task has images for at half and 30% of the MACs; admp at 40% of the inner channels too."""
-    for task in TASKS.values():
-        for seed in seeds:
-            for budget in ("macs=0.5", "macs=0.3"):
-                kind, share = budget.split("=")
-                for name in METHODS:
-                    if not task.cloud and "source" in catalog.METHODS[name].needs:
-                        continue
-                    yield Case("prune", task.name, name, seed, ("--method", name, f"--{kind}", share), budget)
-                for score in ("magnitude", "random"):
-                    words = ("--method", "distill", "--score", score, f"--{kind}", share)
-                    yield Case("prune", task.name, f"distill+{score}", seed, words, budget)
-                for name, more in LABELLED.items():
-                    learned = ("--method", "tana", f"--{kind}", share, *more)
-                    yield Case("prune", task.name, name, seed, learned, budget)
-            if task.cloud:
-                inner = ("--method", "admp", "--channels", "0.4")
-                yield Case("prune", task.name, "admp", seed, inner, "channels=0.4")
 
 
 def command(case: Case, place: Place) -> list[str]:
@@ -143,6 +65,8 @@ def command(case: Case, place: Place) -> list[str]:
         head = ("prune", *_start(task, case, place), *task.prune)
         if task.older is not None and case.name.partition("+")[0] in ("prune-then-adapt", "adapt-then-prune"):
             head += task.older(place.data)  # these adapt by `auto`, as the dense network was adapted
+        if case.name == TORCH_PRUNING:
+            head += ("--plan", str(_their_plan(case, place, Path(head[1]))))
         if case.name in LABELLED:
             head += (
                 "--labelled-target",
@@ -150,6 +74,19 @@ def command(case: Case, place: Place) -> list[str]:
             )
     words = (*head, *images, *task.common, *task.trust, *case.words, "--seed", str(case.seed))
     return ["edgeprune", *words, "--device", place.device, "-o", str(place.run(case)), "--json"]
+
+
+def _their_plan(case: Case, place: Place, dense: Path) -> Path:
+    """Torch-Pruning's plan for a row's budget; it does not follow the shortcuts of the CIFAR network."""
+    file = place.work / "data" / f"{place.run(case).name}.json"
+    if not file.exists():
+        task, kept = place.tasks[case.task], float(case.budget.partition("=")[2])
+        network = checkpoint.read(dense, [word for word in task.trust if ":" in word])
+        inner = bool(task.trust)
+        plan = torch_pruning_plan.choose(network, kept, lambda n: not inner or n.endswith(".conv1"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(plan.to_json()))
+    return file
 
 
 def _cloud(task: Task, case: Case, place: Place) -> tuple[str, ...]:

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from benchmarks import accuracy
-from benchmarks.accuracy import Case, Place
+from benchmarks.accuracy import Place
+from benchmarks.cases import Case
 from benchmarks.tasks import TASKS, Task
 from edgeprune import checkpoint, inference
 from edgeprune.data import folder

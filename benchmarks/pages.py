@@ -1,4 +1,4 @@
-"""Writes docs/accuracy.md, with one plot a task, pruning.md and precision.md from results; no number is typed by hand.
+"""Writes docs/accuracy.md, with one plot a task, and the other pages of numbers; none is typed by hand.
 
 python -m benchmarks.pages
 """
@@ -12,8 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import pages_pruning, precision
-from benchmarks.accuracy import METHODS, Row, load
+from benchmarks import pages_claims, pages_pruning, precision
+from benchmarks.accuracy import Row, load
+from benchmarks.cases import METHODS
 from benchmarks.tasks import TASKS
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -224,6 +225,7 @@ def main() -> int:
     (DOCS / "accuracy.md").write_text(page(rows))
     (DOCS / "precision.md").write_text(precision_page(json.loads(precision.RESULTS.read_text())))
     (DOCS / "pruning.md").write_text(pages_pruning.page())
+    (DOCS / "claims.md").write_text(pages_claims.page())
     for task, group in _by((r for r in rows if r["stage"] == "prune"), "task").items():
         plot(task, group, DOCS / plot_name(task))
     return 0

@@ -12,7 +12,6 @@ over the 10,000 unlabelled images. `auto` beside them is the method as users run
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shlex
 import subprocess
@@ -20,8 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy
-from benchmarks.accuracy import Case, Place
+from benchmarks import accuracy, torch_pruning_plan
+from benchmarks.accuracy import Place
+from benchmarks.cases import Case
 from benchmarks.tasks import TASKS
 from edgeprune import records
 
@@ -69,53 +69,14 @@ def ours(dense: Path, place: Place) -> Path:
 
 
 def theirs(dense: Path, place: Place) -> Path:
-    """Torch-Pruning's choice as a plan: the largest network within the budget, one ratio for all inner layers."""
+    """Torch-Pruning's choice among the inner convolutions, as a plan."""
     from edgeprune import checkpoint
-    from edgeprune.plan import Cut, PruningPlan
-    from edgeprune.prune import macs
 
     network = checkpoint.read(dense, ["examples.resnet_cifar:resnet56"])
-    whole = macs.measure(network.module, network.example())[0]
-    low, high, best = 0.0, 0.9, None
-    for _ in range(12):
-        ratio = (low + high) / 2
-        module = copy.deepcopy(network.module)
-        cuts = _choose(module, network.example(1), ratio)
-        kept = macs.measure(module, network.example())[0] / whole
-        if kept <= KEPT:
-            best, high = (cuts, kept), ratio
-        else:
-            low = ratio
-    assert best is not None
-    rows = tuple(Cut(root, width, keep) for root, (width, keep) in sorted(best[0].items()))
-    plan = PruningPlan(rows, why={"by": "torch-pruning, group magnitude", "macs": best[1]})
+    plan = torch_pruning_plan.choose(network, KEPT, lambda n: n.startswith("layer") and n.endswith("conv1"))
     file = place.work / "torch-pruning-plan.json"
     file.write_text(json.dumps(plan.to_json()))
     return file
-
-
-def _choose(module: Any, example: Any, ratio: float) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Cut `module` in place by Torch-Pruning; for each inner layer its width before, and which channels stay."""
-    import torch
-    import torch_pruning
-
-    names = {part: name for name, part in module.named_modules()}
-    inner = {part for part, name in names.items() if name.startswith("layer") and name.endswith("conv1")}
-    others = [p for p in names if isinstance(p, (torch.nn.Conv2d, torch.nn.Linear)) and p not in inner]
-    pruner = torch_pruning.pruner.BasePruner(
-        module,
-        example,
-        importance=torch_pruning.importance.GroupMagnitudeImportance(),
-        pruning_ratio=ratio,
-        ignored_layers=others,
-    )
-    found = {}
-    for group in pruner.step(interactive=True):
-        layer, gone = group[0].dep.target.module, set(group[0].idxs)
-        width = layer.out_channels
-        found[names[layer]] = width, tuple(i for i in range(width) if i not in gone)
-        group.prune()
-    return found
 
 
 def rows(dense: Path, place: Place) -> dict[str, list[str]]:

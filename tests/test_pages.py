@@ -6,15 +6,32 @@ import json
 
 import pytest
 
-from benchmarks import accuracy, pages, pages_pruning, precision
+from benchmarks import accuracy, pages, pages_claims, pages_pruning, precision
 
 
-@pytest.mark.parametrize("name", ["accuracy.md", "pruning.md", "precision.md"])
+@pytest.mark.parametrize("name", ["accuracy.md", "pruning.md", "claims.md", "precision.md"])
 def test_no_number_is_typed_by_hand(name: str) -> None:
     if name == "accuracy.md":
         made = pages.page(accuracy.load())
     elif name == "pruning.md":
         made = pages_pruning.page()
+    elif name == "claims.md":
+        made = pages_claims.page()
     else:
         made = pages.precision_page(json.loads(precision.RESULTS.read_text()))
     assert (pages.DOCS / name).read_text() == made, f"run: python -m benchmarks.pages (docs/{name} is stale)"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "least", "word"),
+    [
+        ([80.0], [79.0], 0.0, "yes"),
+        ([79.0], [80.0], 0.0, "no"),
+        ([79.0], [80.0], -1.0, "yes"),
+        ([79.0, 81.0], [80.5], 0.0, "equal"),
+    ],
+)
+def test_a_claim_holds_when_the_difference_is_large_enough(
+    ours: list[float], theirs: list[float], least: float, word: str
+) -> None:
+    assert pages_claims.verdict(ours, theirs, least)[1] == word

@@ -227,7 +227,7 @@ def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
 
 def _unheard(options: PruneOptions, method: Callable[[Job], None]) -> list[str]:
     """A warning for each option that was said and that the method does not look at."""
-    usual, flags = PruneOptions(options.model), {"iterations": "steps"}
+    usual, flags = PruneOptions(), {"iterations": "steps"}
     return [
         f"--{flags.get(name, name)} {getattr(options, name)}: --method {options.method} does not look at it: {instead}"
         for name, instead in getattr(method, "ignores", {}).items()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import accuracy, dalr, tasks
+from benchmarks import accuracy, cases, dalr, tasks
 from benchmarks.accuracy import Place
 from benchmarks.dalr import Cell, Group
 from benchmarks.tasks import TASKS
@@ -125,9 +125,9 @@ def test_rows_with_labels_are_commands(
     monkeypatch.setattr(accuracy, "made", lambda case, place: {})
     task = replace(TASKS["digits"], images=lambda work, data: (None, target, target))
     place = Place(None, tmp_path, "cpu", {**TASKS, "digits": task})
-    rows = {c.name: c for c in accuracy.pruning((0,)) if c.task == "digits" and c.budget == "macs=0.5"}
+    rows = {c.name: c for c in cases.pruning((0,)) if c.task == "digits" and c.budget == "macs=0.5"}
     assert "uniform" in rows
-    for name in accuracy.LABELLED:
+    for name in cases.LABELLED:
         words = accuracy.command(rows[name], place)
         few = Path(words[words.index("--labelled-target") + 1])
         assert len(list(few.rglob("*.png"))) == 20

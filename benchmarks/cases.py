@@ -1,0 +1,100 @@
+"""The rows of benchmarks.accuracy: every objective and every pruning method on the tasks that have images for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from benchmarks.tasks import TASKS
+from edgeprune import catalog
+from edgeprune.catalog import OBJECTIVES
+
+METHODS = (
+    "distill",
+    "tcp",
+    "admp",
+    "swmmd",
+    "itmc",
+    "tana",
+    "auto",
+    "prune-then-adapt",
+    "adapt-then-prune",
+    "two-stage",
+    "uniform",
+    "dalr",
+)
+TORCH_PRUNING = "torch-pruning"  # its choice by its own defaults, recovered by distillation as `--plan` is
+# With ten labelled target images a class; the second is the control: the same recovery at uniform width.
+LABELLED: Mapping[str, tuple[str, ...]] = {
+    "tana+labelled": (),
+    "tana+labelled+uniform": ("--set", "statistic=given", "--rank", "local", "--score", "magnitude"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: what is run. name: of the objective or the method, with its knobs. words: what only this row says."""
+
+    stage: str
+    task: str
+    name: str
+    seed: int
+    words: tuple[str, ...] = ()
+    budget: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells this row from all others."""
+        return "/".join(filter(None, (self.stage, self.task, self.name, self.budget, str(self.seed))))
+
+
+def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
+    """Every objective on every task that it can be used on; partial twins on the partial task."""
+    for task in TASKS.values():
+        free = not task.cloud
+        for seed in seeds:
+            for name in OBJECTIVES:
+                needs = "source" in OBJECTIVES[name].needs
+                if free and needs:
+                    continue
+                yield Case("adapt", task.name, name, seed, ("--objective", name))
+                if name == "auto" and task.older is not None:  # with its own features alone
+                    yield Case("adapt", task.name, "auto+own", seed, ("--objective", name))
+                switched = (needs or name in ("auto", "shot")) and name not in ("source", "swmmd")
+                if task.name == "pacs-partial" and switched:
+                    yield Case(
+                        "adapt",
+                        task.name,
+                        f"{name}+partial",
+                        seed,
+                        ("--objective", name, "--set", "partial=true"),
+                    )
+
+
+def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
+    """Every method that a task has images for at half and 30% of the MACs; admp and what it is compared with at 40% of
+    the inner channels too.
+    """
+    for task in TASKS.values():
+        for seed in seeds:
+            for budget in ("macs=0.5", "macs=0.3"):
+                kind, share = budget.split("=")
+                for name in METHODS:
+                    if not task.cloud and "source" in catalog.METHODS[name].needs:
+                        continue
+                    yield Case("prune", task.name, name, seed, ("--method", name, f"--{kind}", share), budget)
+                for score in ("magnitude", "random"):
+                    words = ("--method", "distill", "--score", score, f"--{kind}", share)
+                    yield Case("prune", task.name, f"distill+{score}", seed, words, budget)
+                yield Case("prune", task.name, TORCH_PRUNING, seed, (), budget)
+                for name, more in LABELLED.items():
+                    learned = ("--method", "tana", f"--{kind}", share, *more)
+                    yield Case("prune", task.name, name, seed, learned, budget)
+            if task.cloud:
+                for name, more in (
+                    ("admp", ()),
+                    ("tcp", ()),
+                    ("distill+magnitude", ("--score", "magnitude")),
+                ):
+                    inner = ("--method", name.partition("+")[0], "--channels", "0.4", *more)
+                    yield Case("prune", task.name, name, seed, inner, "channels=0.4")
