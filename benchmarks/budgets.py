@@ -185,13 +185,11 @@ def run(case: Case, share: float, way: str) -> Row:
         verdict = min(
             (watch.verdict(slim) for _ in range(2)), key=lambda v: (v.ci_high - v.ci_low) / v.speedup
         )
-    bare = inference.logits_of(slim, case.images, pre).argmax(1)
     inference.reestimate_batchnorm(slim, case.images, pre)
     after = inference.logits_of(slim, case.images, pre).argmax(1)
     kept = case.costs.widths({c.root: len(c.keep) for c in plan.cuts})
     return {
         "agreement": float((after == case.answers).double().mean()),
-        "agreement_before_batchnorm": float((bare == case.answers).double().mean()),
         "batchnorm": any(isinstance(m, nn.BatchNorm2d) for m in slim.modules()),
         "latency_kept": 1 / verdict.speedup,
         "latency_kept_low": 1 / verdict.ci_high,
