@@ -16,8 +16,11 @@ from torch.nn import functional as F
 
 from edgeprune.errors import UsageError, nearest
 
-COLLAPSE = 0.6  # of the entropy that the class histogram had before training
-COLLAPSE_PARTIAL = 0.4  # where classes are expected to go
+COLLAPSE = 0.6  # of the largest entropy that the class histogram had so far
+COLLAPSE_PARTIAL = 0.4  # of that before training, where classes are expected to go
+ONE_CLASS = (
+    0.1  # of the largest so far, there too: two even classes of 1,000 still have log 2 / log 1000 of all
+)
 DRIFT = 3.0  # standard deviations by which the batch-norm statistics may move
 GATE = 0.05  # accuracy on held-out source images that may be lost
 CHOOSER = "information"
@@ -136,36 +139,50 @@ class Choice:
 def choose(curves: Sequence[Mapping[str, float]], chooser: str = CHOOSER, *, partial: bool = False) -> Choice:
     """Choose among validated checkpoints, oldest first; a tie goes to the later.
 
-    A checkpoint has collapsed whose class histogram lost more than 40% (60% when partial) of the entropy that the first
-    had, or whose batch-norm statistics ran away. It is not chosen, nor is one that lost more than `GATE` accuracy on
-    held-out source images, unless all are so. "rank": the best so far gives way to a later one that the majority of
-    MixVal, information maximisation (when partial: entropy) and ClassAMI like as well or better; that is a mean rank
-    of two, and needs no weights but those of the best.
+    A checkpoint has collapsed whose class histogram has lost more than 40% of the largest entropy so far, its own
+    included, or whose batch-norm statistics ran away; so has one before training that later ones show to be degenerate.
+    When partial: more than 60% of the entropy before training, or 90% of the largest so far. It is not chosen, nor is
+    one that lost more than `GATE` accuracy on held-out source images, unless all are so. "rank": the best so far gives
+    way to a later one that the majority of MixVal, information maximisation (when partial: entropy) and ClassAMI like
+    as well or better; that is a mean rank of two, and needs no weights but those of the best.
     """
     chooser = chooser_of(chooser, partial=partial)
     if chooser != RANK and any(chooser not in c for c in curves):
         raise UsageError(f"--select {chooser} needs held-out source images: give --source DIR")
-    fit = [not _collapsed(c, curves[0], partial) for c in curves]
-    passed = [ok and not _lost_source(c, curves[0]) for ok, c in zip(fit, curves, strict=True)]
     # What comes later can only ever be compared with the best so far, whose weights are the ones that are kept.
     best = 0
-    for i in range(1, len(curves)):
-        if passed[i] != passed[best]:
-            best = i if passed[i] else best
-        elif fit[i] != fit[best]:
-            best = i if fit[i] else best
-        elif _beats(curves[i], curves[best], chooser, partial):
+    for i, now in enumerate(curves):
+        floor, kept = _floor(curves[: i + 1], partial), curves[best]
+        fit, was_fit = not _collapsed(now, floor), not _collapsed(kept, floor)
+        passed, had_passed = (
+            fit and not _lost_source(now, curves[0]),
+            was_fit and not _lost_source(kept, curves[0]),
+        )
+        if passed != had_passed:
+            best = i if passed else best
+        elif fit != was_fit:
+            best = i if fit else best
+        elif _beats(now, kept, chooser, partial):
             best = i
-    few = curves[-1]["histogram"] < _floor(curves[0], partial)
-    return Choice(best, not fit[-1], "onto few classes" if few else "out of its batch-norm statistics")
+    floor = _floor(curves, partial)
+    few = curves[-1]["histogram"] < floor
+    why = "onto few classes" if few else "out of its batch-norm statistics"
+    return Choice(best, _collapsed(curves[-1], floor), why)
 
 
-def _collapsed(now: Mapping[str, float], first: Mapping[str, float], partial: bool) -> bool:
-    return now["histogram"] < _floor(first, partial) or not now.get("drift", 0.0) <= DRIFT
+def _collapsed(now: Mapping[str, float], floor: float) -> bool:
+    return now["histogram"] < floor or _ran_away(now)
 
 
-def _floor(first: Mapping[str, float], partial: bool) -> float:
-    return (COLLAPSE_PARTIAL if partial else COLLAPSE) * first["histogram"]
+def _ran_away(now: Mapping[str, float]) -> bool:
+    return not now.get("drift", 0.0) <= DRIFT
+
+
+def _floor(curves: Sequence[Mapping[str, float]], partial: bool) -> float:
+    """The least entropy of a class histogram that is no collapse, as the steps until now have it."""
+    first = curves[0]["histogram"]
+    largest = max((c["histogram"] for c in curves if not _ran_away(c)), default=first)
+    return max(COLLAPSE_PARTIAL * first, ONE_CLASS * largest) if partial else COLLAPSE * largest
 
 
 def _lost_source(now: Mapping[str, float], first: Mapping[str, float]) -> bool:

@@ -109,6 +109,45 @@ def test_choose_passes_over_a_collapse() -> None:
     assert choose(curve((0.1, 0.0), (0.2, 0.0))) == Choice(1, False)  # nothing left to lose
 
 
+@pytest.mark.parametrize("chooser", ["mixval", "snd", "information"])
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_degenerate_start_gives_way_to_what_came_later(chooser: str, partial: bool) -> None:
+    """One class predicted before training: mixval and snd like that, but a later step shows what it is."""
+    rows = [(1.0, 0.016), (0.7, 0.9), (0.8, 1.0)]
+    curves = [{"mixval": v, "snd": v, "information": v, "histogram": h} for v, h in rows]
+    assert choose(curves, chooser, partial=partial) == Choice(2, False)
+    assert choose(curves[:1], chooser, partial=partial) == Choice(0, False)
+    assert choose([curves[0], curves[2], curves[0]], chooser, partial=partial) == Choice(1, True)
+
+
+def test_the_alarm_goes_by_the_largest_histogram_so_far() -> None:
+    assert choose(curve((0.1, 0.6), (0.2, 1.0), (0.9, 0.55))) == Choice(1, True)  # 0.55 is most of 0.6 only
+    ran = curve((0.1, 0.5), (0.2, 1.0), (0.3, 0.4))
+    ran[1]["drift"] = 9.0  # what ran away raises no bar
+    assert choose(ran) == Choice(2, False)
+
+
+def test_no_alarm_for_a_partial_target_of_two_even_classes() -> None:
+    for classes in (5, 31, 345, 1000):
+        two = math.log(2) / math.log(classes)
+        rows = [{"mixval": 0.5, "histogram": h} for h in (two, 1.0, two)]
+        assert choose(rows, "mixval", partial=True) == Choice(2, False), classes
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_the_choice_is_the_last_one_or_the_newest(partial: bool) -> None:
+    """The loop keeps the weights of the best so far and no others, whatever a later step says of earlier ones."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        rows = [
+            {"mixval": a, "information": b, "ami": c, "histogram": h, "drift": 4 * d, "source": 0.8 + 0.2 * s}
+            for a, b, c, h, d, s in random.random((7, 6)).tolist()
+        ]
+        for chooser in ("mixval", "rank"):
+            chosen = [choose(rows[:n], chooser, partial=partial).place for n in range(1, 8)]
+            assert all(now in (before, n) for n, (before, now) in enumerate(itertools.pairwise(chosen), 1))
+
+
 def test_gate_drift_and_partial_alarm() -> None:
     def held(*accuracies: float) -> list[dict[str, float]]:
         return [

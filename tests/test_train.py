@@ -208,6 +208,17 @@ def test_a_collapse_rolls_back_and_says_so() -> None:
     assert "collapsed" in result.warnings[0]
 
 
+def test_a_degenerate_start_is_not_what_is_kept() -> None:
+    net, target = network(), images(64, True, False)
+    with torch.no_grad():
+        net.module.state_dict()["head.bias"].copy_(torch.tensor([1.0, -1.0]))  # one class for everything
+    kept = train.fit(net, MCC(TASK), target, images(64, False, True), settings(90, select="snd"))
+    assert kept.curves[0]["histogram"] == 0
+    assert kept.chosen_step > 0
+    assert not kept.warnings
+    assert inference.evaluate(net, images(64, True, True)) > 0.85
+
+
 def test_what_keeps_its_last_weights_asks_no_validator() -> None:
     """The source stage trains although `dev` chooses later: it wants images held out, which this stage has not."""
     net = network()
