@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from edgeprune import weights
 from edgeprune.errors import CheckpointError
 from edgeprune.run import Run
 
@@ -55,6 +56,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return tensors, json.loads(handle.metadata()["facts"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as err:
         raise CheckpointError(f"{path}: a damaged snapshot ({err}); start again with --force") from err
+
+
+def finished(run: Run, stage: str, module: nn.Module, objective: nn.Module) -> dict[str, Any] | None:
+    """Take up what a finished stage left in weights, objective and random state, and return its facts; None when it has
+    not finished.
+    """
+    done = run.resume_dir / f"{stage}.done"
+    if not done.is_file():
+        return None
+    tensors, facts = read(done)
+    weights.take(module, part(tensors, "module"))
+    module.eval()
+    objective.load_state_dict(part(tensors, "objective"))
+    torch.set_rng_state(tensors["random"])
+    return facts
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

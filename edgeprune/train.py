@@ -73,8 +73,8 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     """
     labelled = source is not None and source.labels is not None
     objective.needs.require(type(objective).__name__, source=labelled, teacher=teacher is not None)
-    if run is not None and (found := _finished(run, stage, network, objective)) is not None:
-        return found
+    if run is not None and (known := snapshot.finished(run, stage, network.module, objective)) is not None:
+        return Fit(**known)
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs, taught=taught):
         loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
@@ -96,19 +96,6 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
             snapshot.write(run, f"{stage}.done", modules, None, {}, asdict(result))
             (run.resume_dir / stage).unlink(missing_ok=True)
     return result
-
-
-def _finished(run: Run, stage: str, network: Network, objective: Objective) -> Fit | None:
-    """Take up what a finished stage left in weights, objective and random state; None when it has not finished."""
-    done = run.resume_dir / f"{stage}.done"
-    if not done.is_file():
-        return None
-    tensors, facts = snapshot.read(done)
-    weights.take(network.module, snapshot.part(tensors, "module"))
-    network.module.eval()
-    objective.load_state_dict(snapshot.part(tensors, "objective"))
-    torch.set_rng_state(tensors["random"])
-    return Fit(**facts)
 
 
 class _Loop:
@@ -174,8 +161,7 @@ class _Loop:
             if self.run is not None:
                 snapshot.forget_metrics(self.run, self.stage)
             if self.objective.needs.statistics:
-                settle = validate.settle_batchnorm if self.frozen else validate.take_statistics
-                settle(self.network, self.target)
+                self._take_statistics()
             self._validate()
         processes.alike(self.network.module, self.objective)
         total = self.settings.steps if self.objective.needs.train else 0
@@ -194,6 +180,14 @@ class _Loop:
                     self.save()
                 check()
         return self._choose()
+
+    def _take_statistics(self) -> None:
+        if self.frozen:
+            share = validate.settle_batchnorm(self.network, self.target)
+        else:
+            share = validate.take_statistics(self.network, self.target, self.objective.needs.blend)
+        if self.run is not None and share != 1:
+            self.run.log(f"batch-norm: {100 * share:.3g}% of the target's statistics, the rest its own")
 
     def _refresh(self, step: Step) -> None:
         """Show the objective the whole target before each pass over it, when it asked."""

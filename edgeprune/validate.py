@@ -22,6 +22,10 @@ IMAGES = 1024
 MIXED = 256  # pairs of each kind
 FEWEST = 20  # labelled images that densities are compared on
 SOURCE_IMAGES = 512
+PSEUDO, ENOUGH = (
+    16,
+    256,
+)  # images that a network's own statistics weigh as; images that need no help of theirs
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the target, in a blend of batch-norm statistics
 
 
@@ -118,9 +122,23 @@ def _spread(rows: Tensor, most: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, most).round().long()]
 
 
-def take_statistics(network: Network, target: Pixels) -> None:
-    """Put the target's statistics into batch-norm, in place of the network's own."""
-    inference.reestimate_batchnorm(network.module, target, network.preprocess)
+def share_of(images: int) -> float:
+    """Share of the target's batch-norm statistics when there are so many images: 1, or n / (n + 16) for fewer than 256.
+
+    Schneider et al., NeurIPS 2020, arXiv 2006.16971, eq. 1, where the source's statistics weigh as much as N = 16
+    images; that 256 are enough by themselves is ours.
+    """
+    return images / (images + PSEUDO) if images < ENOUGH else 1.0
+
+
+def take_statistics(network: Network, target: Pixels, blend: float = 1.0) -> float:
+    """Put the target's statistics into batch-norm, mixed with the network's own by the share `blend`; 0: by share_of.
+
+    Returns the share.
+    """
+    share = blend or share_of(len(target))
+    inference.reestimate_batchnorm(network.module, target, network.preprocess, blend=share)
+    return share
 
 
 def settle_batchnorm(network: Network, target: Pixels) -> float:

@@ -68,7 +68,8 @@ class Needs:
     enters them on the main views is handed over. teacher: the frozen teacher's logits, and what enters those layers of
     it. refresh: features and logits of the whole target before each pass over it. freeze_classifier: it does not learn,
     unless labelled source images take part.
-    statistics: batch-norm is re-estimated on the target before the first step. train: False when that is all.
+    statistics: batch-norm is re-estimated on the target before the first step; blend: the share of the target's
+    statistics then, 0 for what their number says (validate.share_of). train: False when that is all.
     norms_only: only the gains and shifts of normalisation layers learn (Tent). last: the last weights are kept, not
     those the validators like best; for a part of training on the way to something else. welcome_beside: Task.beside
     is used when given; welcome_settled: Task.settled is. frozen_statistics: batch-norm normalises by running
@@ -92,6 +93,7 @@ class Needs:
     welcome_settled: bool = False
     frozen_statistics: bool = False
     gentle: bool = False
+    blend: float = 1.0
 
     def require(self, name: str, *, source: bool, teacher: bool) -> None:
         """UsageError, with the objective's name, when labelled source images or a teacher are needed and not given."""

@@ -238,6 +238,14 @@ def test_a_full_disk_loses_nothing(
     assert same(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize(("words", "share"), [(("blend=0.3",), "30%"), ((), "33.3%")])
+def test_the_share_of_the_targets_statistics_is_the_users(
+    options: AdaptOptions, words: tuple[str, ...], share: str
+) -> None:
+    made = adapt(replace(options, objective="adabn", set=words)).run
+    assert f"batch-norm: {share} of the target's statistics" in (made / "log.txt").read_text()  # type: ignore[operator]
+
+
 def test_a_run_is_not_shared(options: AdaptOptions, tmp_path: Path) -> None:
     with (
         Run.create(tmp_path / "run", command="adapt", model="x", config={}),
