@@ -13,15 +13,22 @@ from edgeprune.errors import ModelError
 from edgeprune.model import Network
 
 LEAST = 0.05  # of the commonest class's weight
+SURE, ENOUGH = (
+    0.9,
+    10,
+)  # probability of a class, and how many such images say that it is there, whatever its share
 
 
 def present(logits: Tensor, least: float = LEAST) -> Tensor:
-    """Bool (K,): the classes whose weight is at least `least` of the largest one, for target logits (M, K).
+    """Bool (K,): the classes whose weight is at least `least` of the largest one, for target logits (M, K), or that
+    more than `ENOUGH` images surely are of.
 
     The weights are PADA's, mean_j softmax(z_j / T)_c (Cao et al., ECCV 2018, arXiv 1808.04205, eq. 4). That a class is
     absent only if it is so at T = 1 and at T = 0.1 is ours: the mean of hard and of soft answers both have to say so.
+    That images are counted too, since a rare class may be there, follows SHOT, whose threshold for absence is ten.
     """
-    found = torch.zeros(logits.shape[1], dtype=torch.bool)
+    sure = (logits.double().softmax(1) >= SURE).sum(0)
+    found = sure > ENOUGH
     for temperature in (1.0, 0.1):
         weight = (logits.double() / temperature).softmax(1).mean(0)
         found |= weight >= least * weight.max()

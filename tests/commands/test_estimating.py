@@ -200,6 +200,20 @@ def test_present_classes_by_hand() -> None:
     ]  # the last is torn, so soft answers speak for it
 
 
+@pytest.mark.parametrize(("images", "there"), [(40, True), (11, True), (10, False), (0, False)])
+def test_a_rare_class_with_sure_images_is_present(images: int, there: bool) -> None:
+    """40 of 900 images are less than a twentieth of the commonest class's share, and still a class."""
+    counts = torch.tensor([860, images, 0])
+    z = 9 * torch.eye(3)[torch.arange(3).repeat_interleave(counts)]
+    assert absent.present(z).tolist() == [True, there, False]
+
+
+def test_a_rare_class_that_nobody_is_sure_of_is_not_present() -> None:
+    z = torch.tensor([9.0, 0, 0]).repeat(900, 1)
+    z[:30] = torch.tensor([0.0, 1.0, 0])
+    assert absent.present(z).tolist() == [True, False, False]
+
+
 def test_a_classifier_that_is_not_all_is_left_alone() -> None:
     class Two(torch.nn.Module):
         def __init__(self) -> None:
