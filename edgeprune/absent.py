@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgeprune import inference, model
-from edgeprune.data.pixels import Pixels
+from edgeprune.data.pixels import Chosen, Pixels
 from edgeprune.errors import ModelError
 from edgeprune.model import Network
 
@@ -67,3 +67,12 @@ def relabelled(pixels: Pixels, classes: tuple[str, ...], rows: Tensor) -> Pixels
     new = torch.full((len(pixels.classes),), -1, dtype=torch.int64)
     new[rows] = torch.arange(len(rows))
     return replace(pixels, labels=new[pixels.labels], classes=classes)
+
+
+def without(pixels: Pixels, classes: tuple[str, ...], rows: Tensor) -> Pixels:
+    """The labelled images of the classes `rows` (L,) alone, with labels that index these; nothing is copied."""
+    assert pixels.labels is not None
+    index = torch.isin(pixels.labels, rows).nonzero().flatten()
+    names = [pixels.names[i] for i in index.tolist()]
+    there = Pixels(Chosen(pixels.images, index), pixels.labels[index], names, [], pixels.classes)
+    return relabelled(there, classes, rows)

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from edgeprune import absent, checkpoint, follower, images, inference, train, validate
 from edgeprune.commands import estimating, start
 from edgeprune.commands.knobs import parse
@@ -196,9 +198,13 @@ def _work(
         watch=data.labelled,
         held=data.held,
     )
+    there, kept = _present(options, network, data, run, how)
+    labelled, held = data.labelled, data.held
+    if kept is not None:
+        labelled = absent.relabelled(labelled, there, kept) if labelled else None
+        held = absent.without(held, there, kept) if held else None
     logits = (was, inference.predict(network, probe)[1])
-    said = estimating.of(network, data.held, statistics, logits, options.seed)
-    there, labelled = _present(options, network, data, run, how)
+    said = estimating.of(network, held, statistics, logits, options.seed, kept)
     after = inference.evaluate(network, labelled) if labelled else None
     result = _result(options, how, network, data, run.path, fit, (before, after))
     result = replace(result, estimate=said, present_classes=there)
@@ -229,19 +235,19 @@ def _objective(
 
 def _present(
     options: AdaptOptions, network: Network, data: _Images, run: Run, how: _Learning
-) -> tuple[tuple[str, ...], Pixels | None]:
-    """Classes that a partial target seems to hold, and the labelled images as the network counts classes then."""
+) -> tuple[tuple[str, ...], Tensor | None]:
+    """Classes that a partial target seems to hold, and which of its own (L,) the network kept; None: all."""
     if not (options.drop_absent_classes or how.kind.partial or how.knobs.get("partial")):
-        return (), data.labelled
+        return (), None
     keep = absent.present(inference.predict(network, data.target)[1])
     classes, rows = network.classes, keep.nonzero().flatten()
     names = tuple(classes[i] for i in rows.tolist())
     run.log(f"the target seems to hold {len(names)} of {len(classes)} classes: {', '.join(names)}")
     if not options.drop_absent_classes or len(names) == len(classes):
-        return names, data.labelled
+        return names, None
     absent.drop(network, keep)
     network.history.append({"command": "drop-absent-classes", "kept": list(names), "of": list(classes)})
-    return names, absent.relabelled(data.labelled, names, rows) if data.labelled else None
+    return names, rows
 
 
 def _result(

@@ -64,14 +64,19 @@ def of(
     statistics: Statistics | None,
     logits: tuple[Tensor, Tensor],
     seed: int,
+    kept: Tensor | None = None,
 ) -> dict[str, Any]:
     """The estimate for a result: from held-out source images, else from statistics of before, else agreement alone.
 
-    logits: (M, K) of target images before and after adapting.
+    logits: (M, K) of target images before adapting, and after it. kept (L,): the classes that are left, when the second
+    are (M, L) of those; `held` holds no others.
     """
     before, after = (np.asarray(z.double().numpy()) for z in logits)
     if held is not None and len(held) >= FEWEST:
         return estimate.estimate(measure(network, held), after, seed).to_json()
+    if kept is not None:  # answers are compared as classes of before
+        narrow, after = after, np.full_like(before, -np.inf)
+        after[:, kept.numpy()] = narrow
     if statistics is not None:
         return estimate.adapted(statistics, before, after, seed).to_json()
     return estimate.agreement(before, after).to_json()

@@ -1,5 +1,6 @@
 """adapt without labels still says how accurate it may be, and what classes the target holds."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edgeprune import absent, checkpoint, header, inference, records
+from edgeprune import absent, checkpoint, estimate, header, inference, records
 from edgeprune.commands import estimating
 from edgeprune.commands.adapt import adapt
 from edgeprune.commands.export import export
@@ -63,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             evaluate=target,
             output=root / "run",
             cache=root / "cache",
-            hold_out=0.1,
+            hold_out=0.2,
             select="mixval",
             drop_absent_classes=True,
         )
@@ -118,6 +119,35 @@ def test_absent_classes_leave_the_classifier_and_names_stay_right(place: Path, t
     assert sum(right) / len(right) == pytest.approx(facts["accuracy"])
 
 
+def test_the_estimate_is_of_the_network_that_is_kept(place: Path) -> None:
+    """Two classes are left of three: held-out images of the third say nothing of it, and confidence is over two."""
+    network = checkpoint.read(place / "run")
+    source = folder.labelled(place / "source", network.preprocess, ("blue", "green", "red"), place / "cache")
+    held = split(source, 0.2, QUICK.seed)[1]
+    left = absent.without(held, ("blue", "red"), torch.tensor([0, 2]))
+    assert left.names == [name for name in held.names if "green" not in name]
+    assert left.labels is not None
+    assert left.labels.tolist() == [int("red" in name) for name in left.names]
+    target = folder.unlabelled(place / "target", network.preprocess, place / "cache")
+    logits = inference.predict(network, target)[1].double().numpy()
+    expected = estimate.estimate(estimating.measure(network, left), logits, QUICK.seed).to_json()
+    assert records.results(place / "run")["estimate"] == pytest.approx(expected)
+
+
+def test_answers_agree_as_classes_of_before() -> None:
+    before = 9 * torch.eye(3)[torch.arange(30) % 3]
+    after, kept = before[:, [0, 2]], torch.tensor([0, 2])
+    network = Network(torch.nn.Identity(), "x", Preprocess((2, 2)), ("a", "c"), "0")
+    said = estimating.of(network, None, None, (before, after), 0, kept)
+    assert said["share_agreeing"] == pytest.approx(2 / 3)
+    labels = np.arange(60) % 3
+    known = estimate.measure(9 * np.eye(3)[labels], labels, ("a", "b", "c"))
+    assert (
+        estimating.of(network, None, known, (before, after), 0, kept)["share_agreeing"]
+        == said["share_agreeing"]
+    )
+
+
 def test_statistics_from_the_cloud(place: Path, tmp_path: Path) -> None:
     cloud = replace(
         QUICK, weights=None, classes=None, size=None, model=str(place / "run"), objective="shot", set=()
@@ -161,10 +191,6 @@ def test_helpful_errors(tmp_path: Path, make_images: Callable[..., Path]) -> Non
 
 def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
     z = np.eye(3)[np.arange(30) % 3]
-    import json
-
-    from edgeprune import estimate
-
     (tmp_path / "s.json").write_text(
         json.dumps(estimate.measure(z, np.arange(30) % 3, ("a", "b", "c")).to_json())
     )
