@@ -73,6 +73,8 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     """
     labelled = source is not None and source.labels is not None
     objective.needs.require(type(objective).__name__, source=labelled, teacher=teacher is not None)
+    if objective.needs.statistics and not objective.needs.train:
+        validate.require_batchnorm(network)
     if run is not None and (known := snapshot.finished(run, stage, network.module, objective)) is not None:
         return Fit(**known)
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgeprune import inference, select
 from edgeprune.data import batches
 from edgeprune.data.pixels import Pixels
+from edgeprune.errors import UsageError
 from edgeprune.model import Network
 
 IMAGES = 1024
@@ -139,6 +140,15 @@ def take_statistics(network: Network, target: Pixels, blend: float = 1.0) -> flo
     share = blend or share_of(len(target))
     inference.reestimate_batchnorm(network.module, target, network.preprocess, blend=share)
     return share
+
+
+def require_batchnorm(network: Network) -> None:
+    """UsageError when there are no batch-norm statistics to take."""
+    if not statistics(network.module):
+        raise UsageError(
+            f"{network.spec} has no batch-norm layer with running statistics, and the objective changes nothing else: "
+            "take another --objective"
+        )
 
 
 def settle_batchnorm(network: Network, target: Pixels) -> float:

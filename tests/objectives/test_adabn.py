@@ -93,6 +93,16 @@ def test_statistics_are_blended(blend: float | None, share: float) -> None:
         np.testing.assert_allclose(getattr(norm(net), name).numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_network_without_batchnorm_is_told() -> None:
+    net = network()
+    net.module.body[1] = nn.GroupNorm(2, 16)  # type: ignore[index, operator]
+    net.module.body[4] = nn.BatchNorm2d(16, track_running_stats=False)  # type: ignore[index, operator]
+    with pytest.raises(
+        UsageError, match=r"x has no batch-norm layer with running .* take another --objective"
+    ):
+        train.fit(net, AdaBN(TASK), images(24, True, False), None, settings(1, 1.0))
+
+
 def test_many_images_need_no_statistics_of_before() -> None:
     assert [validate.share_of(n) for n in (1, 16, 240, 256, 5000)] == [1 / 17, 0.5, 240 / 256, 1.0, 1.0]
 
