@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from edgeprune import absent, checkpoint, follower, images, inference, train, validate
-from edgeprune.commands import estimating, start
+from edgeprune.commands import adaptable, estimating, start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
 from edgeprune.data.folder import Pixels
@@ -103,6 +103,7 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     start.seed_everything(options)
     names = images.classes(images.find(options.source)) if options.source else ()
     network, fresh = open_network(options.model, options, names)
+    adaptable.check(options, network, kind, fresh=fresh)
     how = _Learning(
         name, kind, knobs, _source_steps(options, network, fresh), _older(options, network, fresh)
     )

@@ -190,6 +190,11 @@ def test_mistakes_leave_no_folder(options: AdaptOptions, tmp_path: Path, make_im
         (UsageError, "no objective is called 'mmc': did you mean 'mcc'", {"objective": "mmc"}),
         (UsageError, "--objective cdan learns from labelled source", {"objective": "cdan", "source": None}),
         (UsageError, "2 classes is new, and only labelled images can train it", {"source": None}),
+        (
+            UsageError,
+            "torchvision:squeezenet1_1 has no batch-norm layer .* take another --objective",
+            {"objective": "adabn", "model": "torchvision:squeezenet1_1", "size": 32},
+        ),
         (UsageError, "--batch 0: expected 1 or more", {"batch": 0}),
         (UsageError, "--steps -1: expected 0 or more", {"steps": -1}),
         (UsageError, "--lr nan: expected a number above 0", {"lr": float("nan")}),

@@ -240,6 +240,28 @@ def test_a_rare_class_that_nobody_is_sure_of_is_not_present() -> None:
     assert absent.present(z).tolist() == [True, False, False]
 
 
+def test_two_heads_are_refused_before_training(tmp_path: Path, make_images: Callable[..., Path]) -> None:
+    images = make_images(tmp_path / "i", count=2)
+    two = replace(
+        QUICK,
+        model="timm:deit_tiny_distilled_patch16_224",
+        classes=None,
+        size=32,
+        target=images,
+        output=tmp_path / "run",
+        objective="shot",
+        source_steps=None,
+        drop_absent_classes=True,
+    )
+    with pytest.raises(UsageError, match=r"--drop-absent-classes: timm:deit.*more than the layer head_dist"):
+        adapt(two)
+    with pytest.raises(
+        ModelError, match=r"more than the layer head_dist makes the logits, so they cannot become 2"
+    ):
+        adapt(replace(two, source=images, classes="2", drop_absent_classes=False))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_classifier_that_is_not_all_is_left_alone() -> None:
     class Two(torch.nn.Module):
         def __init__(self) -> None:
@@ -256,5 +278,9 @@ def test_a_classifier_that_is_not_all_is_left_alone() -> None:
     before = network.module(network.example())
     with pytest.raises(ModelError, match="more than the layer a makes the logits"):
         absent.drop(network, torch.tensor([True, False, True]))
+    with pytest.raises(
+        UsageError, match="--drop-absent-classes: two: more than the layer a makes the logits"
+    ):
+        absent.check(network)
     assert torch.equal(network.module(network.example()), before)
     assert network.classes == ("a", "b", "c")
