@@ -148,7 +148,9 @@ def choose(curves: Sequence[Mapping[str, float]], chooser: str = CHOOSER, *, par
     """
     chooser = chooser_of(chooser, partial=partial)
     if chooser != RANK and any(chooser not in c for c in curves):
-        raise UsageError(f"--select {chooser} needs held-out source images: give --source DIR")
+        raise UsageError(
+            f"--select {chooser} needs held-out source images, dev at least 20: give --source DIR, and --hold-out"
+        )
     # What comes later can only ever be compared with the best so far, whose weights are the ones that are kept.
     best = 0
     for i, now in enumerate(curves):

@@ -191,7 +191,9 @@ def test_rank_is_the_majority_and_never_goes_back() -> None:
 def test_helpful_errors() -> None:
     with pytest.raises(UsageError, match=r"--select mixvla: did you mean 'mixval'\?"):
         choose(curve((0.1, 0.9)), "mixvla")
-    with pytest.raises(UsageError, match=r"--select dev needs held-out source images: give --source DIR"):
+    with pytest.raises(
+        UsageError, match=r"--select dev needs held-out source images, dev at least 20: give --source"
+    ):
         choose(curve((0.1, 0.9)), "dev")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edgeprune import artifact, estimate, inference, select
+from edgeprune import artifact, estimate, inference, select, validate
 from edgeprune.data.pixels import Pixels, split
 from edgeprune.errors import DataError, OutputExists, UsageError
 from edgeprune.estimate import Statistics
@@ -37,11 +38,23 @@ def check_words(options: AdaptOptions) -> None:
 
 
 def hold_out(options: AdaptOptions, source: Pixels | None) -> tuple[Pixels | None, Pixels | None]:
-    """Source images to train on, and those kept from training, class by class, for estimates and validators."""
+    """Source images to train on, and those kept from training, class by class, for estimates and validators.
+
+    UsageError when they are too few for the validator that --select names.
+    """
     share = options.hold_out or (HELD_OUT if options.select in select.NEED_SOURCE else 0.0)
     if source is None or not share:
         return source, None
-    return split(source, share, options.seed)
+    taught, held = split(source, share, options.seed)
+    fewest = validate.FEWEST if options.select == "dev" else 1
+    if len(held) < fewest:
+        needy = f"--select {options.select}" if options.select in select.NEED_SOURCE else "--hold-out"
+        raise UsageError(
+            f"{needy} needs at least {fewest} held-out source images, and of {len(source)} in "
+            f"{options.source} --hold-out {share:g} keeps {len(held)} (one of each class stays in training): "
+            f"give about {math.ceil(fewest / share)} images, or a larger --hold-out"
+        )
+    return taught, held
 
 
 def known(options: AdaptOptions, network: Network) -> Statistics | None:

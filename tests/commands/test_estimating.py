@@ -189,6 +189,23 @@ def test_helpful_errors(tmp_path: Path, make_images: Callable[..., Path]) -> Non
         adapt(replace(QUICK, export_stats=tmp_path / "y", source=images))
 
 
+def test_too_few_held_out_images_are_refused_before_training(
+    tmp_path: Path, make_images: Callable[..., Path]
+) -> None:
+    images = make_images(tmp_path / "i", ("blue", "green", "red"), count=60)
+    few = replace(QUICK, source=images, target=images, output=tmp_path / "run", select="dev")
+    message = r"--select dev needs at least 20 held-out .* of 180 in .*/i --hold-out 0\.1 keeps 18 .* about 200 images"
+    with pytest.raises(UsageError, match=message):
+        adapt(few)
+    assert not (tmp_path / "run").exists()
+    adapt(replace(few, hold_out=0.12, dry_run=True))
+    one = make_images(tmp_path / "one", ("blue", "green", "red"), count=1)
+    with pytest.raises(UsageError, match=r"--select source needs at least 1 held-out .* keeps 0 "):
+        adapt(replace(few, select="source", source=one))
+    with pytest.raises(UsageError, match=r"^--hold-out needs at least 1 .* --hold-out 0\.5 keeps 0 "):
+        adapt(replace(few, select="mixval", hold_out=0.5, source=one))
+
+
 def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
     z = np.eye(3)[np.arange(30) % 3]
     (tmp_path / "s.json").write_text(
