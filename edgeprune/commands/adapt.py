@@ -179,6 +179,8 @@ def _work(
     statistics: Statistics | None,
 ) -> AdaptResult:
     start.log_skipped(run, data.target, data.source, data.labelled)
+    for warning in _unheard(options, how, data):
+        run.log(warning)
     probe = validate.evenly(data.target)
     came = inference.predict(network, probe)[1] if statistics else None
     if how.source_steps:
@@ -262,7 +264,12 @@ def _result(
 ) -> AdaptResult:
     cost, params = macs.measure(network.module, network.example())
     facts = (how.name, len(data.target), len(data.target.skipped), options.steps, cost, params)
+    unheard = _unheard(options, how, data)
     if fit is None:
-        return AdaptResult(run, *facts)
+        return AdaptResult(run, *facts, warnings=unheard)
     following = start.words("edgeprune", "prune", run, "--target", options.target, "--macs", "0.5")
-    return AdaptResult(run, *facts, fit.chosen_step, *accuracies, following, tuple(fit.warnings))
+    return AdaptResult(run, *facts, fit.chosen_step, *accuracies, following, (*unheard, *fit.warnings))
+
+
+def _unheard(options: AdaptOptions, how: _Learning, data: _Images) -> tuple[str, ...]:
+    return adaptable.unheard(options, how.kind, source_steps=how.source_steps, held=data.held is not None)

@@ -22,6 +22,30 @@ def check(options: AdaptOptions, network: Network, kind: type[Objective], *, fre
         validate.require_batchnorm(network)
 
 
+def unheard(
+    options: AdaptOptions, kind: type[Objective], *, source_steps: int, held: bool
+) -> tuple[str, ...]:
+    """A warning for each option that was said and that nothing looks at.
+
+    source_steps: steps on the source alone before the objective. held: source images are kept for estimates.
+    """
+    needs, name, found = kind.needs, options.objective, []
+    taught = options.source is not None and (needs.source or needs.welcome_source)
+    views = {*needs.views, *((needs.source_view,) if taught else ()), *(("train",) if source_steps else ())}
+    if options.crop is not None and not (views & {"train"} and options.steps + source_steps):
+        found.append(f"--crop {options.crop:g}: --objective {name} does not look at it: {_views(views)}")
+    if options.source is not None and not (taught or source_steps or held):
+        found.append(
+            f"--source {options.source}: --objective {name} does not look at it: it learns from the target alone; "
+            "--hold-out keeps some for an accuracy estimate"
+        )
+    return tuple(found)
+
+
+def _views(views: set[str]) -> str:
+    return f"its views are {' and '.join(sorted(views))}, which are not cropped"
+
+
 def _check_classes(network: Network) -> None:
     count, layer = len(network.classes), network.classifier
     try:

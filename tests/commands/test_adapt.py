@@ -243,6 +243,31 @@ def test_a_full_disk_loses_nothing(
     assert same(tmp_path / "whole", tmp_path / "run")
 
 
+def test_options_that_nothing_looks_at_are_warned_of(options: AdaptOptions) -> None:
+    made = adapt(replace(options, objective="source", source_steps=0, crop=0.5))
+    assert made.warnings == ()
+    again = replace(options, model=str(made.run), weights=None, classes=None, size=None, source_steps=None)
+    again = replace(again, output=options.output.with_name("again"), crop=0.5)  # type: ignore[union-attr]
+    crop, source = (
+        r"--crop 0.5: --objective {} does not look at it: its views are {}, which",
+        f"--source {options.source}: ",
+    )
+    found = adapt(replace(again, objective="shot")).warnings
+    assert len(found) == 1
+    assert found[0].startswith(
+        source + "--objective shot does not look at it: it learns from the target alone"
+    )
+    assert found[0] in (again.output / "log.txt").read_text()  # type: ignore[operator]
+    dry = replace(again, dry_run=True)
+    (strong,) = adapt(dry).warnings
+    assert strong.startswith(crop.format("auto", "strong"))
+    assert len(adapt(replace(dry, objective="adabn")).warnings) == 2
+    for heard in ({"objective": "mcc"}, {"source_steps": 3}, {"objective": "fixmatch"}):
+        assert adapt(replace(dry, **heard)).warnings == (), heard  # type: ignore[arg-type]
+    assert adapt(replace(dry, objective="shot", hold_out=0.5)).warnings == ()
+    assert adapt(replace(dry, objective="auto", crop=None)).warnings == ()
+
+
 @pytest.mark.parametrize(("words", "share"), [(("blend=0.3",), "30%"), ((), "33.3%")])
 def test_the_share_of_the_targets_statistics_is_the_users(
     options: AdaptOptions, words: tuple[str, ...], share: str
