@@ -170,6 +170,7 @@ def row(case: Case, place: Place) -> Row:
         best = max(*watched, found["accuracy"])
         facts |= {"last": _percent(watched[-1]), "oracle": _percent(best)}
     if case.stage == "prune":
+        facts["method"] = case.name if case.name == TORCH_PRUNING else found["method"]
         facts["images"] = sum(cut.get("images", 0) for cut in found["cuts"])
         facts["images_beside"] = sum(cut.get("images_beside", 0) for cut in found["cuts"])
         facts["speedup"] = _speedup(

@@ -29,6 +29,8 @@ LABELLED: Mapping[str, tuple[str, ...]] = {
     "tana+labelled": (),
     "tana+labelled+uniform": ("--set", "statistic=given", "--rank", "local", "--score", "magnitude"),
 }
+# At 40% of the inner channels and of the parameters: admp, and what its claim compares it with.
+COMPARED = (("admp", ()), ("tcp", ()), ("distill+magnitude", ("--score", "magnitude")))
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
                 yield Case("adapt", task.name, name, seed, ("--objective", name))
                 if name == "auto" and task.older is not None:  # with its own features alone
                     yield Case("adapt", task.name, "auto+own", seed, ("--objective", name))
+                if task.name == "pacs-partial" and name == "swmmd":  # all classes weigh the same: plain MMD
+                    plain = ("--objective", name, "--set", "momentum=1")
+                    yield Case("adapt", task.name, "swmmd+momentum=1", seed, plain)
                 switched = (needs or name in ("auto", "shot")) and name not in ("source", "swmmd")
                 if task.name == "pacs-partial" and switched:
                     yield Case(
@@ -72,8 +77,8 @@ def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
 
 
 def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
-    """Every method that a task has images for at half and 30% of the MACs; admp and what it is compared with at 40% of
-    the inner channels too.
+    """Every method that a task has images for at half and 30% of the MACs; admp and what it is compared with by
+    channels and parameters too.
     """
     for task in TASKS.values():
         for seed in seeds:
@@ -90,11 +95,8 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                 for name, more in LABELLED.items():
                     learned = ("--method", "tana", f"--{kind}", share, *more)
                     yield Case("prune", task.name, name, seed, learned, budget)
-            if task.cloud:
-                for name, more in (
-                    ("admp", ()),
-                    ("tcp", ()),
-                    ("distill+magnitude", ("--score", "magnitude")),
-                ):
-                    inner = ("--method", name.partition("+")[0], "--channels", "0.4", *more)
-                    yield Case("prune", task.name, name, seed, inner, "channels=0.4")
+            for name, more in COMPARED if task.cloud else ():
+                for budget in ("channels=0.4", "params=0.4"):
+                    kind, share = budget.split("=")
+                    words = ("--method", name.partition("+")[0], f"--{kind}", share, *more)
+                    yield Case("prune", task.name, name, seed, words, budget)

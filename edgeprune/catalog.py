@@ -179,6 +179,11 @@ METHODS: Mapping[str, Entry] = {
 }
 
 SCORES: Mapping[str, Entry] = {
+    "measured": Entry(
+        "edgeprune.prune.scores.measured:Measured",
+        "taylor within a layer; between layers what cutting each by half does, measured on target images",
+        "after Molchanov et al., CVPR 2019, arXiv 1906.10771; the label-free loss and the measuring are ours",
+    ),
     "taylor": Entry(
         "edgeprune.prune.scores.taylor:Taylor",
         "expected change of the answer on unlabelled target images when a channel goes, to second order",

@@ -29,6 +29,9 @@ def test_no_number_is_typed_by_hand(name: str) -> None:
         ([79.0], [80.0], 0.0, "no"),
         ([79.0], [80.0], -1.0, "yes"),
         ([79.0, 81.0], [80.5], 0.0, "equal"),
+        ([79.0, 81.0], [81.0], -0.3, "equal"),
+        ([79.0, 79.2], [79.9], -0.3, "no"),
+        ([79.0, 81.0], [76.5], 4.0, "no"),
     ],
 )
 def test_a_claim_holds_when_the_difference_is_large_enough(

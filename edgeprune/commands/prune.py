@@ -228,7 +228,14 @@ def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
 def _unheard(options: PruneOptions, method: Callable[[Job], None]) -> list[str]:
     """A warning for each option that was said and that the method does not look at."""
     usual, flags = PruneOptions(), {"iterations": "steps"}
-    return [
+    takes = "source" in catalog.METHODS[options.method].needs | catalog.SCORES[options.score].needs
+    if options.source and not takes and options.objective == "none" and options.method != "adapt-then-prune":
+        alone = [
+            f"--source {options.source}: --method {options.method} learns from the target; --objective NAME adapts on"
+        ]
+    else:
+        alone = []
+    return alone + [
         f"--{flags.get(name, name)} {getattr(options, name)}: --method {options.method} does not look at it: {instead}"
         for name, instead in getattr(method, "ignores", {}).items()
         if getattr(options, name) != getattr(usual, name)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.dann import reverse_gradient, strength_at
@@ -75,6 +76,13 @@ class ADMP:
     passes: float = 4.0
     tune: Literal["distill", "both"] = "both"
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or min(self.rho0, self.rho1, self.rate) <= 0 or self.passes < 0:
+            raise UsageError(
+                f"every={self.every}, rho0={self.rho0:g}, rho1={self.rho1:g}, rate={self.rate:g}, "
+                f"passes={self.passes:g}: expected every of 1 or more, rho0, rho1 and rate above 0, passes not below 0"
+            )
+
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "admp")
@@ -102,10 +110,11 @@ class ADMP:
         if self.teacher != "frozen":
             duel.follow(job.network.module)
         steps = work.steps(job, duel, self.passes)
-        if steps and plan.cuts:
-            with masked(job.network.module, cut, duel.values):
-                teacher = duel.teacher if self.teacher != "frozen" else None
-                parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=1)
+        if not steps or not plan.cuts:  # masks that learned nothing have no say
+            return replace(plan, why={**plan.why, "masks": {"swapped": 0, "images_beside": 0}})
+        with masked(job.network.module, cut, duel.values):
+            teacher = duel.teacher if self.teacher != "frozen" else None
+            parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=1)
         return duel.plan(plan, steps * work.images_a_step(job, duel))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.dan import DAN
@@ -26,6 +27,9 @@ class PruneThenAdapt:
 
     score: Literal["magnitude", "taylor-labels", "bn-scale", "lamp", "fpgm", "random"] = "magnitude"
     source_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_share(self.source_share)
 
     @property
     def ignores(self) -> dict[str, str]:
@@ -51,6 +55,9 @@ class TwoStage:
 
     cuts: int = 8
     source_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_share(self.source_share)
 
     @property
     def ignores(self) -> dict[str, str]:
@@ -115,6 +122,11 @@ class Uniform:
     def __call__(self, job: Job) -> None:
         """Cut and distil `job.network` in place, within `job.budget`."""
         _in_turn(_by(parts.as_if(job, rank="local"), self.score), parts.chosen_objective)
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise UsageError(f"source_share={share:g}: expected a share in 0..1")
 
 
 def source_alone(job: Job) -> Objective:

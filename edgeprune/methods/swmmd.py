@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.distill import Distill
@@ -56,6 +57,10 @@ class SWMMDPruning:
     normalise: Literal["none", "layer"] = "none"
     score: Literal["gradients", "given"] = "gradients"
     distill: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.remove <= 1:
+            raise UsageError(f"remove={self.remove:g}: expected a share above 0, at most 1")
 
     @property
     def ignores(self) -> dict[str, str]:

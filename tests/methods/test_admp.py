@@ -220,7 +220,7 @@ def striped(**options: Any) -> Job:
     pre = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)
     network = Network(copy.deepcopy(trained()), "stripes", pre, tuple("abcd"), "head")
     words = {"recover": 0.0, "multiple": 1, "floor": 0.0, "batch": 16, "channels": "0.5", **options}
-    how = Budget.parse(macs=None, params=None, channels="0.5")
+    how = Budget.parse(macs=None, params=None, channels=words["channels"])
     images = stripes(64, 1, 40.0, False), stripes(48, 2, 25.0, True)
     return Job.of(network, images, how, PruneOptions(flip=False, device="cpu", **words), None)
 
@@ -247,6 +247,24 @@ def test_masks_mend_a_bad_start() -> None:
     assert still_there(found) <= 2
     assert found.trace[-1]["swapped"] >= still_there(start) - 2
     assert found.trace[-1]["mask_gap"] < 0.5
+
+
+def test_masks_that_learn_nothing_leave_the_plan_as_it_is() -> None:
+    plain, masked = striped(score="magnitude"), striped(score="magnitude")
+    parts.cut(plain, parts.limits(plain)[-1])
+    ADMP(passes=0.0)(masked)
+    assert masked.kept == plain.kept
+    assert masked.kept[next(iter(plain.kept))] != list(range(len(masked.kept[next(iter(plain.kept))])))
+    assert masked.trace[-1]["images_beside"] == 0
+    nothing = striped(channels="100%")
+    ADMP(passes=1.0)(nothing)
+    assert nothing.kept == {}
+
+
+@pytest.mark.parametrize("knobs", [{"every": 0}, {"rho0": 0.0}, {"passes": -1.0}])
+def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="expected every of 1 or more, rho0, rho1 and rate above 0"):
+        ADMP(**knobs)
 
 
 def whole(options: PruneOptions, *knobs: str) -> PruneOptions:

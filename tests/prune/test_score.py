@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,14 +15,18 @@ from edgeprune.errors import DataError, ModelError
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune import graph, surgery
 from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.ladder import Rules, ladder
+from edgeprune.prune.scores import measured
 from edgeprune.prune.scores.activation import Activation
 from edgeprune.prune.scores.bn_scale import BNScale
 from edgeprune.prune.scores.fpgm import FPGM
 from edgeprune.prune.scores.gates import gated
 from edgeprune.prune.scores.lamp import LAMP, lamp
 from edgeprune.prune.scores.magnitude import Magnitude
+from edgeprune.prune.scores.measured import Measured
 from edgeprune.prune.scores.random import Random
 from edgeprune.prune.scores.taylor import Taylor, TaylorLabels
+from edgeprune.prune.sensitivity import Sensitivity, sensitivity
 
 SILENT = (1, 4)
 
@@ -53,7 +59,7 @@ def small() -> tuple[nn.Module, Couplings, Tensor, Tensor]:
     return net, graph.find(net, images[:2], verify=False), images, labels
 
 
-ALL = ["magnitude", "lamp", "fpgm", "random", "bn", "taylor", "labels", "activation"]
+ALL = ["magnitude", "lamp", "fpgm", "random", "bn", "taylor", "labels", "activation", "measured"]
 
 
 def make(name: str, images: Tensor, labels: Tensor):  # type: ignore[no-untyped-def]
@@ -66,6 +72,7 @@ def make(name: str, images: Tensor, labels: Tensor):  # type: ignore[no-untyped-
         "taylor": Taylor([images]),
         "labels": TaylorLabels([(images, labels)]),
         "activation": Activation([images]),
+        "measured": Measured([images]),
     }[name]
 
 
@@ -85,12 +92,34 @@ def test_one_finite_number_a_channel_and_nothing_changes(name: str, small) -> No
     assert all(torch.equal(again[r], s) for r, s in scores.items())
 
 
-@pytest.mark.parametrize("name", ["taylor", "labels", "activation"])
+@pytest.mark.parametrize("name", ["taylor", "labels", "activation", "measured"])
 def test_channels_that_nothing_reads_score_zero(name: str, small) -> None:  # type: ignore[no-untyped-def]
     net, couplings, images, labels = small
     score = make(name, images, labels)(net, couplings)["inner"]
     zero = {i for i, v in enumerate(score.tolist()) if v == 0}
     assert zero == set(SILENT)
+
+
+def test_what_is_measured_is_the_planners_damage_at_half(small) -> None:  # type: ignore[no-untyped-def]
+    net, couplings, images, _ = small
+    plain, scores = Taylor([images])(net, couplings), Measured([images])(net, couplings)
+    seen = {s.root: s for s in sensitivity(net, couplings, plain, [images], (0.5,))}
+    for coupling in couplings:
+        one = ladder(coupling, scores[coupling.root], Rules(multiple=1, floor=0.0))
+        half = one.widths.index(seen[coupling.root].kept)
+        assert one.damage[half] == pytest.approx(seen[coupling.root].divergence, rel=1e-9)
+        ratio = scores[coupling.root].sum() / plain[coupling.root].sum()
+        torch.testing.assert_close(
+            scores[coupling.root], ratio * plain[coupling.root]
+        )  # the order is Taylor's
+
+
+def test_where_no_answers_can_be_compared_taylor_decides(small, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    net, couplings, images, _ = small
+    never = [Sensitivity(c.root, c.width, 1, 0.5, math.inf, None) for c in couplings]
+    monkeypatch.setattr(measured, "sensitivity", lambda *given: never)
+    plain, scores = Taylor([images])(net, couplings), Measured([images])(net, couplings)
+    assert all(torch.equal(plain[root], s) for root, s in scores.items())
 
 
 def test_a_gate_at_zero_is_a_cut(small) -> None:  # type: ignore[no-untyped-def]
