@@ -4,7 +4,7 @@
 
 Four networks, each cut to 0.7, 0.5 and 0.35 of its own latency (batch 1, one thread), three ways: the knapsack over
 the layer table; a MACs budget; and the same fraction of every layer. The last two are told what to keep until they are
-measured at the same latency, with the same correction. Scores are label-free Taylor on the paintings of PACS; nothing
+measured at the same latency, with the same correction. Scores are those of `--score measured` on the paintings of PACS; nothing
 is trained after the cut, batch norms are re-estimated. `agreement` is the share of all 2,048 paintings on which
 the cut network says what the dense one says.
 
@@ -103,7 +103,7 @@ def prepare(spec: str, data: Path, work: Path, weights: Path | None) -> Case:
     if not table.is_file():
         layers.save(layers.measured_here(network), table)
     found = graph.find(network.module, network.example())
-    scores = score.of("taylor", network.module, found, network.preprocess, few)
+    scores = score.of("measured", network.module, found, network.preprocess, few)
     costs = macs.trace(network.module, network.example(), found)
     answers = inference.logits_of(network.module, images, network.preprocess).argmax(1)
     known = json.loads(facts.read_text())
