@@ -8,6 +8,7 @@ draws other numbers too. With one process nothing here does anything.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, nn
 
-from edgeprune.errors import UsageError
+from edgeprune.errors import MissingHere, UsageError
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def environment() -> TorchElasticEnvironment | SLURMEnvironment | None:
@@ -45,9 +48,19 @@ def rank() -> int:
 def fabric(device: str, precision: Any) -> Fabric:
     """The device and precision to train with, joined with the other processes if there are any.
 
-    device: "auto", "cpu", "cuda" or "cuda:N"; UsageError for the last in several processes, which take one GPU each,
-    and for float16 without a GPU.
+    device: "auto" (a CUDA GPU, else the CPU), "cpu", "cuda" or "cuda:N"; UsageError for another word, for the last in
+    several processes, which take one GPU each, and for float16 without a GPU; MissingHere without such a GPU.
     """
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(
+            f"--device {device}: expected auto, cpu, cuda or cuda:N; Apple's MPS has no float64, which is needed here"
+        )
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingHere(
+            f"--device {device}: torch {torch.__version__} sees no CUDA device here; take --device cpu"
+        )
+    if device == "auto":  # lightning-fabric's own would take MPS
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "16-mixed" and (device == "cpu" or not torch.cuda.is_available()):
         raise UsageError("--amp fp16 needs a GPU; on a CPU take --amp bf16")
     accelerator, _, index = device.partition(":")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgeprune import processes, train
 from edgeprune.data.pixels import Pixels
-from edgeprune.errors import UsageError
+from edgeprune.errors import MissingHere, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
 from edgeprune.objectives.bnm import BNM
@@ -216,3 +216,30 @@ def test_the_command_in_two_processes_writes_one_run(tmp_path: Path) -> None:
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [m["step"] for m in metrics if "validators" in m and m["stage"] == "adapt"]
     assert steps == [0, 1, 2, 3, 4]
+
+
+def test_auto_is_cuda_or_cpu_never_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics and scores are float64, which Apple's GPUs do not have."""
+    asked: list[str] = []
+    monkeypatch.setattr(processes, "Fabric", lambda accelerator, **_: asked.append(accelerator))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for cuda in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        processes.fabric("auto", "32-true")
+    assert asked == ["cpu", "cuda"]
+
+
+@pytest.mark.parametrize("device", ["mps", "gpu", "cuda:", "banana", "tpu"])
+def test_other_devices_are_refused(device: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"--device {device}: expected auto, cpu, cuda or cuda:N; Apple's MPS"
+    ):
+        processes.fabric(device, "32-true")
+
+
+def test_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        MissingHere, match=r"--device cuda:1: torch .* sees no CUDA device here; take --device cpu"
+    ):
+        processes.fabric("cuda:1", "32-true")
