@@ -38,14 +38,16 @@ def class_confusion(logits: Tensor, temperature: float) -> Tensor:
     """The loss of eq. 6, a scalar, for logits (B, K).
 
     Y = softmax(Z / T); W_ii = B (1 + exp(-H_i)) / sum_j (1 + exp(-H_j)), a constant (eq. 4); C = Y' W Y (eq. 5);
-    rows of C normalised (eq. 7); the loss is the mean over classes of the off-diagonal sum.
+    rows of C normalised (eq. 7); the loss is the mean over classes of the off-diagonal sum. C keeps the precision of
+    the logits: autocast would round its products to half precision.
     """
     y = (logits / temperature).softmax(1)
     with torch.no_grad():
         entropy = -(y * y.clamp_min(1e-12).log()).sum(1)
         weight = 1 + torch.exp(-entropy)
         weight = len(y) * weight / weight.sum()
-    confusion = (y * weight[:, None]).T @ y
+    with torch.autocast(logits.device.type, enabled=False):
+        confusion = (y * weight[:, None]).T @ y
     tiny = torch.finfo(y.dtype).tiny  # a class that nobody predicts confuses nobody
     confusion = confusion / confusion.sum(1, keepdim=True).clamp_min(tiny)
     return (confusion.sum() - confusion.trace()) / y.shape[1]

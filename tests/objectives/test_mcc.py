@@ -79,6 +79,19 @@ def test_terms_ramp_up() -> None:
     assert float(MCC(Task(3, 3), MCC.Knobs(ramp=0.0)).terms(source, target, Step(0, 9))["mcc"]) > 0
 
 
+def test_mixed_precision_does_not_reach_the_matrix() -> None:
+    def loss_and_slope(on: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        z = 3 * torch.randn(64, 31, generator=torch.Generator().manual_seed(0))
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            loss = class_confusion(z.requires_grad_(), 2.5)
+        return loss.detach(), torch.autograd.grad(loss, [z])[0]
+
+    plain, mixed = loss_and_slope(False), loss_and_slope(True)
+    assert mixed[0].dtype == torch.float32
+    for one, other in zip(mixed, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
 def test_half_precision_logits_are_raised() -> None:
     logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
     objective = MCC(Task(5, 5), MCC.Knobs(ramp=0.0))
