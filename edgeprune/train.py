@@ -193,7 +193,8 @@ class _Loop:
 
     def _refresh(self, step: Step) -> None:
         """Show the objective the whole target before each pass over it, when it asked."""
-        per_pass = self.target_batches.steps_per_pass if self.target_batches else 1
+        per_pass = -(-len(self.target) // self.settings.batch)  # also where no batches of it are taken
+        per_pass = self.target_batches.steps_per_pass if self.target_batches else per_pass
         # a new pass begins with this batch, or began in the last step
         first = (self.begun + step.number) * self.settings.accumulate
         due = step.number == 0 or first % per_pass < self.settings.accumulate

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from edgeprune.objectives.propagation import propagate, surest
 from edgeprune.objectives.shot import marginal_entropy, mean_entropy
-from edgeprune.objectives.source import labelled
-from edgeprune.waist import Batch, Needs, Objective, Step, Task
+from edgeprune.objectives.source import WithSource
+from edgeprune.waist import Batch, Needs, Step, Task
 
 # Between the two tasks that it was chosen on, knowing which of them gains.
 SMALL = 0.88  # of Task.settled: CIFAR behind JPEG 0.91 to 0.99, PACS from photos to paintings 0.60 to 0.84
 
 
-class Auto(Objective):
+class Auto(WithSource):
     """CE on the source, if there is one + H-terms + mean_i 1[i sure] CE(p_i, pseudo_i), p_i of strong views.
 
     The H-terms are SHOT's information maximisation, mean_i H(p_i) - H(mean p) (Liang et al., ICML 2020, arXiv
@@ -29,8 +29,8 @@ class Auto(Objective):
     it was fine-tuned, which hold what fine-tuning lost (Zhang et al., Rethinking the Role of Pre-Trained Networks in
     Source-Free Domain Adaptation, ICCV 2023, arXiv 2212.07585); the graph over both, and the joining of all this, is
     ours. Source images teach by strong views too.
-    `partial`: the target has fewer classes: no diversity term, class masses are left alone, and classes predicted for
-    at most `rare` images teach nothing.
+    `partial`: the target has fewer classes: no diversity term, class masses are left alone, classes predicted for at
+    most `rare` images teach nothing, and source images count by PADA's class weights, of the network's own answers.
     """
 
     @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Auto(Objective):
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Pseudo-labels of the whole target from features (M, D) and logits (M, K); -1 for those that teach nothing."""
+        super().refresh(features, logits)
         knobs, seen = self.knobs, [features]
         if self.task.beside is not None:
             seen.append(self.task.beside)
@@ -99,7 +100,7 @@ class Auto(Objective):
         """`target` with logits (N, K) and the index of each image; `source` with labels, or None."""
         assert target is not None
         knobs, logits = self.knobs, target.logits.float()
-        terms = {} if source is None else {"source": labelled(source)}
+        terms = {} if source is None else {"source": self.labelled(source)}
         terms["entropy"] = knobs.information * mean_entropy(logits)
         if not knobs.partial:
             terms["diversity"] = -knobs.information * marginal_entropy(logits)

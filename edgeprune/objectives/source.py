@@ -9,23 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeprune.objectives.ranges import SHARE, expect
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
-
-
-class Source(Objective):
-    """mean_i CE(g(x_i), y_i) with label smoothing; the target is not looked at."""
-
-    @dataclass(frozen=True)
-    class Knobs:
-        """smoothing: of the labels, in 0..1 (SHOT trains its source model with 0.1)."""
-
-        smoothing: float = 0.1
-
-    needs = Needs(source=True, views=())
-
-    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
-        """`source` with logits (N, K) and labels (N,)."""
-        return {"source": labelled(source, self.knobs.smoothing)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +38,12 @@ class WithSource(Objective):
         if self.knobs.partial:
             self.needs = replace(self.needs, refresh=True)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.setdefault(
+            prefix + "gamma", self.gamma
+        )  # `source` and `auto` had none once: runs of then go on
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Class weights from logits (M, K) of the whole target."""
         if self.knobs.partial:
@@ -69,6 +60,27 @@ class WithSource(Objective):
         """Cross entropy of a labelled batch, a scalar: sum_i w_i CE_i / sum_i w_i when partial."""
         weight = self.weights(source) if source is not None else None
         return labelled(source, weight=weight)
+
+
+class Source(WithSource):
+    """mean_i CE(g(x_i), y_i) with label smoothing; the target is looked at for `partial` alone."""
+
+    @dataclass(frozen=True)
+    class Knobs:
+        """smoothing: of the labels, in 0..1 (SHOT trains its source model with 0.1). partial: as in PartialKnobs."""
+
+        smoothing: float = 0.1
+        partial: bool = False
+
+        def __post_init__(self) -> None:
+            expect(self, smoothing=SHARE)
+
+    needs = Needs(source=True, views=())
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        """`source` with logits (N, K) and labels (N,)."""
+        weight = self.weights(source) if source is not None else None
+        return {"source": labelled(source, self.knobs.smoothing, weight)}
 
 
 def labelled(source: Batch | None, smoothing: float = 0.0, weight: Tensor | None = None) -> Tensor:

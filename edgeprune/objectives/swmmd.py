@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeprune.errors import UsageError
 from edgeprune.objectives.dann import strength_at
 from edgeprune.objectives.mmd import gaussian_kernels, squared_mmd
 from edgeprune.objectives.shot import mean_entropy
@@ -25,12 +26,23 @@ class SWMMD(Objective):
 
     @dataclass(frozen=True)
     class Knobs:
-        """weight: peak of lambda. entropy: mu. momentum: of the average w. through: gradient through w."""
+        """weight: peak of lambda. entropy: mu. momentum: of the average w. through: gradient through w.
+
+        partial: always, since w is what it is made of.
+        """
 
         weight: float = 1.0
         entropy: float = 0.1
         momentum: float = 0.9
         through: bool = False
+        partial: bool = True
+
+        def __post_init__(self) -> None:
+            if not self.partial:
+                raise UsageError(
+                    "--set partial=false: swmmd weighs classes by how much the target holds of them, always; "
+                    "dan is its like for a target with all classes"
+                )
 
     needs = Needs(source=True)
     partial = True

@@ -5,9 +5,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgeprune import train
+from edgeprune.objectives.auto import Auto
+from edgeprune.objectives.bnm import BNM
+from edgeprune.objectives.cdan import CDAN
+from edgeprune.objectives.dan import DAN
+from edgeprune.objectives.dann import DANN
+from edgeprune.objectives.fixmatch import FixMatch
+from edgeprune.objectives.jan import JAN
 from edgeprune.objectives.mcc import MCC
 from edgeprune.objectives.source import Source, class_weights, labelled
-from edgeprune.waist import Batch, Step, Task
+from edgeprune.waist import Batch, Objective, Step, Task
+from tests.test_train import TASK, images, network, settings
 
 Array = NDArray[np.float64]
 
@@ -77,6 +86,60 @@ def test_partial_counts_source_images_by_class() -> None:
     other = MCC(Task(3, 3), MCC.Knobs(partial=True))
     other.load_state_dict(part.state_dict())
     assert torch.equal(other.gamma, part.gamma)
+
+
+@pytest.mark.parametrize("kind", [Source, Auto, MCC, FixMatch, DANN, CDAN, DAN, JAN, BNM])
+def test_partial_is_a_switch_of_every_objective_with_source(kind: type[Objective]) -> None:
+    """Its source cross entropy is sum_i w_i CE_i / sum_i w_i, w_i = gamma of the label: PADA, eq. 5."""
+    random = torch.Generator().manual_seed(0)
+    z, f = torch.randn(6, 3, generator=random), torch.randn(6, 3, generator=random)
+    labels = torch.arange(6) % 3
+    views = dict.fromkeys(("weak", "strong"), (f, z))
+    source, target = Batch(f, z, labels, torch.arange(6)), Batch(f, z, None, torch.arange(6), views)
+    smooth = {"smoothing": 0.0} if kind is Source else {}
+    objective = kind(Task(3, 3), kind.Knobs(partial=True, **smooth))
+    assert objective.partial
+    assert objective.needs.refresh
+    seen = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0], [9.0, 0, 0], [9.0, 0, 0], [9.0, 0, 0]])
+    objective.refresh(f, seen)
+    losses = torch.nn.functional.cross_entropy(z, labels, reduction="none")
+    weight = torch.tensor([5 / 6, 1 / 6, 0] * 2)
+    found = objective.terms(source, target, Step(0, 9))["source"]
+    torch.testing.assert_close(found, (weight * losses).sum() / weight.sum())
+    whole = kind(Task(3, 3), kind.Knobs(**smooth))
+    whole.refresh(f, seen)
+    torch.testing.assert_close(whole.terms(source, target, Step(0, 9))["source"], losses.mean())
+
+
+def test_smoothing_and_class_weights_together() -> None:
+    z, labels = np.random.default_rng(0).normal(0, 1, (4, 3)), np.array([0, 1, 2, 0])
+    source = Batch(torch.tensor(z), torch.tensor(z), torch.tensor(labels), torch.arange(4))
+    objective = Source(Task(3, 3), Source.Knobs(smoothing=0.2, partial=True))
+    objective.refresh(torch.tensor(z), torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0]]))
+    each = [paper(z[i : i + 1], labels[i : i + 1], 0.2) for i in range(4)]
+    weight = np.array([2 / 3, 1 / 3, 0, 2 / 3])
+    found = float(objective.terms(source, None, Step(0, 1))["source"])
+    assert found == pytest.approx((weight * each).sum() / weight.sum(), rel=1e-5)
+
+
+def test_source_looks_at_the_target_once_a_pass_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Source, "refresh", lambda _self, _features, logits: asked.append(len(logits)))
+    net, target, source = network(), images(24, True, False), images(24, False, True)
+    train.fit(
+        net, Source(TASK, Source.Knobs(partial=True)), target, source, settings(9)
+    )  # three steps a pass
+    assert asked == [24] * 3
+    train.fit(network(), Source(TASK), target, source, settings(9))
+    assert len(asked) == 3
+
+
+def test_a_run_from_before_there_were_class_weights_goes_on() -> None:
+    for kind in (Source, Auto):
+        objective = kind(Task(3, 3))
+        kept = {k: v for k, v in objective.state_dict().items() if k != "gamma"}
+        objective.load_state_dict(kept)
+        assert objective.gamma.tolist() == [1, 1, 1]
 
 
 def test_a_batch_of_absent_classes_alone_is_no_nan() -> None:

@@ -5,6 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgeprune.commands.knobs import parse
+from edgeprune.errors import UsageError
 from edgeprune.objectives.mmd import WIDTHS
 from edgeprune.objectives.swmmd import SWMMD
 from edgeprune.waist import Batch, Step, Task
@@ -74,3 +76,13 @@ def test_absent_classes_fade_from_the_source() -> None:
     terms = objective.terms(source, target, Step(0, 9))
     assert float(terms["source"]) == pytest.approx(np.log(1 + np.exp(-4)), rel=1e-4)
     assert float(terms["swmmd"]) == 0
+
+
+def test_partial_is_all_there_is() -> None:
+    made = SWMMD(Task(2, 2), SWMMD.Knobs(**parse(SWMMD.Knobs, ["partial=true"], "swmmd")))
+    assert made.partial
+    assert made.knobs == SWMMD.Knobs()
+    with pytest.raises(
+        UsageError, match=r"partial=false: swmmd weighs classes .* dan is its like for a target with all"
+    ):
+        SWMMD.Knobs(**parse(SWMMD.Knobs, ["partial=false"], "swmmd"))
