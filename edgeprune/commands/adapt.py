@@ -100,6 +100,7 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     if options.pretrained is not None and not kind.needs.welcome_beside:
         raise UsageError(f"--pretrained is of no use to --objective {name}; auto takes it")
     knobs = parse(kind.Knobs, options.set, name)
+    kind.Knobs(**knobs)  # refuses values that make no sense
     start.seed_everything(options)
     names = images.classes(images.find(options.source)) if options.source else ()
     network, fresh = open_network(options.model, options, names)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgeprune.objectives.propagation import propagate, surest
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_ALL, NOT_NEGATIVE, SOME_SHARE, expect
 from edgeprune.objectives.shot import marginal_entropy, mean_entropy
 from edgeprune.objectives.source import WithSource
 from edgeprune.waist import Batch, Needs, Step, Task
@@ -52,6 +53,10 @@ class Auto(WithSource):
         rare: int = 10
         view: Literal["auto", "strong", "weak"] = "auto"
         statistics: Literal["auto", "live", "frozen"] = "auto"
+
+        def __post_init__(self) -> None:
+            expect(self, information=NOT_NEGATIVE, pseudo=NOT_NEGATIVE, sure=SOME_SHARE)
+            expect(self, near=AT_LEAST_ONE, flow=NOT_ALL, rare=NOT_NEGATIVE)
 
     needs = Needs(
         welcome_source=True,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeprune.objectives.ranges import NOT_NEGATIVE, SHARE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Needs, Step
 
@@ -24,6 +25,9 @@ class FixMatch(WithSource):
 
         threshold: float = 0.9
         weight: float = 1.0
+
+        def __post_init__(self) -> None:
+            expect(self, threshold=SHARE, weight=NOT_NEGATIVE)
 
     needs = Needs(source=True, views=("weak", "strong"))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgeprune.objectives.ranges import NOT_NEGATIVE, POSITIVE, SHARE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Step
 
@@ -25,6 +26,9 @@ class MCC(WithSource):
         temperature: float = 2.5
         weight: float = 1.0
         ramp: float = 0.1
+
+        def __post_init__(self) -> None:
+            expect(self, temperature=POSITIVE, weight=NOT_NEGATIVE, ramp=SHARE)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """`source` with labels, `target` with logits (N, K)."""

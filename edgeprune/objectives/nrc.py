@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeprune.objectives.ranges import AT_LEAST_ONE, expect
 from edgeprune.objectives.shot import marginal_entropy
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
@@ -29,6 +30,9 @@ class NRC(Objective):
         near: int = 4
         further: int = 3
         partial: bool = False
+
+        def __post_init__(self) -> None:
+            expect(self, near=AT_LEAST_ONE, further=AT_LEAST_ONE)
 
     needs = Needs(refresh=True, statistics=True)
     features: Tensor

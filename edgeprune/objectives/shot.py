@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeprune.objectives.ranges import NOT_NEGATIVE, expect
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
 
@@ -26,6 +27,9 @@ class SHOT(Objective):
         beta: float = 0.3
         partial: bool = False
         rare: int = 10
+
+        def __post_init__(self) -> None:
+            expect(self, beta=NOT_NEGATIVE, rare=NOT_NEGATIVE)
 
     needs = Needs(refresh=True, freeze_classifier=True, statistics=True)
     pseudo: Tensor
