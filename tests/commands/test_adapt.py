@@ -263,7 +263,7 @@ def test_options_that_nothing_looks_at_are_warned_of(options: AdaptOptions) -> N
     assert strong.startswith(crop.format("auto", "strong"))
     assert len(adapt(replace(dry, objective="adabn")).warnings) == 2
     for heard in ({"objective": "mcc"}, {"source_steps": 3}, {"objective": "fixmatch"}):
-        assert adapt(replace(dry, **heard)).warnings == (), heard  # type: ignore[arg-type]
+        assert adapt(replace(dry, **heard)).warnings == (), heard
     assert adapt(replace(dry, objective="shot", hold_out=0.5)).warnings == ()
     assert adapt(replace(dry, objective="auto", crop=None)).warnings == ()
 

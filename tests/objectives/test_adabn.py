@@ -95,8 +95,9 @@ def test_statistics_are_blended(blend: float | None, share: float) -> None:
 
 def test_a_network_without_batchnorm_is_told() -> None:
     net = network()
-    net.module.body[1] = nn.GroupNorm(2, 16)  # type: ignore[index, operator]
-    net.module.body[4] = nn.BatchNorm2d(16, track_running_stats=False)  # type: ignore[index, operator]
+    body = net.module.get_submodule("body")
+    body.register_module("1", nn.GroupNorm(2, 16))
+    body.register_module("4", nn.BatchNorm2d(16, track_running_stats=False))
     with pytest.raises(
         UsageError, match=r"x has no batch-norm layer with running .* take another --objective"
     ):
