@@ -4,9 +4,9 @@
 
 Four networks, each cut to 0.7, 0.5 and 0.35 of its own latency (batch 1, one thread), three ways: the knapsack over
 the layer table; a MACs budget; and the same fraction of every layer. The last two are told what to keep until they are
-measured at the same latency, with the same correction. Scores are those of `--score measured` on the paintings of PACS; nothing
-is trained after the cut, batch norms are re-estimated. `agreement` is the share of all 2,048 paintings on which
-the cut network says what the dense one says.
+measured at the same latency, with the same correction. Scores are those of `--score measured` on the paintings of
+PACS; nothing is trained after the cut, batch norms are re-estimated. `agreement` is the share of all 2,048 paintings
+on which the cut network says what the dense one says.
 
 Only EfficientNet-Lite0 has public weights on a machine without a network; the others learn PACS photos and paintings
 from nothing for a few minutes (`training` in each row), so their answers mean something, not much. ConvNeXt has no

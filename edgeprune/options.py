@@ -179,7 +179,7 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
         "How far along the way to the budget, and of the passes, --method goes before --then.",
         panel=_LEARN,
     )
-    score: str = option("taylor", "How channels are ranked.", panel=_LEARN)
+    score: str = option("measured", "How channels are ranked.", panel=_LEARN)
     rank: str = option(
         "global",
         "Over what channels compete: global (damage for budget saved), threshold, isomorphic or local.",

@@ -178,7 +178,7 @@ def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
         raise UsageError(f"--table {options.table}: goes with a latency budget, such as --latency 0.7x")
     if "source" in catalog.entry(catalog.SCORES, options.score, "score").needs and options.source is None:
         raise UsageError(
-            f"--score {options.score} needs labelled source images: give --source DIR, or --score taylor"
+            f"--score {options.score} needs labelled source images: give --source DIR, or --score measured"
         )
     if "source" in catalog.entry(catalog.METHODS, options.method, "method").needs and options.source is None:
         raise UsageError(

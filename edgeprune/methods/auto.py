@@ -1,4 +1,4 @@
-"""The recommended way: few cuts by the label-free Taylor score, each followed by imitation of the dense network.
+"""The recommended way: few cuts by the measured score, each followed by imitation of the dense network.
 
 Ours. A cut network still has some of the dense one's channels, so besides its answers it can be shown what those
 channels should hold (edgeprune.objectives.imitate). It needs no source image. Expects an adapted network.
@@ -16,7 +16,9 @@ from edgeprune.methods.job import Job
 class AutoPruning:
     """Cut and recover within `--recover` passes in all, `--between` of them after each cut but the last.
 
-    cuts: when --steps is not given. layers: weight of the error inside the network, beside that of its answers.
+    cuts: when --steps is not given, and at most one for each pass: what a cut broke must be learned again before the
+    next is worth more than taking all at once. layers: weight of the error inside the network, beside that of its
+    answers.
     """
 
     cuts: int = 3
@@ -24,7 +26,7 @@ class AutoPruning:
 
     def __call__(self, job: Job) -> None:
         """Cut and recover `job.network` in place, within `job.budget`."""
-        job = work.several(job, self.cuts, "cubic")
+        job = work.several(job, max(1, min(self.cuts, int(job.options.recover))), "cubic")
         passes = work.shares(job)
         for number, ceiling in enumerate(parts.limits(job)):
             parts.cut(job, ceiling, number)

@@ -46,7 +46,7 @@ def of(
         found = kind(Images(target, pre, device))(module, couplings)
     elif source is None or source.labels is None:
         raise UsageError(
-            f"--score {name} needs labelled source images: give --source DIR, or take --score taylor"
+            f"--score {name} needs labelled source images: give --source DIR, or take --score measured"
         )
     else:
         found = kind(Labelled(source, pre, device))(module, couplings)

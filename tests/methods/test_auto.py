@@ -33,6 +33,13 @@ def test_exactly_the_useless_channels_go(planted: Callable[..., Job]) -> None:
     assert job.channels == (16, 32)
 
 
+@pytest.mark.parametrize(("passes", "cuts"), [(0.0, 1), (0.5, 1), (1.0, 1), (2.9, 2), (9.0, 3)])
+def test_no_more_cuts_than_passes(passes: float, cuts: int, planted: Callable[..., Job]) -> None:
+    job = planted(recover=passes)
+    AutoPruning()(job)
+    assert len(job.trace) == cuts
+
+
 def test_hints_are_met_where_nothing_of_use_was_cut(planted: Callable[..., Job]) -> None:
     job = planted(bn_recal=False)
     AutoPruning(cuts=1)(job)
@@ -101,7 +108,7 @@ def test_what_maps_have_on_their_last_axis_is_imitated(make: Callable[[], nn.Mod
     AutoPruning()(job)
     assert parts.chosen_objective(job, 1.0).needs.layers, "something inside is compared"
     assert network.module(example).isfinite().all()
-    assert job.steps == [1, 1, 2]
+    assert job.steps == [1, 3], "two passes, two cuts"
 
 
 def test_the_command_counts_its_images_and_is_repeatable(options: PruneOptions, tmp_path: Path) -> None:
