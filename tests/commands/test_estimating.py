@@ -134,6 +134,28 @@ def test_the_estimate_is_of_the_network_that_is_kept(place: Path) -> None:
     assert records.results(place / "run")["estimate"] == pytest.approx(expected)
 
 
+def test_the_estimate_is_made_after_classes_were_dropped(
+    tmp_path: Path, make_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that is right everywhere has the same estimate before and after; this one knows nothing yet."""
+    images = make_images(tmp_path / "i", ("blue", "green", "red"), count=24)
+    seen: list[tuple[tuple[str, ...], int, int]] = []
+    measure = estimating.measure
+
+    def spy(network: Network, labelled: Pixels) -> estimate.Statistics:
+        assert labelled.labels is not None
+        seen.append((network.classes, len(labelled), int(labelled.labels.max())))
+        return measure(network, labelled)
+
+    monkeypatch.setattr(estimating, "measure", spy)
+    monkeypatch.setattr(absent, "present", lambda _: torch.tensor([True, False, True]))
+    quick = replace(QUICK, steps=1, source_steps=0, hold_out=0.5, drop_absent_classes=True)
+    found = adapt(replace(quick, source=images, target=images, output=tmp_path / "run"))
+    assert seen == [(("blue", "red"), 24, 1)]
+    assert found.estimate is not None
+    assert found.estimate["method"] == "atc"
+
+
 def test_answers_agree_as_classes_of_before() -> None:
     before = 9 * torch.eye(3)[torch.arange(30) % 3]
     after, kept = before[:, [0, 2]], torch.tensor([0, 2])
