@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budgets, planner, recovery
+from benchmarks import budgets, planner, recovery, scores
 
 Row = dict[str, Any]
 
@@ -22,6 +22,7 @@ def page() -> str:
     for title, part, file in (
         ("Recovery without labels", _recovery, recovery.RESULTS),
         ("Latency budgets", _budgets, budgets.RESULTS),
+        ("Scores, right after the cut", _scores, scores.RESULTS),
         ("The planner's constants", _planner, planner.RESULTS),
     ):
         if file.exists():
@@ -55,7 +56,7 @@ def _recovery(rows: Sequence[Row]) -> list[str]:
 
 def _budgets(rows: Sequence[Row]) -> list[str]:
     """A line a network and share, the three ways beside each other."""
-    good = {(r["network"], r["share"], r["way"]): r for r in rows if "failed" not in r}
+    made = {(r["network"], r["share"], r["way"]): r for r in rows}
     lines = [
         "Each network cut to a share of its own latency (ONNX Runtime, one thread, batch 1), three ways: by the layer",
         "table and the knapsack (`--latency`), by a MACs budget and by uniform width that are told what to keep until",
@@ -68,9 +69,30 @@ def _budgets(rows: Sequence[Row]) -> list[str]:
     for network, share in sorted({(r["network"], r["share"]) for r in rows}, key=lambda k: (k[0], -k[1])):
         cells = []
         for way in budgets.WAYS:
-            row = good.get((network, share, way))
-            cells.append(f"{row['agreement']:.3f} ({row['of_requested']:.2f})" if row else "not reached")
+            row = made.get((network, share, way))
+            if row is None or "failed" in row:
+                cells.append("not reached" if row else "not run")
+            else:
+                cells.append(f"{row['agreement']:.3f} ({row['of_requested']:.2f})")
         lines.append(f"| {network} | {share:g}x | {' | '.join(cells)} |")
+    return lines
+
+
+def _scores(rows: Sequence[Row]) -> list[str]:
+    """A line a task and criterion, a column a share of the MACs."""
+    found = {r["key"]: r for r in rows}
+    lines = [
+        "Agreement with the dense network on 1,024 target images after one cut to a share of the MACs and new batch-norm",
+        "statistics, nothing trained. Seconds: of scoring, on a busy machine.",
+        "",
+        f"| task | score | {' | '.join(f'{share:g}' for share in scores.SHARES)} | seconds |",
+        "|---|---|" + "---|" * (len(scores.SHARES) + 1),
+    ]
+    for task, name in dict.fromkeys(tuple(key.split("/")[:2]) for key in found):
+        some = [found.get(f"{task}/{name}/{share:g}") for share in scores.SHARES]
+        cells = [f"{one['agreement']:.3f}" if one else "" for one in some]
+        seconds = next(f"{one['scoring_seconds']:.0f}" for one in some if one)
+        lines.append(f"| {task} | {name} | {' | '.join(cells)} | {seconds} |")
     return lines
 
 
