@@ -82,8 +82,8 @@ def _scores(rows: Sequence[Row]) -> list[str]:
     """A line a task and criterion, a column a share of the MACs."""
     found = {r["key"]: r for r in rows}
     lines = [
-        "Agreement with the dense network on 1,024 target images after one cut to a share of the MACs and new batch-norm",
-        "statistics, nothing trained. Seconds: of scoring, on a busy machine.",
+        "Agreement with the dense network on 1,024 target images after one cut to a share of the MACs and new",
+        "batch-norm statistics, nothing trained. Seconds: of scoring, on a busy machine.",
         "",
         f"| task | score | {' | '.join(f'{share:g}' for share in scores.SHARES)} | seconds |",
         "|---|---|" + "---|" * (len(scores.SHARES) + 1),

@@ -3,8 +3,8 @@
     python -m benchmarks.scores [--data DIR] [--work DIR] [--only GLOB] [--list]
 
 The adapted networks of the tasks pacs and cifar-jpeg, cut once to a share of their MACs; batch-norm statistics are
-taken anew from the target. `agreement` is the share of 1,024 target images on which the cut network says what the dense one
-says. Criteria that need labels are left out. Rows are written as they finish and skipped when present.
+taken anew from the target. `agreement` is the share of 1,024 target images on which the cut network says what the
+dense one says. Criteria that need labels are left out. Rows are written as they finish and skipped when present.
 """
 
 from __future__ import annotations
