@@ -255,6 +255,7 @@ def _work(
     history = list(job.network.history)
     before = inference.evaluate(dense, labelled) if labelled else None
     if job.budget.timed:
+        job.timing = timing.as_begun(job)
         job.timing = timing.with_table(job)
     method(job)
     after = inference.evaluate(job.network, labelled) if labelled else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.latency import Timing
 
 FILE = "layer-table.json"  # in the run folder, for resuming and for other budgets
+DENSE = "resume/dense-ms.json"  # the time that shares of a budget, and numbers of cuts, were reckoned from
 
 
 def of(network: Network, table: Path | None, stack: contextlib.ExitStack) -> Timing:
@@ -50,6 +52,27 @@ def with_table(job: Job) -> Timing:
         layers.save(table, file)
         job.run.log(f"layer table: {len(table.layers)} shapes measured on {table.device}")
     return replace(job.timing, table=table)
+
+
+def as_begun(job: Job) -> Timing:
+    """The job's timing with the dense time that the run began with: no two processes measure the same.
+
+    Ceilings and numbers of cuts follow from it, so what an interrupted run measured is taken up, and what is measured
+    now is kept for the next process. The clock goes on, on that scale.
+    """
+    if job.run is None or job.timing.dense_ms is None:
+        return job.timing
+    file = job.run.path / DENSE
+    if not file.is_file():
+        job.run.resume_dir.mkdir(exist_ok=True)
+        job.run.write(DENSE, json.dumps(job.timing.dense_ms).encode())
+        return job.timing
+    begun = float(json.loads(file.read_text()))
+    vars(job).pop("dense_ms", None)  # reckoned once, from what this process measured
+    if isinstance(job.timing.clock, Stopwatch):
+        job.timing.clock.dense_ms = begun
+    job.run.log(f"dense network: {begun:.4g} ms, as when the run began (now {job.timing.dense_ms:.4g})")
+    return replace(job.timing, dense_ms=begun)
 
 
 def outcome(job: Job) -> dict[str, Any]:

@@ -104,7 +104,12 @@ class ADMP:
         number: int,
     ) -> PruningPlan:
         """As many channels of each coupling as the plan of the scores keeps; which, the masks find out."""
-        plan = parts.plan_within(job, found, scores, ceilings)
+        # a plan for a latency is met as measured: masks that were begun must meet the same numbers of channels
+        plan = PruningPlan.from_json(
+            parts.decided(
+                job, f"mask-{number}-plan", lambda: parts.plan_within(job, found, scores, ceilings).to_json()
+            )
+        )
         cut = Couplings(tuple(found[one.root] for one in plan.cuts))
         duel = Duel(learning.task(job.network), self, cut, plan)
         if self.teacher != "frozen":

@@ -266,6 +266,20 @@ def taken_up(job: Job, number: int) -> PruningPlan | None:
     return plan
 
 
+def decided(job: Job, name: str, find: Callable[[], Any]) -> Any:
+    """What `find` finds, JSON values; a process that resumes takes up what the first one found.
+
+    For what is measured on the way and must not change under a stage that was begun.
+    """
+    file = job.run.resume_dir / f"{name}.json" if job.run else None
+    if file is not None and file.is_file():
+        return json.loads(file.read_text())
+    text = json.dumps(find())
+    if job.run is not None:
+        job.run.write(f"resume/{name}.json", text.encode())
+    return json.loads(text)
+
+
 def learn(
     job: Job,
     objective: Objective,

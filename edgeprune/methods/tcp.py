@@ -65,7 +65,8 @@ class TCP:
             work.learn(job, self.objective(job, beta(1, 1)), self.base, "base")
         job = work.several(job, self.cuts, "linear")
         if self.channels:
-            job = parts.as_if(job, iterations=self._iterations(job), schedule="linear")
+            cuts = parts.decided(job, "iterations", lambda: self._iterations(job))
+            job = parts.as_if(job, iterations=cuts, schedule="linear")
         last = job.cuts
         for number, (ceiling, passes) in enumerate(
             zip(parts.limits(job), work.shares(job), strict=True), start=1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from edgeprune import checkpoint
+from edgeprune import checkpoint, train
 from edgeprune.bench import layer_graphs, layers, undisturbed
 from edgeprune.bench.compare import Verdict
 from edgeprune.bench.table import LayerTable
@@ -187,3 +187,59 @@ def test_the_stopwatch_measures_the_network_it_is_given(run: Path) -> None:
 
     with pytest.raises(ModelError, match="needs the network as ONNX, and the exporter failed"):
         Stopwatch(Odd(), torch.randn(1, 3, 4, 4))
+
+
+class Killed(BaseException):
+    pass
+
+
+class Busy(Clock):
+    """A machine that takes `busy` times as long for everything, another time in each process."""
+
+    busy = 1.0
+
+    def __init__(self, dense: torch.nn.Module, example: torch.Tensor, threads: int = 1) -> None:
+        super().__init__(dense, example)
+        self.macs, self.dense_ms = self.dense_ms, self.dense_ms * self.busy
+
+    def __call__(self, module: torch.nn.Module) -> float:
+        return self.dense_ms * macs.measure(module, self.example)[0] * 1e-6 / self.macs
+
+
+@pytest.mark.parametrize("method", ["swmmd", "admp"])
+def test_a_resumed_run_goes_on_with_the_time_it_began_with(
+    method: str, options: PruneOptions, tmp_path: Path, make_images: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process finds the machine twice as busy: as many cuts, ceilings and channels as without a kill."""
+    monkeypatch.setattr("edgeprune.commands.timing.Stopwatch", Busy)
+    monkeypatch.setattr(layers, "layer_ms", by_name)
+    dense_ms = macs.measure(checkpoint.read(Path(options.model)).module, torch.zeros(1, 3, 16, 16))[0] * 1e-6
+    knobs = ("remove=0.25",) if method == "swmmd" else ("passes=2", "rate=0.5")
+    words = replace(
+        options,
+        method=method,
+        source=make_images(tmp_path / "source", count=4),
+        set=knobs,
+        latency=f"{0.5 * dense_ms}ms",
+        recover=8.0,
+        between=4.0,
+    )
+    whole = prune(replace(words, output=tmp_path / "whole"))
+    fit, passed = train.fit, []
+
+    def killed(*given: Any, **named: Any) -> Any:
+        found = fit(*given, **named)
+        if not passed and named["stage"] in ("recover-0", "mask-0"):
+            passed.append(named["stage"])
+            raise Killed
+        return found
+
+    monkeypatch.setattr(train, "fit", killed)
+    with pytest.raises(Killed):
+        prune(replace(words, resume=True))
+    monkeypatch.setattr(Busy, "busy", 2.0)
+    found = prune(replace(words, resume=True))
+    assert found.latency is not None
+    assert found.latency["dense_ms"] == pytest.approx(dense_ms)
+    assert found.cuts == whole.cuts
+    assert found.widths == whole.widths
