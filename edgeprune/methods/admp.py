@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgeprune import snapshot
 from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
@@ -54,7 +55,8 @@ class ADMP:
     plan's by --score and --rank (local: the same share everywhere); which of them is the hard mask's.
 
     soft: the adversary. admm: else straight through the top k. teacher: "frozen"; "ema" and "joint" have the full-size
-    network go on learning, on a quarter of the source images, and the teacher is its moving average, or itself.
+    network go on learning beside the masks of the first cut, on a quarter of the source images, and the teacher from
+    then on is its moving average, or itself.
     threshold: c. pseudo: a, which ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see
     above; rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, which are
     rate / (1 + rho) long. passes: over the target with masks, before the cut. tune: after it, "both" goes on with the
@@ -86,14 +88,19 @@ class ADMP:
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "admp")
+        taught = Taught()
         for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
-            plan = parts.cut(job, ceiling, number, parts.score, partial(self._choose, number=number))
+            plan = parts.cut(
+                job, ceiling, number, parts.score, partial(self._choose, number=number, taught=taught)
+            )
             job.trace[-1].update(plan.why.get("masks", {}))
+            if self.teacher != "frozen" and taught.network is None:
+                taught.take_up(job, number)
             objective = parts.chosen_objective(job)
             if self.tune == "both":
                 losses = Losses(learning.task(job.network), self)
                 objective = Together([(1.0, objective), (1.0, losses)])
-            work.learn(job, objective, passes, f"recover-{number}")
+            work.learn(job, objective, passes, f"recover-{number}", teacher=taught.network)
 
     def _choose(
         self,
@@ -102,6 +109,7 @@ class ADMP:
         scores: Mapping[str, Tensor],
         ceilings: Mapping[str, float],
         number: int,
+        taught: Taught,
     ) -> PruningPlan:
         """As many channels of each coupling as the plan of the scores keeps; which, the masks find out."""
         # a plan for a latency is met as measured: masks that were begun must meet the same numbers of channels
@@ -112,15 +120,46 @@ class ADMP:
         )
         cut = Couplings(tuple(found[one.root] for one in plan.cuts))
         duel = Duel(learning.task(job.network), self, cut, plan)
-        if self.teacher != "frozen":
+        learns = self.teacher != "frozen" and taught.network is None
+        if learns:
             duel.follow(job.network.module)
         steps = work.steps(job, duel, self.passes)
         if not steps or not plan.cuts:  # masks that learned nothing have no say
             return replace(plan, why={**plan.why, "masks": {"swapped": 0, "images_beside": 0}})
         with masked(job.network.module, cut, duel.values):
-            teacher = duel.teacher if self.teacher != "frozen" else None
+            teacher = duel.teacher if learns else taught.network
             parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=1)
+        taught.network = teacher
         return duel.plan(plan, steps * work.images_a_step(job, duel))
+
+
+@dataclass
+class Taught:
+    """The full-size teacher that learned beside the masks of the first cut, and stays as it was then; None: the dense
+    network. Later cuts have no full-size network that could go on learning.
+    """
+
+    network: nn.Module | None = None
+
+    def take_up(self, job: Job, number: int) -> None:
+        """The teacher of this cut's masks that an earlier process left, when it also made the cut."""
+        file = job.run.resume_dir / f"mask-{number}.done" if job.run else None
+        if file is not None and file.is_file():
+            begin = "objective/teacher."
+            state = {
+                k.removeprefix(begin): v for k, v in snapshot.read(file)[0].items() if k.startswith(begin)
+            }
+            self.network = by_batch(job.dense)
+            self.network.load_state_dict(state)
+
+
+def by_batch(module: nn.Module) -> nn.Module:
+    """A frozen copy that normalises by the statistics of the batch: running ones are of other weights."""
+    copied = copy.deepcopy(module).requires_grad_(False).eval()
+    for norm in copied.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    return copied
 
 
 class Losses(Objective):
@@ -195,11 +234,7 @@ class Duel(Losses):
 
     def follow(self, module: nn.Module) -> None:
         """Have a teacher of its own, which follows the weights of `module` and normalises by the batch."""
-        self.teacher = copy.deepcopy(module).requires_grad_(False).eval()
-        self._student = (module,)
-        for norm in self.teacher.modules():
-            if isinstance(norm, _BatchNorm):
-                norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+        self.teacher, self._student = by_batch(module), (module,)
 
     def train(self, mode: bool = True) -> Duel:
         """As always; a teacher stays in evaluation mode."""

@@ -352,6 +352,33 @@ def test_a_teacher_that_follows_is_the_average() -> None:
     assert masks(duel, 8)[[0, 4]].tolist() == [[1.0] * 9] * 2  # a quarter of the source trains the full size
 
 
+@pytest.mark.parametrize("kind", ["frozen", "ema", "joint"])
+def test_who_learned_teaches_to_the_end(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over three cuts: the full-size network as it is after the first masks, or the dense one."""
+    taught: dict[str, nn.Module | None] = {}
+    learn = parts.learn
+
+    def spy(job: Job, objective: Any, steps: int, stage: str, **named: Any) -> Any:
+        taught[stage] = named["teacher"]
+        return learn(job, objective, steps, stage, **named)
+
+    monkeypatch.setattr(parts, "learn", spy)
+    job = striped(iterations=3, schedule="linear", recover=4.0, between=1.5)
+    ADMP(passes=2.0, teacher=kind)(job)
+    assert list(taught) == [f"{what}-{cut}" for cut in range(3) for what in ("mask", "recover")]
+    first = taught["mask-0"]
+    assert all(one is first for one in taught.values())
+    assert (first is None) == (kind == "frozen")
+    if first is not None:
+        dense, now = dict(job.dense.named_parameters()), dict(first.named_parameters())
+        assert {k: v.shape for k, v in now.items()} == {k: v.shape for k, v in dense.items()}
+        assert not all(torch.equal(v, dense[k]) for k, v in now.items())
+    assert sum(len(kept) for kept in job.kept.values()) == 16, "half of 32, after three cuts"
+    assert [entry["images_beside"] for entry in job.trace] == [128] * 3, (
+        "two passes of 64, both domains together"
+    )
+
+
 def test_helpful_errors(options: PruneOptions, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="--method admp learns from labelled source images: give --source DIR"
