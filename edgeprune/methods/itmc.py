@@ -33,13 +33,18 @@ from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer
 from edgeprune.waist import Objective
 
+BEFORE = (
+    1 / 9
+)  # of --recover goes into the slice before the first cut: as long as one of the nine of six cuts
+
 
 @dataclass(frozen=True)
 class ITMC:
     """See the top of this file; UsageError without labelled source images.
 
     cuts: when --steps is not given, large ones first (cubic); each is followed by a slice of training, and half as many
-    slices come after them, so nothing is pruned in the last third. teacher: "trained" on source and target before each
+    slices come after them, so nothing is pruned in the last third. A slice before them is beside --recover, a ninth of
+    it ("images_before"). teacher: "trained" on source and target before each
     slice, or "fixed". teacher_lr: its peak rate, of --lr. tau: temperature. discrepancy: weight of the student's own
     MMD. source: weight of its cross entropy. batches: of both domains, for one ranking. score: by the student's whole
     loss, by its cross entropy alone ("source"), or by --score ("given"). distill: without it there is no teacher, only
@@ -69,7 +74,7 @@ class ITMC:
         slices = cuts + (cuts + 1) // 2
         each = job.options.recover / slices
         teacher = self._teacher(job)
-        self._slice(job, teacher, each, "before")
+        self._slice(job, teacher, BEFORE * job.options.recover, "before")
         for number, ceiling in enumerate(parts.limits(job)):
             parts.cut(job, ceiling, number, partial(self._rank, teacher=teacher))
             self._slice(job, teacher, each, f"slice-{number}")
@@ -96,9 +101,7 @@ class ITMC:
         network = replace(job.network, module=teacher)
         begun = sum(job.steps)  # as many as the student
         train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage, begun=begun)
-        if job.trace:
-            beside = job.trace[-1].get("images_beside", 0)
-            job.trace[-1]["images_beside"] = beside + count * work.images_a_step(job, adapting)
+        job.count("images_beside", count * work.images_a_step(job, adapting))
         if job.options.bn_recal:
             inference.reestimate_batchnorm(teacher, job.target, job.network.preprocess)
 

@@ -42,7 +42,7 @@ class Job:
     accuracy is written while training, for the reader alone. labelled: target images whose labels a method may learn
     from, because the user gave them for that. steps: of each stage that the student has trained: the next goes on
     with the images where the one before left off. older: the network before it was fine-tuned, for an adaptation
-    objective that goes on.
+    objective that goes on. before: images counted before the first cut, by the name they have in its trace.
     """
 
     network: Network
@@ -61,6 +61,7 @@ class Job:
     labelled: Pixels | None = None
     steps: list[int] = field(default_factory=list)
     older: Network | None = None
+    before: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,6 +75,11 @@ class Job:
         """A job whose dense reference is a frozen copy of the network as it is now; `images` are (target, source)."""
         dense = copy.deepcopy(network.module).eval().requires_grad_(False)
         return cls(network, dense, *images, how, options, run)
+
+    def count(self, name: str, images: int) -> None:
+        """Add images that something was trained on to the last cut; before there is one, to the first."""
+        here = self.trace[-1] if self.trace else self.before
+        here[name] = here.get(name, 0) + images
 
     @property
     def cuts(self) -> int:

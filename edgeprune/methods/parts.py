@@ -205,6 +205,8 @@ def record(job: Job, plan: PruningPlan, number: int) -> None:
             timed["measured_ms"],
             timed["measured_of_requested"],
         )
+    if not job.trace:
+        entry |= job.before
     job.trace.append(entry)
     _remember(job, plan)
     if job.run:

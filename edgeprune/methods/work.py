@@ -1,7 +1,8 @@
 """Equal work: from passes to steps, so that methods are compared at one number of images.
 
 What it must satisfy: with `--recover P` a method that counts by this file shows the student P times the number of
-target images after its first cut, source and target images and every view together, however many cuts it makes.
+target images after its first cut, source and target images and every view together, however many cuts it makes; what
+it sees before is "images_before".
 Forward passes for scoring, for agreement and for batch-norm, and those of a frozen teacher, are not training and not
 counted. Images that masks or a teacher of its own are trained on are counted apart ("images_beside").
 """
@@ -65,7 +66,8 @@ def learn(
     teacher: nn.Module | None = None,
     choose: bool = False,
 ) -> None:
-    """Train the student for `passes`, and add to the trace's last cut the images seen and the agreement reached.
+    """Train the student for `passes`, and add to the trace's last cut the images seen and the agreement reached; what
+    it sees before there is one is the first cut's "images_before".
 
     choose: label-free validators choose among its checkpoints, and see a collapse; else the last weights are kept, as
     sure predictions say little where the objective does not ask for them. Batch-norm is re-estimated on the target
@@ -79,9 +81,9 @@ def learn(
     fit = parts.learn(job, objective, count, stage, teacher=teacher, validations=3 if choose else 1)
     if job.options.bn_recal:
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
+    job.count("images" if job.trace else "images_before", count * images_a_step(job, objective))
     if job.trace:
         entry = job.trace[-1]
-        entry["images"] = entry.get("images", 0) + count * images_a_step(job, objective)
         entry["chosen_step"] = fit.chosen_step
         entry["agreement_after_recovery"] = parts.agreement(job)
 

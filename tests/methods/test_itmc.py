@@ -90,6 +90,23 @@ def test_nothing_is_cut_in_the_last_third(
     assert kept == pytest.approx([0.5 + 0.5 * (1 - i / 6) ** 3 for i in range(1, 7)])
 
 
+@pytest.mark.parametrize("cuts", [1, 3])
+def test_what_is_trained_is_counted(cuts: int, planted: Callable[..., Job]) -> None:
+    """48 target images and 40 of the source: 32 a step of the student, and of the teacher, however many cuts."""
+    job = planted(recover=18.0, iterations=cuts)
+    ITMC(batches=1, teacher_lr=1.0)(job)
+    first, *later = job.trace
+    assert first["images_before"] == 96, "two passes of 48 target images: a ninth of 18"
+    assert sum(entry["images"] for entry in job.trace) == pytest.approx(18 * 48, abs=32 * 5)
+    assert sum(entry["images_beside"] for entry in job.trace) == pytest.approx(20 * 48, abs=32 * 5)
+    assert first["images_beside"] > first["images"]
+    assert all("images_before" not in entry and entry["images_beside"] == entry["images"] for entry in later)
+    fixed = planted(recover=18.0, iterations=cuts)
+    ITMC(batches=1, teacher="fixed")(fixed)
+    assert all("images_beside" not in entry for entry in fixed.trace)
+    assert fixed.trace[0]["images_before"] == 96
+
+
 @pytest.mark.parametrize("kind", ["trained", "fixed"])
 def test_the_teacher_learns_unless_it_is_fixed(
     kind: Any, planted: Callable[..., Job], monkeypatch: pytest.MonkeyPatch

@@ -140,6 +140,12 @@ def test_layers_without_batch_norm_are_said(planted: Callable[..., Job]) -> None
     assert job.warnings.count(said) == 1
 
 
+def test_the_warm_passes_are_counted(planted: Callable[..., Job]) -> None:
+    job = planted(recover=4.0, iterations=2)
+    SWMMDPruning(warm=2.0)(job)
+    assert [entry.get("images_before") for entry in job.trace] == [96, None]
+
+
 def test_how_often_a_share_is_removed() -> None:
     job = striped()
     assert [removals(job, share) for share in (0.1, 0.25, 0.3, 1.0)] == [5, 2, 2, 1]

@@ -183,6 +183,12 @@ def test_channels_a_step_say_how_many_cuts(planted: Callable[..., Job]) -> None:
     assert len(job.plans) == 4
 
 
+def test_the_base_is_counted(planted: Callable[..., Job]) -> None:
+    job = planted(recover=2.0, iterations=2)
+    TCP(base=2.0, batches=1)(job)
+    assert [entry.get("images_before") for entry in job.trace] == [96, None]
+
+
 def test_without_steps_it_takes_several(planted: Callable[..., Job]) -> None:
     job = planted()
     TCP(batches=1)(job)
