@@ -6,11 +6,11 @@ the share of output energy that is lost for each MAC or parameter saved, instead
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgeprune import inference
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError, nearest
@@ -28,6 +28,14 @@ class Choice:
     rank: int
     saved: float
     lost: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What target images say of a layer: share of output energy lost at each rank (m + 1,), products an image."""
+
+    lost: Tensor
+    positions: float
 
 
 @dataclass(frozen=True)
@@ -61,18 +69,18 @@ class DALR:
         if other := sorted(set(ceilings) - {"macs", "params"}):
             raise UsageError(f"--method dalr takes --macs or --params; received a budget of {other[0]}")
         module = job.network.module
-        able = candidates(module, job.network.classifier)
-        moments = self._moments(job, [name for name in able if not _kept(name, job.options.keep)])
+        able = [
+            name for name in candidates(module, job.network.classifier) if not _kept(name, job.options.keep)
+        ]
+        looks = self._looks(job, able)
         chosen: dict[str, Choice] = {}
         before = dict(zip(("macs", "params"), macs.measure(module, job.network.example()), strict=True))
         for kind, ceiling in ceilings.items():
-            more = allocate(
-                ladders(module, moments, kind, job.options.width_multiple), before[kind] - ceiling
-            )
+            more = allocate(ladders(module, looks, kind, job.options.width_multiple), before[kind] - ceiling)
             for name, one in more.items():
                 if name not in chosen or one.rank < chosen[name].rank:
                     chosen[name] = one
-        self._split(job, {name: one.rank for name, one in chosen.items()}, moments)
+        self._split(job, {name: one.rank for name, one in chosen.items()})
         _record(job, {name: (one.rank, one.lost) for name, one in chosen.items()}, number)
 
     def by_plan(self, job: Job, ranks: Sequence[LowRank]) -> None:
@@ -85,31 +93,41 @@ class DALR:
             return
         module = job.network.module
         check(module, job.network.classifier, ranks)
-        moments = self._moments(job, [one.layer for one in ranks])
-        if silent := [name for name, seen in moments.items() if not seen.count]:
+        looks = self._looks(job, [one.layer for one in ranks])
+        if silent := [one.layer for one in ranks if one.layer not in looks]:
             raise PlanError(f"{silent[0]}: no target image reaches it, so its activations say no rank")
-        lost = {
-            one.layer: float(
-                lowrank.spectrum(lowrank.matrix(module.get_submodule(one.layer)), moments[one.layer])[
-                    one.rank
-                ]
-            )
-            for one in ranks
+        self._split(job, {one.layer: one.rank for one in ranks})
+        lost = {one.layer: (one.rank, float(looks[one.layer].lost[one.rank])) for one in ranks}
+        _record(job, lost, number)
+
+    def _moments(self, job: Job, names: Sequence[str]) -> Iterator[tuple[str, lowrank.Moments]]:
+        """What enters each layer on all target images; so many at a time as lowrank.MOST_BYTES says."""
+        module = job.network.module
+        for group in lowrank.groups({n: lowrank.matrix(module.get_submodule(n)).shape[1] for n in names}):
+            with lowrank.watching(module, group, self.positions) as moments:
+                inference.logits_of(module, job.target, job.network.preprocess)
+            left = dict(moments)
+            del moments
+            for name in group:
+                yield name, left.pop(name)  # none is held when the next group begins
+
+    def _looks(self, job: Job, names: Sequence[str]) -> dict[str, Look]:
+        """Of each layer that target images reach."""
+        module = job.network.module
+        return {
+            name: Look(lowrank.spectrum(lowrank.matrix(module.get_submodule(name)), seen), seen.positions)
+            for name, seen in self._moments(job, names)
+            if seen.count
         }
-        self._split(job, {one.layer: one.rank for one in ranks}, moments)
-        _record(job, {one.layer: (one.rank, lost[one.layer]) for one in ranks}, number)
 
-    def _moments(self, job: Job, names: list[str]) -> Mapping[str, lowrank.Moments]:
-        """What enters the layers on all target images."""
-        with lowrank.watching(job.network.module, names, self.positions) as moments:
-            inference.logits_of(job.network.module, job.target, job.network.preprocess)
-        return moments
-
-    def _split(self, job: Job, ranks: Mapping[str, int], moments: Mapping[str, lowrank.Moments]) -> None:
-        for name, rank in ranks.items():
+    def _split(self, job: Job, ranks: Mapping[str, int]) -> None:
+        """All pairs are made from the network as it is, and only then put in."""
+        pairs = {}
+        for name, seen in self._moments(job, list(ranks)):
             layer = job.network.module.get_submodule(name)
             weight, bias = lowrank.matrix(layer), layer.bias
-            made = lowrank.factors(weight, bias, moments[name], rank, self.form, self.ridge)  # type: ignore[arg-type]
+            pairs[name] = lowrank.factors(weight, bias, seen, ranks[name], self.form, self.ridge)  # type: ignore[arg-type]
+        for name, made in pairs.items():
             surgery.split(job.network.module, name, made)
 
 
@@ -148,20 +166,14 @@ def candidates(module: nn.Module, classifier: str) -> list[str]:
     ]
 
 
-def ladders(
-    module: nn.Module, moments: Mapping[str, lowrank.Moments], kind: str, multiple: int
-) -> list[list[Choice]]:
+def ladders(module: nn.Module, looks: Mapping[str, Look], kind: str, multiple: int) -> list[list[Choice]]:
     """For each layer that ran, its ranks that save something, in multiples, the largest first."""
     found = []
-    for name, seen in moments.items():
-        if not seen.count:
-            continue
-        weight = lowrank.matrix(module.get_submodule(name))
-        m, n = weight.shape
-        lost = lowrank.spectrum(weight, seen)
+    for name, seen in looks.items():
+        m, n = lowrank.matrix(module.get_submodule(name)).shape
         each = seen.positions if kind == "macs" else 1
         ranks = range(multiple, min(m, n) + 1, multiple)
-        steps = [Choice(name, k, each * (m * n - k * (m + n)), float(lost[k])) for k in ranks]
+        steps = [Choice(name, k, each * (m * n - k * (m + n)), float(seen.lost[k])) for k in ranks]
         found.append([one for one in reversed(steps) if one.saved > 0])
     return [steps for steps in found if steps]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch.nn import functional as f
 from edgeprune.errors import PlanError
 
 FORMS = ("svd", "svd-bias", "dalr", "centred")
+MOST_BYTES = (
+    2**30
+)  # of what is kept of the inputs of all layers that are watched at once; solving takes thrice that
 
 
 @dataclass
@@ -34,8 +37,15 @@ class Moments:
 
     @staticmethod
     def of(size: int) -> Moments:
-        """No sample yet, of `size` values each."""
-        return Moments(torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64))
+        """No sample yet, of `size` values each: their Gram matrix is kept, else (MOST_BYTES) some samples."""
+        total, square = torch.zeros(size, dtype=torch.float64), size if size_of(size) <= MOST_BYTES else 0
+        gram = torch.zeros(square, square, dtype=torch.float64)
+        return Moments(gram, total) if square else Held(gram, total)
+
+    @property
+    def mean(self) -> Tensor:
+        """(n,)."""
+        return self.total / self.count
 
     def add(self, rows: Tensor) -> None:
         """Take in samples (p, n)."""
@@ -43,6 +53,89 @@ class Moments:
         self.gram += x.T @ x
         self.total += x.sum(0)
         self.count += len(x)
+
+    def outputs(self, weight: Tensor) -> Tensor:
+        """W G W^T (m, m), G the centred Gram matrix."""
+        return weight @ self._gram(centred=True) @ weight.T
+
+    def shrunk(self, weight: Tensor, ridge: float, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """W S (m, n) with S = G (G + l I)^-1, and W G (m, n); l is `ridge` times the mean of G's diagonal."""
+        gram = self._gram(centred=centred)
+        damping = (ridge * gram.trace() / len(gram)).clamp_min(1e-12)
+        product = weight @ gram
+        return torch.linalg.solve(
+            gram + damping * torch.eye(len(gram), dtype=gram.dtype), product, left=False
+        ), product
+
+    def _gram(self, *, centred: bool) -> Tensor:
+        return self.gram - self.count * torch.outer(self.mean, self.mean) if centred else self.gram
+
+
+@dataclass
+class Held(Moments):
+    """The same of samples X (p, n) that are themselves kept, when an n x n matrix is too large: `gram` is empty.
+
+    At most `most` are, every second, fourth ... of all that came, and all sums are of these. For p samples the p x p
+    matrix says the same as the n x n: G (G + l I)^-1 = X^T (X X^T + l I)^-1 X.
+    """
+
+    kept: list[Tensor] = field(default_factory=list)
+    every: int = 1
+    came: int = 0
+
+    @property
+    def most(self) -> int:
+        """How many fit into MOST_BYTES, next to their p x p matrix."""
+        return max(2, MOST_BYTES // (8 * len(self.total)))
+
+    def add(self, rows: Tensor) -> None:
+        """Take in samples (p, n)."""
+        x = rows.detach().double().cpu()
+        some = x[-self.came % self.every :: self.every].clone()
+        self.came += len(x)
+        self.kept.append(some)
+        self.total += some.sum(0)
+        self.count += len(some)
+        while self.count > self.most:
+            self.every *= 2
+            self.kept = [torch.cat(self.kept)[::2].clone()]
+            self.total, self.count = self.kept[0].sum(0), len(self.kept[0])
+
+    def outputs(self, weight: Tensor) -> Tensor:
+        """W G W^T (m, m), G the centred Gram matrix."""
+        made = self._samples(centred=True) @ weight.T
+        return made.T @ made
+
+    def shrunk(self, weight: Tensor, ridge: float, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """W S and W G, (m, n) each, as in Moments."""
+        x = self._samples(centred=centred)
+        made, small = weight @ x.T, x @ x.T
+        damping = (ridge * small.trace() / x.shape[1]).clamp_min(1e-12)
+        eye = torch.eye(len(small), dtype=small.dtype)
+        return torch.linalg.solve(small + damping * eye, made, left=False) @ x, made @ x
+
+    def _samples(self, *, centred: bool) -> Tensor:
+        x = torch.cat(self.kept)
+        return x - self.mean if centred else x
+
+
+def size_of(size: int) -> int:
+    """Bytes of a Gram matrix of samples of `size` values."""
+    return 8 * size * size
+
+
+def groups(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Layers (name -> values of an input) in their order, as many at once as MOST_BYTES hold what is kept of each."""
+    found: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        need = min(size_of(size), MOST_BYTES)
+        if not found or need > room:
+            found.append([])
+            room = MOST_BYTES
+        found[-1].append(name)
+        room -= need
+    return found
 
 
 @dataclass(frozen=True)
@@ -122,9 +215,7 @@ def watching(module: nn.Module, names: list[str], positions: int) -> Iterator[Ma
 
 def spectrum(weight: Tensor, moments: Moments) -> Tensor:
     """Share (m + 1,) of the centred output energy that is lost at each rank 0..m."""
-    mean = moments.total / moments.count
-    gram = moments.gram - moments.count * torch.outer(mean, mean)
-    values = torch.linalg.eigvalsh(weight @ gram @ weight.T).flip(0).clamp_min(0)
+    values = torch.linalg.eigvalsh(moments.outputs(weight)).flip(0).clamp_min(0)
     lost = values.sum() - torch.cat([values.new_zeros(1), values.cumsum(0)])
     share: Tensor = lost.clamp_min(0) / values.sum().clamp_min(1e-30)
     return share
@@ -140,24 +231,14 @@ def factors(
 ) -> Factors:
     """The pair of rank `rank` for W (m, n) and b (m,): one of FORMS; ridge in units of the mean energy of an input."""
     b = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.detach().double().cpu()
-    mean = moments.total / moments.count
     if form.startswith("svd"):
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
         second, first = u[:, :rank], s[:rank, None] * v[:rank]
     else:
-        gram = moments.gram
-        if form == "centred":
-            gram = gram - moments.count * torch.outer(mean, mean)
-        damping = (ridge * gram.trace() / len(gram)).clamp_min(1e-12)
-        shrunk = torch.linalg.solve(gram + damping * torch.eye(len(gram), dtype=gram.dtype), gram)
-        energy = (
-            weight
-            @ gram
-            @ (shrunk if form == "centred" else torch.eye(len(gram), dtype=gram.dtype))
-            @ weight.T
-        )
+        shrunk, product = moments.shrunk(weight, ridge, centred=form == "centred")
+        energy = product @ (shrunk if form == "centred" else weight).T
         second = torch.linalg.eigh((energy + energy.T) / 2)[1].flip(1)[:, :rank]
-        first = second.T @ weight @ shrunk.T
+        first = second.T @ shrunk
     if form in ("svd-bias", "centred"):
-        return Factors(first, second, b + (weight - second @ first) @ mean)
+        return Factors(first, second, b + (weight - second @ first) @ moments.mean)
     return Factors(first, second, None if bias is None else b)

@@ -9,19 +9,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from edgeprune import checkpoint, skeleton, train
 from edgeprune.cli.app import main
+from edgeprune.commands.export import export
 from edgeprune.commands.prune import prune
+from edgeprune.device_options import ExportOptions
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError
+from edgeprune.images import Preprocess
 from edgeprune.methods import parts
 from edgeprune.methods.dalr import DALR, Choice, allocate
+from edgeprune.methods.job import Job
+from edgeprune.model import Network
 from edgeprune.options import PruneOptions
 from edgeprune.plan import LowRank, PruningPlan
-from edgeprune.prune import macs
+from edgeprune.prune import lowrank, macs
+from edgeprune.prune.budget import Budget
+from tests.methods.conftest import pixels
 
 
 def test_the_cheapest_loss_goes_first() -> None:
@@ -55,6 +64,86 @@ def test_the_whole_command_and_a_fresh_process(options: PruneOptions) -> None:
     there = options.output / "there.pt"
     subprocess.run([sys.executable, "-c", words, str(options.output), str(there)], check=True, timeout=60)
     assert torch.equal(torch.load(there, weights_only=True), slim.module(slim.example()))
+
+
+class Thin(nn.Module):
+    """Three convolutions, the second of rank 3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.one, self.two, self.three = (nn.Conv2d(n, 16, 3, padding=1) for n in (3, 16, 16))
+        self.head = nn.Linear(16, 4)
+        with torch.no_grad():
+            low = torch.randn(16, 3) @ torch.randn(3, 144) / 20
+            self.two.weight.copy_(low.reshape(16, 16, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.three(self.two(self.one(x).relu()).relu()).relu()
+        out: torch.Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+def thin(saved: int) -> Job:
+    """A job that asks for so many MACs less, without training."""
+    pre = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)
+    network = Network(Thin().eval(), "thin", pre, tuple("abcd"), "head")
+    how = Budget(macs=float(macs.measure(network.module, network.example())[0] - saved))
+    return Job.of(network, (pixels(48, 40, None), None), how, PruneOptions(multiple=1, recover=0.0), None)
+
+
+def test_a_planted_layer_of_low_rank_is_found_and_loses_nothing() -> None:
+    job = thin(110_000)  # rank 3 saves 64 * (16 * 144 - 3 * 160) = 116,736; rank 4 is not enough
+    DALR(ridge=1e-9)(job)
+    assert {name: rank for name, (rank, _) in skeleton.pairs(job.network.module).items()} == {"two": 3}
+    assert job.plans[0].why["output_energy_lost"]["two"] < 1e-6
+    x = (pixels(16, 40, None).images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5  # type: ignore[union-attr]
+    with torch.no_grad():
+        torch.testing.assert_close(job.network.module(x), job.dense(x), rtol=1e-3, atol=1e-4)
+    assert job.trace[0]["agreement_after_cut"] == 1.0
+
+
+def test_groups_of_one_layer_give_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, alone = thin(200_000), thin(200_000)
+    DALR()(together)
+    watched: list[list[str]] = []
+    watching = lowrank.watching
+
+    def spy(module: nn.Module, names: list[str], positions: int) -> Any:
+        watched.append(names)
+        return watching(module, names, positions)
+
+    monkeypatch.setattr(lowrank, "MOST_BYTES", 8 * 144 * 144)
+    monkeypatch.setattr(lowrank, "watching", spy)
+    DALR()(alone)
+    assert watched[:3] == [["one"], ["two"], ["three"]]
+    assert all(len(names) == 1 for names in watched)
+    assert len(together.plans[0].low_rank) >= 2
+    assert alone.plans[0].to_json() == together.plans[0].to_json()
+    left, right = (one.network.module.state_dict() for one in (alone, together))
+    assert all(torch.equal(left[key], right[key]) for key in left | right)
+
+
+def test_the_plan_is_much_the_same_from_the_samples_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound below one layer's Gram matrix: 24 samples are kept of it, and it still is the one of low rank."""
+    job = thin(110_000)
+    monkeypatch.setattr(lowrank, "MOST_BYTES", 8 * 144 * 24)
+    DALR(ridge=1e-9)(job)
+    assert {name: rank for name, (rank, _) in skeleton.pairs(job.network.module).items()} == {"two": 3}
+    assert job.trace[0]["agreement_after_cut"] == 1.0
+
+
+def test_pairs_are_exported_as_they_answer(options: PruneOptions) -> None:
+    run = prune(replace(options, method="dalr", macs="0.7", iterations=None, multiple=4, recover=0.0)).run
+    made = export(ExportOptions(model=str(run), images=options.target))
+    pairs = skeleton.pairs(checkpoint.read(Path(str(run))).module)
+    assert pairs
+    assert made.parity is not None
+    assert made.parity["flips"] == 0
+    assert made.parity["relative"] < 1e-4
+    assert made.file is not None
+    names = {one.name for one in onnx.load(made.file).graph.initializer}
+    assert {f"{name}.{half}.weight" for name in pairs for half in (0, 1)} <= names
 
 
 def test_layers_that_are_kept_stay_as_they_are(options: PruneOptions) -> None:

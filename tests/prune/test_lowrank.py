@@ -55,6 +55,39 @@ def test_streamed_moments_equal_direct_ones() -> None:
     assert seen(x, 7).count == 300
 
 
+@pytest.mark.parametrize("form", lowrank.FORMS)
+def test_few_samples_say_the_same_as_their_gram_matrix(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where n x n is too large the samples themselves are kept; here 12 of 20 values."""
+    w, b, x = skewed()
+    gram = seen(x[:12])
+    monkeypatch.setattr(lowrank, "MOST_BYTES", 8 * 20 * 20 - 1)
+    held = seen(x[:12])
+    assert isinstance(held, lowrank.Held)
+    assert not held.gram.numel()
+    torch.testing.assert_close(lowrank.spectrum(w, held), lowrank.spectrum(w, gram))
+    left, right = (lowrank.factors(w, b, one, 5, form, 0.01) for one in (held, gram))
+    torch.testing.assert_close(left.second @ left.first, right.second @ right.first)
+    torch.testing.assert_close(left.bias, right.bias)
+
+
+def test_samples_that_are_kept_stay_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, b, x = skewed()
+    thin = seen(x[::16])
+    monkeypatch.setattr(lowrank, "MOST_BYTES", 8 * 20 * 19)
+    held = seen(x, parts=7)
+    assert held.count == 19, "every 16th of 300"
+    torch.testing.assert_close(held.total, x[::16].sum(0))
+    left, right = (lowrank.factors(w, b, one, 5) for one in (held, thin))
+    torch.testing.assert_close(left.second @ left.first, right.second @ right.first)
+
+
+def test_groups_hold_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowrank, "MOST_BYTES", 8 * 100)
+    sizes = {"a": 6, "b": 8, "c": 6, "d": 50, "e": 1}
+    assert lowrank.groups(sizes) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert lowrank.groups({}) == []
+
+
 def test_low_rank_outputs_come_back_exactly() -> None:
     w, b, x = skewed()
     x = x[:, :4] @ torch.randn(4, 20, generator=torch.Generator().manual_seed(1)).double()
