@@ -217,7 +217,11 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
         (), "Layers whose input channels stay (a glob); repeatable.", panel=_LEARN
     )
     plan: Path | None = option(None, "Apply this plan instead of making one.", panel=_LEARN)
-    set: tuple[str, ...] = option((), "A knob of the method: name=value; repeatable.", panel=_LEARN)
+    set: tuple[str, ...] = option(
+        (),
+        "A knob of the method: name=value; of --objective: objective.name=value; repeatable.",
+        panel=_LEARN,
+    )
 
     @property
     def width_multiple(self) -> int:

@@ -13,28 +13,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeprune import artifact, catalog, checkpoint, header, inference, skeleton
-from edgeprune.commands import estimating, start, timing
-from edgeprune.commands.knobs import parse
+from edgeprune import artifact, checkpoint, header, inference, skeleton
+from edgeprune.commands import estimating, prune_words, start, timing
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, without
-from edgeprune.errors import DataError, PlanError, UsageError, nearest
-from edgeprune.methods import learning, parts
+from edgeprune.errors import DataError, UsageError
+from edgeprune.methods import parts
 from edgeprune.methods.dalr import DALR
 from edgeprune.methods.given import Given
 from edgeprune.methods.job import Job
-from edgeprune.methods.then import Then
 from edgeprune.model import Network
 from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import PruneOptions
-from edgeprune.plan import PruningPlan
 from edgeprune.prune import macs
 from edgeprune.prune.budget import Budget
-from edgeprune.prune.ladder import RANKS
 from edgeprune.run import Run
-
-SECOND = ("dalr",)  # methods that take what another one leaves
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -93,16 +86,18 @@ def prune(options: PruneOptions) -> PruneResult:
     names the nearest budget that can be met.
     """
     target = start.required(options.target, "--target", "the folder or zip of unlabelled images to prune for")
-    budget, method = _check_words(options)
-    plan = _read_plan(options.plan) if options.plan else None
+    budget, method = prune_words.check(options)
+    plan = prune_words.read_plan(options.plan) if options.plan else None
     if plan is not None:
         method = Given(plan, method if isinstance(method, DALR) else DALR())
+    knobs = prune_words.of_objective(options, method)
     start.seed_everything(options)
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
     job, labelled = _job(options, network, target, budget)
-    job.warnings += _unheard(options, method)
+    job.knobs = knobs
+    job.warnings += prune_words.unheard(options, method)
     with contextlib.ExitStack() as stack:
         if budget.timed:
             job.timing = timing.of(network, options.table, stack)
@@ -157,91 +152,6 @@ def _unseen(job: Job, labelled: Pixels | None) -> Pixels | None:
     return rest
 
 
-def _check_words(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
-    """The budget and the method, once all that can be known of the words without torch makes sense."""
-    start.check_numbers(options)
-    learning.check_words(options)
-    if options.precision not in PRECISIONS:
-        raise UsageError(f"--for {options.precision}: {nearest(options.precision, PRECISIONS)}")
-    budget = Budget.parse(
-        macs=options.macs, params=options.params, channels=options.channels, latency=options.latency
-    )
-    if budget.empty and options.plan is None:
-        raise UsageError(
-            "no budget: say what to keep, such as --macs 0.5, --params 1.2M, --channels 0.4 or --latency 0.7x"
-        )
-    if not budget.empty and options.plan is not None:
-        raise UsageError(f"--plan {options.plan} says what is kept, and so does {budget}: give one of them")
-    if options.rank not in RANKS:
-        raise UsageError(f"--rank {options.rank}: {nearest(options.rank, RANKS)}")
-    if options.table and not budget.timed:
-        raise UsageError(f"--table {options.table}: goes with a latency budget, such as --latency 0.7x")
-    if "source" in catalog.entry(catalog.SCORES, options.score, "score").needs and options.source is None:
-        raise UsageError(
-            f"--score {options.score} needs labelled source images: give --source DIR, or --score measured"
-        )
-    if "source" in catalog.entry(catalog.METHODS, options.method, "method").needs and options.source is None:
-        raise UsageError(
-            f"--method {options.method} learns from labelled source images: give --source DIR, "
-            "or take --method distill"
-        )
-    if options.labelled_target and "labelled-target" not in catalog.METHODS[options.method].uses:
-        able = ", ".join(n for n, e in catalog.METHODS.items() if "labelled-target" in e.uses)
-        raise UsageError(
-            f"--labelled-target {options.labelled_target}: --method {options.method} learns from no target label; "
-            f"leave it out, or take --method {able}"
-        )
-    if options.labelled_target and options.plan:
-        raise UsageError(
-            f"--labelled-target {options.labelled_target}: after --plan the recovery is label-free; leave one out"
-        )
-    if options.objective != "none":
-        learning.kind_of(options.objective, source=options.source is not None)
-    return budget, _method(options, budget)
-
-
-def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
-    """What --method, --set and --then say; a knob of the second begins with its name, as in dalr.form=svd."""
-    second = f"{options.then}."
-    of_second = tuple(word.removeprefix(second) for word in options.set if word.startswith(second))
-    kind = catalog.load(catalog.METHODS, options.method, "method")
-    words = [word for word in options.set if not (options.then and word.startswith(second))]
-    method: Callable[[Job], None] = kind(**parse(kind, words, options.method))
-    if options.then is None:
-        return method
-    if options.then not in SECOND:
-        raise UsageError(f"--then {options.then}: {nearest(options.then, SECOND)}")
-    if options.method == options.then:
-        raise UsageError(
-            f"--then {options.then}: --method is the same; give one that cuts channels, such as auto"
-        )
-    if options.plan is not None:
-        raise UsageError(
-            f"--then {options.then}: a plan says itself which layers become low-rank; leave it out"
-        )
-    if budget.timed or set(budget.given) - {"macs", "params"}:
-        raise UsageError(f"--then {options.then} takes --macs or --params; received a budget of {budget}")
-    after = catalog.load(catalog.METHODS, options.then, "method")
-    return Then(method, after(**parse(after, of_second, options.then)), options.then_share)
-
-
-def _unheard(options: PruneOptions, method: Callable[[Job], None]) -> list[str]:
-    """A warning for each option that was said and that the method does not look at."""
-    usual, flags = PruneOptions(), {"iterations": "steps"}
-    takes = "source" in catalog.METHODS[options.method].needs | catalog.SCORES[options.score].needs
-    if options.source and not takes and options.objective == "none" and options.method != "adapt-then-prune":
-        alone = [
-            f"--source {options.source}: --method {options.method} learns from the target; --objective NAME adapts on"
-        ]
-    else:
-        alone = []
-    return alone + [
-        f"--{flags.get(name, name)} {getattr(options, name)}: --method {options.method} does not look at it: {instead}"
-        for name, instead in getattr(method, "ignores", {}).items()
-        if getattr(options, name) != getattr(usual, name)
-    ]
-
-
 def _work(
     options: PruneOptions,
     job: Job,
@@ -271,27 +181,12 @@ def _parent(word: str) -> str | None:
     return artifact.sha256(header.locate(path)) if path.exists() else None
 
 
-def _read_plan(path: Path) -> PruningPlan:
-    try:
-        return PruningPlan.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as err:
-        raise PlanError(
-            f"--plan {path}: cannot be read ({err}); expected what a run's plan.json holds"
-        ) from err
-    except PlanError as err:
-        raise PlanError(f"--plan {path}: {err}") from err
-
-
 def _dry(options: PruneOptions, job: Job, method: Callable[[Job], None]) -> PruneResult:
     """The given plan, or the method's without what it learns."""
     if job.budget.timed:
         job.timing = timing.with_table(job)
     parts.preview(job, method)
-    own = getattr(method, "cuts", 1)
-    if options.iterations is None and options.plan is None and own > 1:
-        job.warnings.append(
-            f"shown is one cut; the run makes {own} and trains in between, so other channels may go (--steps)"
-        )
+    job.warnings += prune_words.unlike_the_run(job, method)
     return _result(options, job, (None, None))
 
 

@@ -85,6 +85,12 @@ class ADMP:
                 f"passes={self.passes:g}: expected every of 1 or more, rho0, rho1 and rate above 0, passes not below 0"
             )
 
+    @property
+    def learns_ranks(self) -> str | None:
+        """What a dry run cannot know of the ranks."""
+        said = "how many channels of a layer stay is settled, but which, the run's masks find out"
+        return said if self.passes else None
+
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "admp")

@@ -24,9 +24,13 @@ class AutoPruning:
     cuts: int = 3
     layers: float = 1.0
 
+    def cuts_in(self, job: Job) -> int:
+        """How many cuts a run makes of the job."""
+        return job.options.iterations or max(1, min(self.cuts, int(job.options.recover)))
+
     def __call__(self, job: Job) -> None:
         """Cut and recover `job.network` in place, within `job.budget`."""
-        job = work.several(job, max(1, min(self.cuts, int(job.options.recover))), "cubic")
+        job = work.several(job, self.cuts_in(job), "cubic")
         passes = work.shares(job)
         for number, ceiling in enumerate(parts.limits(job)):
             parts.cut(job, ceiling, number)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
@@ -35,6 +35,8 @@ class PruneThenAdapt:
     def ignores(self) -> dict[str, str]:
         """Options that are not looked at -> what is in their place."""
         return {"score": "--set score=NAME says which"}
+
+    usual_objective: ClassVar[str] = work.USUAL
 
     def __call__(self, job: Job) -> None:
         """Cut once or as often as --steps says; adapt `job.network` in place after the last cut."""
@@ -93,6 +95,8 @@ class AdaptThenPrune:
         """Options that are not looked at -> what is in their place."""
         score = {} if self.score == "given" else {"score": "--set score=NAME says which"}
         return score | ({"objective": "--set tune=source has none"} if self.tune == "source" else {})
+
+    usual_objective: ClassVar[str] = work.USUAL
 
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""

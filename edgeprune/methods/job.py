@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -42,7 +43,8 @@ class Job:
     accuracy is written while training, for the reader alone. labelled: target images whose labels a method may learn
     from, because the user gave them for that. steps: of each stage that the student has trained: the next goes on
     with the images where the one before left off. older: the network before it was fine-tuned, for an adaptation
-    objective that goes on. before: images counted before the first cut, by the name they have in its trace.
+    objective that goes on. before: images counted before the first cut, by the name they have in its trace. knobs: of
+    the adaptation objective that goes on.
     """
 
     network: Network
@@ -62,6 +64,7 @@ class Job:
     steps: list[int] = field(default_factory=list)
     older: Network | None = None
     before: dict[str, int] = field(default_factory=dict)
+    knobs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(

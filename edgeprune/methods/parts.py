@@ -119,6 +119,12 @@ def preview(job: Job, method: Callable[[Job], None]) -> None:
         method(as_if(job, iterations=job.options.iterations or 1))
 
 
+def cuts_in(job: Job, method: Callable[[Job], None]) -> int:
+    """How many cuts a run of the method makes of the job: by its own reckoning, else by --steps or its `cuts`."""
+    own: Callable[[Job], int] | None = getattr(method, "cuts_in", None)
+    return own(job) if own is not None else int(job.options.iterations or getattr(method, "cuts", 1))
+
+
 def plan_within(
     job: Job, found: Couplings, scores: Mapping[str, Tensor], ceilings: Mapping[str, float]
 ) -> PruningPlan:
@@ -326,5 +332,5 @@ def chosen_objective(job: Job, layers: float = 0.0) -> Objective:
     if job.options.objective == "none":
         return distil
     kind = learning.kind_of(job.options.objective, source=job.source is not None)
-    adapting = learning.knowing(kind, job.network, (job.target, job.source), older=job.older)
+    adapting = learning.knowing(kind, job.network, (job.target, job.source), job.knobs, job.older)
     return Together([(1.0, distil), (1.0, adapting)])

@@ -68,10 +68,19 @@ class SWMMDPruning:
         own = {} if self.score == "given" else {"score": "its own ranks, unless --set score=given"}
         return {"objective": "its own is swmmd", **own}
 
+    @property
+    def learns_ranks(self) -> str | None:
+        """What a dry run cannot know of the ranks."""
+        return None if self.score == "given" else "the run ranks by the gradients of its training"
+
+    def cuts_in(self, job: Job) -> int:
+        """How many cuts a run makes of the job."""
+        return job.options.iterations or removals(job, self.remove)
+
     def __call__(self, job: Job) -> None:
         """Adapt, cut and fine-tune `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "swmmd")
-        job = work.several(job, removals(job, self.remove), "linear")
+        job = work.several(job, self.cuts_in(job), "linear")
         knobs = SWMMD.Knobs(self.weight, self.entropy, self.momentum, self.through)
         loss: Objective = SWMMD(learning.task(job.network), knobs)
         if self.distill:

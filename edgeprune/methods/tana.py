@@ -22,6 +22,7 @@ from edgeprune.methods.job import Job
 from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.source import Source
 from edgeprune.objectives.together import Together
+from edgeprune.options import PruneOptions
 from edgeprune.prune import macs
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.score import Images
@@ -60,6 +61,16 @@ class TANA:
         """Options that are not looked at -> what is in their place."""
         own = "its own statistic and priority rank, unless --set statistic=given"
         return {} if self.statistic == "given" else {"score": own, "rank": own}
+
+    def idle(self, options: PruneOptions) -> dict[str, str]:
+        """Knobs that do less, or nothing, with these options -> why."""
+        if options.labelled_target is None:
+            return {
+                "distill": "has no effect: it goes with --labelled-target; without, the dense network teaches"
+            }
+        return {
+            "layers": "has no effect: --labelled-target is learned from, not the inside of the dense network"
+        }
 
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""

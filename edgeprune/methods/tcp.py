@@ -27,6 +27,7 @@ from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.mmd import gaussian_kernels, squared_mmd
 from edgeprune.objectives.source import Source
 from edgeprune.objectives.together import Together
+from edgeprune.options import PruneOptions
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer
 from edgeprune.waist import Objective
@@ -56,7 +57,20 @@ class TCP:
     @property
     def ignores(self) -> dict[str, str]:
         """Options that are not looked at -> what is in their place."""
-        return {} if self.variant == "given" else {"score": "its own ranks, unless --set variant=given"}
+        score = {} if self.variant == "given" else {"score": "its own ranks, unless --set variant=given"}
+        steps = {"iterations": f"channels={self.channels} says how many", "schedule": "its cuts are even"}
+        return score | (steps if self.channels else {})
+
+    def idle(self, options: PruneOptions) -> dict[str, str]:
+        """Knobs that do less, or nothing, with these options -> why."""
+        if options.objective == "none":
+            return {}
+        here = "weighs the ranks alone" if self.variant == "paper" else "has no effect"
+        return {"weight": f"{here}: --objective {options.objective} is learned in place of beta MMD"}
+
+    def cuts_in(self, job: Job) -> int:
+        """How many cuts a run makes of the job; with K channels each, a dry run has made them all."""
+        return len(job.trace) if self.channels else job.options.iterations or self.cuts
 
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""

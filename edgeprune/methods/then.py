@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from edgeprune.methods import parts
 from edgeprune.methods.dalr import DALR
 from edgeprune.methods.job import Job
+from edgeprune.options import PruneOptions
 from edgeprune.prune.budget import Budget
 
 
@@ -27,6 +28,26 @@ class Then:
     def ignores(self) -> dict[str, str]:
         """Options that are not looked at -> what is in their place."""
         return getattr(self.first, "ignores", {})
+
+    @property
+    def usual_objective(self) -> str | None:
+        """What the first adapts by when no --objective is given."""
+        return getattr(self.first, "usual_objective", None)
+
+    @property
+    def learns_ranks(self) -> str | None:
+        """What a dry run cannot know of the ranks."""
+        return getattr(self.first, "learns_ranks", None)
+
+    def idle(self, options: PruneOptions) -> dict[str, str]:
+        """Knobs that do less, or nothing, with these options -> why."""
+        found: dict[str, str] = getattr(self.first, "idle", lambda options: {})(options)
+        return found
+
+    def cuts_in(self, job: Job) -> int:
+        """How many cuts a run makes of the job, the low rank as one."""
+        before = parts.as_if(self.on_the_way(job), recover=job.options.recover * self.share)
+        return 1 + parts.cuts_in(before, self.first)
 
     def __call__(self, job: Job) -> None:
         """Cut, make low-rank and recover `job.network` in place, within `job.budget`."""

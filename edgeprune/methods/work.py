@@ -20,6 +20,8 @@ from edgeprune.methods import learning, parts
 from edgeprune.methods.job import Job
 from edgeprune.waist import Objective
 
+USUAL = "auto"  # the adaptation objective where one is needed and none is named
+
 
 def several(job: Job, own: int, schedule: str) -> Job:
     """The job with the method's own number of cuts and schedule where the user said none."""
@@ -90,6 +92,6 @@ def learn(
 
 def adapting(job: Job) -> Objective:
     """The adaptation objective of the options; `auto` where none is named."""
-    name = "auto" if job.options.objective == "none" else job.options.objective
+    name = USUAL if job.options.objective == "none" else job.options.objective
     kind = learning.kind_of(name, source=job.source is not None)
-    return learning.knowing(kind, job.network, (job.target, job.source), older=job.older)
+    return learning.knowing(kind, job.network, (job.target, job.source), job.knobs, job.older)

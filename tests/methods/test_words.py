@@ -1,0 +1,134 @@
+"""What `edgeprune prune` makes of its words: knobs without effect, cuts that a dry run leaves out, the objective's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from edgeprune.commands.prune import prune
+from edgeprune.errors import UsageError
+from edgeprune.methods import learning
+from edgeprune.options import PruneOptions
+
+
+@pytest.fixture
+def options(options: PruneOptions) -> PruneOptions:
+    """Half of the MACs, in as many cuts as the method makes."""
+    return replace(options, iterations=None, schedule=None, recover=2.0, between=0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "said"),
+    [
+        ("tana", {"set": ("distill=1",)}, "--set distill=1: has no effect: it goes with --labelled-target"),
+        (
+            "tana",
+            {"set": ("layers=1",), "labelled": True},
+            "--set layers=1: has no effect: --labelled-target is",
+        ),
+        (
+            "tcp",
+            {"set": ("weight=2", "variant=code"), "objective": "mcc"},
+            "--set weight=2: has no effect: --obj",
+        ),
+        (
+            "tcp",
+            {"set": ("weight=2",), "objective": "mcc"},
+            "--set weight=2: weighs the ranks alone: --objective mcc",
+        ),
+        (
+            "tcp",
+            {"set": ("channels=32",), "iterations": 3},
+            "--steps 3: --method tcp does not look at it: channels=32",
+        ),
+        ("tana", {"set": ("layers=1",)}, None),
+        ("tcp", {"set": ("weight=2",)}, None),
+    ],
+)
+def test_knobs_without_effect_are_told(
+    method: str, change: dict[str, Any], said: str | None, options: PruneOptions
+) -> None:
+    given = replace(options, method=method, dry_run=True)
+    if change.pop("labelled", False):
+        given = replace(given, labelled_target=options.target)
+    found = [w for w in prune(replace(given, **change)).warnings if not w.startswith(("shown", "--source"))]
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("distill", {}),
+        ("auto", {"recover": 2.0}),
+        ("swmmd", {"set": ("remove=0.2",)}),
+        ("tcp", {"set": ("channels=48", "batches=1")}),
+        ("itmc", {"set": ("batches=1",)}),
+        ("tana", {"iterations": 2}),
+        ("auto", {"recover": 2.0, "then": "dalr", "then_share": 0.6}),
+        ("admp", {"set": ("passes=1",)}),
+    ],
+)
+def test_a_dry_run_says_how_many_cuts_the_run_makes(
+    method: str, change: dict[str, Any], options: PruneOptions
+) -> None:
+    words = replace(options, method=method, **{"multiple": 4, "recover": 0.5, **change})
+    shown = prune(replace(words, dry_run=True))
+    made = len(prune(words).cuts)
+    (note,) = [w for w in shown.warnings if w.startswith(("shown is one", "shown are"))] or [""]
+    if made > len(shown.cuts):
+        assert f"; the run makes {made} and trains in between" in note
+    elif made > 1:
+        assert f"shown are the run's {made} cuts without the training" in note
+    else:
+        assert not note
+    learned = [w for w in shown.warnings if w.startswith("shown is what --score measured says: ")]
+    assert len(learned) == (method in ("swmmd", "admp"))
+
+
+def test_knobs_of_the_objective_reach_it(options: PruneOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside distillation, as a method's own, and as the one that is taken when none is named."""
+    seen: list[Any] = []
+    knowing = learning.knowing
+
+    def spy(*given: Any, **named: Any) -> Any:
+        seen.append(knowing(*given, **named))
+        return seen[-1]
+
+    monkeypatch.setattr(learning, "knowing", spy)
+    words = replace(options, recover=2.0)
+    given = ("objective.partial=true",)
+    for method, objective in (
+        ("auto", "mcc"),
+        ("adapt-then-prune", "none"),
+        ("tcp", "dan"),
+        ("prune-then-adapt", "bnm"),
+    ):
+        said = replace(words, method=method, objective=objective, force=True, iterations=1)
+        prune(replace(said, set=given))
+        assert seen
+        assert all(one.knobs.partial and one.partial for one in seen), method
+        seen.clear()
+    prune(replace(words, objective="mcc", force=True, iterations=1, set=("objective.weight=0.5", "layers=0")))
+    assert [one.knobs.weight for one in seen] == [0.5]
+
+
+def test_wrong_knobs_of_the_objective_are_told(options: PruneOptions) -> None:
+    words = replace(options, objective="mcc")
+    for change, message in (
+        ({"set": ("objective.partal=true",)}, "mcc has no knob 'partal': did you mean 'partial'"),
+        ({"set": ("objective.partial=perhaps",)}, "expected true or false"),
+        ({"set": ("objective.weight=-1",)}, "--set weight=-1: expected a number of 0 or more"),
+        (
+            {"set": ("objective.partial=true",), "objective": "none"},
+            "no objective goes on while recovering; give",
+        ),
+        (
+            {"set": ("objective.partial=true",), "method": "swmmd"},
+            "--method swmmd looks at no objective: its own is",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            prune(replace(words, **change))
