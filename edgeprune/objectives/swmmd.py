@@ -11,7 +11,7 @@ from torch import Tensor
 from edgeprune.errors import UsageError
 from edgeprune.objectives.dann import strength_at
 from edgeprune.objectives.mmd import gaussian_kernels, squared_mmd
-from edgeprune.objectives.ranges import NOT_ALL, NOT_NEGATIVE, expect
+from edgeprune.objectives.ranges import NOT_NEGATIVE, SHARE, expect
 from edgeprune.objectives.shot import mean_entropy
 from edgeprune.objectives.source import labelled
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
@@ -39,7 +39,7 @@ class SWMMD(Objective):
         partial: bool = True
 
         def __post_init__(self) -> None:
-            expect(self, weight=NOT_NEGATIVE, entropy=NOT_NEGATIVE, momentum=NOT_ALL)
+            expect(self, weight=NOT_NEGATIVE, entropy=NOT_NEGATIVE, momentum=SHARE)
             if not self.partial:
                 raise UsageError(
                     "--set partial=false: swmmd weighs classes by how much the target holds of them, always; "
