@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgeprune.objectives.ranges import NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Step
 
@@ -23,6 +24,9 @@ class BNM(WithSource):
         """weight: lambda of eq. 11."""
 
         weight: float = 1.0
+
+        def __post_init__(self) -> None:
+            expect(self, weight=NOT_NEGATIVE)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """`source` with labels, `target` with logits (N, K)."""

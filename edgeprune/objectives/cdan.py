@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.objectives.dann import domain_loss, reverse_gradient, strength_at
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Step, Task
 
@@ -32,6 +33,9 @@ class CDAN(WithSource):
         weight: float = 1.0
         hidden: int = 256
         entropy: bool = True
+
+        def __post_init__(self) -> None:
+            expect(self, weight=NOT_NEGATIVE, hidden=AT_LEAST_ONE)
 
     feature_map: Tensor
     class_map: Tensor

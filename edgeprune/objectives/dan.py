@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.objectives.mmd import gaussian_kernels, squared_mmd
+from edgeprune.objectives.ranges import NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Step
 
@@ -26,6 +27,9 @@ class DAN(WithSource):
 
         weight: float = 1.0
         source: float = 1.0
+
+        def __post_init__(self) -> None:
+            expect(self, weight=NOT_NEGATIVE, source=NOT_NEGATIVE)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """Both batches with features (N, D); a batch of one image has no discrepancy within it."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Step, Task
 
@@ -57,6 +58,9 @@ class DANN(WithSource):
 
         weight: float = 1.0
         hidden: int = 256
+
+        def __post_init__(self) -> None:
+            expect(self, weight=NOT_NEGATIVE, hidden=AT_LEAST_ONE)
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)

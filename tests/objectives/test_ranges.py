@@ -43,8 +43,16 @@ def knobs_of(objective: str) -> Any:
         ("auto", "rare", "-1", "0", WEIGHT),
         ("swmmd", "weight", "-1", "0", WEIGHT),
         ("swmmd", "entropy", "-1", "0", WEIGHT),
-        ("swmmd", "momentum", "1", "0", NOT_ALL),
+        ("swmmd", "momentum", "1.1", "1", A_SHARE),
         ("adabn", "blend", "2", "1", A_SHARE),
+        ("cdan", "weight", "-1", "0", WEIGHT),
+        ("cdan", "hidden", "0", "1", ONE),
+        ("dann", "weight", "nan", "0", WEIGHT),
+        ("dann", "hidden", "-2", "1", ONE),
+        ("dan", "weight", "-1", "0", WEIGHT),
+        ("dan", "source", "-1", "0", WEIGHT),
+        ("jan", "weight", "-0.5", "0", WEIGHT),
+        ("bnm", "weight", "inf", "0", WEIGHT),
     ],
 )
 def test_ranges(objective: str, knob: str, bad: str, edge: str, expected: str) -> None:
