@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprune import absent, inference, validate
+from edgeprune import absent, inference, optimise, validate
 from edgeprune.errors import ModelError
 from edgeprune.model import Network
 from edgeprune.options import AdaptOptions
@@ -20,6 +20,9 @@ def check(options: AdaptOptions, network: Network, kind: type[Objective], *, fre
         absent.check(network)
     if kind.needs.statistics and not kind.needs.train:
         validate.require_batchnorm(network)
+    if kind.needs.train and kind.needs.norms_only:
+        with optimise.learning(network, kind.needs):  # UsageError where nothing can learn
+            pass
 
 
 def unheard(

@@ -175,6 +175,7 @@ def test_mistakes_leave_no_folder(options: AdaptOptions, tmp_path: Path, make_im
     (tmp_path / "wrong.txt").write_text("x")
     save_file({"features.0.0.weight": torch.zeros(7, 3, 3, 3)}, tmp_path / "other.safetensors")
     three = make_images(tmp_path / "three", ("cat", "cow", "dog"), 2)
+    bare = {"model": "torchvision:squeezenet1_1", "size": 32}  # it has no norms
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (UsageError, "--target is missing", {"target": None}),
         (DataError, "empty", {"target": tmp_path / "empty"}),
@@ -190,11 +191,8 @@ def test_mistakes_leave_no_folder(options: AdaptOptions, tmp_path: Path, make_im
         (UsageError, "no objective is called 'mmc': did you mean 'mcc'", {"objective": "mmc"}),
         (UsageError, "--objective cdan learns from labelled source", {"objective": "cdan", "source": None}),
         (UsageError, "2 classes is new, and only labelled images can train it", {"source": None}),
-        (
-            UsageError,
-            "torchvision:squeezenet1_1 has no batch-norm layer .* take another --objective",
-            {"objective": "adabn", "model": "torchvision:squeezenet1_1", "size": 32},
-        ),
+        (UsageError, "has no batch-norm layer .* take another --objective", {"objective": "adabn", **bare}),
+        (UsageError, "no normalisation layer .* take another --objective", {"objective": "tent", **bare}),
         (UsageError, "--batch 0: expected 1 or more", {"batch": 0}),
         (UsageError, "--steps -1: expected 0 or more", {"steps": -1}),
         (UsageError, "--lr nan: expected a number above 0", {"lr": float("nan")}),
