@@ -98,7 +98,7 @@ def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
 def unheard(options: PruneOptions, method: Callable[[Job], None]) -> list[str]:
     """A warning for each option and each knob that was said and that the method does not look at."""
     usual, flags = PruneOptions(), {"iterations": "steps"}
-    idle = getattr(method, "idle", lambda options: {})(options)
+    idle: dict[str, str] = getattr(method, "idle", lambda options: {})(options)
     takes = "source" in catalog.METHODS[options.method].needs | catalog.SCORES[options.score].needs
     if options.source and not takes and options.objective == "none" and options.method != "adapt-then-prune":
         alone = [

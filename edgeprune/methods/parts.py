@@ -122,7 +122,10 @@ def preview(job: Job, method: Callable[[Job], None]) -> None:
 def cuts_in(job: Job, method: Callable[[Job], None]) -> int:
     """How many cuts a run of the method makes of the job: by its own reckoning, else by --steps or its `cuts`."""
     own: Callable[[Job], int] | None = getattr(method, "cuts_in", None)
-    return own(job) if own is not None else int(job.options.iterations or getattr(method, "cuts", 1))
+    if own is not None:
+        return own(job)
+    usual: int = getattr(method, "cuts", 1)
+    return job.options.iterations or usual
 
 
 def plan_within(

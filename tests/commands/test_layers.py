@@ -225,7 +225,8 @@ def test_a_resumed_run_goes_on_with_the_time_it_began_with(
         between=4.0,
     )
     whole = prune(replace(words, output=tmp_path / "whole"))
-    fit, passed = train.fit, []
+    passed: list[str] = []
+    fit = train.fit
 
     def killed(*given: Any, **named: Any) -> Any:
         found = fit(*given, **named)
