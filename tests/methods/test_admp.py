@@ -1,26 +1,21 @@
-"""ADMP: its equations in float64, who ascends what, useless channels against a bad start, and a kill at any moment."""
+"""ADMP: its equations in float64, who ascends what, useless channels against a bad start, and who teaches."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edgeprune import train
-from edgeprune.commands.prune import prune
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
 from edgeprune.images import Preprocess
-from edgeprune.methods import learning, parts
+from edgeprune.methods import parts
 from edgeprune.methods.admp import ADMP, MEMORY, Duel, Losses
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
@@ -267,74 +262,6 @@ def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any]) -> None:
         ADMP(**knobs)
 
 
-def whole(options: PruneOptions, *knobs: str) -> PruneOptions:
-    return replace(options, method="admp", iterations=1, recover=4.0, set=("passes=3", "every=1", *knobs))
-
-
-@pytest.mark.parametrize("kind", ["macs", "params", "channels"])
-def test_every_budget_holds(kind: Any, options: PruneOptions) -> None:
-    words: dict[str, Any] = {"macs": None, kind: "0.5"}
-    found = prune(replace(whole(options), **words))
-    assert found.macs <= 0.5 * found.dense_macs or kind != "macs"
-    assert found.params <= 0.5 * found.dense_params or kind != "params"
-    inner = [new for name, (old, new) in found.widths.items() if ".first" in name or name.endswith("first.0")]
-    assert all(width % 8 == 0 for _, width in found.widths.values())
-    assert kind != "channels" or (inner and sum(inner) <= 0.5 * (64 + 128))
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize(
-    "knobs", [(), ("admm=false", "soft=false"), ("teacher=ema",), ("teacher=joint",)], ids=str
-)
-def test_a_kill_anywhere_changes_nothing(
-    knobs: tuple[str, ...], options: PruneOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed in the middle of the masks' training, after it, after the cut and after recovery; then resumed."""
-    words = whole(options, *knobs)
-    first = prune(replace(words, output=tmp_path / "whole"))
-    passed: list[str] = []
-
-    def once(name: str) -> None:
-        if name not in passed:
-            passed.append(name)
-            raise Killed
-
-    cut, fit, step, settings = parts.cut, train.fit, train._Loop._step, learning.settings
-
-    def killed_cut(*given: Any) -> Any:
-        found = cut(*given)
-        once("cut")
-        return found
-
-    def killed_fit(*given: Any, **named: Any) -> Any:
-        found = fit(*given, **named)
-        once(named["stage"])
-        return found
-
-    def killed_step(self: Any, at: Step) -> Any:
-        if at.number == 2:
-            once(f"{self.stage} step 2")
-        return step(self, at)
-
-    monkeypatch.setattr(parts, "cut", killed_cut)
-    monkeypatch.setattr(train, "fit", killed_fit)
-    monkeypatch.setattr(train._Loop, "_step", killed_step)
-    monkeypatch.setattr(learning, "settings", lambda *given: replace(settings(*given), save_every=1))
-    found = None
-    while found is None:
-        try:
-            found = prune(replace(words, resume=True))
-        except Killed:
-            continue
-    assert passed == ["mask-0 step 2", "mask-0", "cut", "recover-0 step 2", "recover-0"]
-    assert found.cuts == first.cuts
-    left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "slim"))
-    assert all(torch.equal(left[key], right[key]) for key in left | right)
-
-
 def test_a_teacher_that_follows_is_the_average() -> None:
     duel, module = (
         Duel(TASK, ADMP(teacher="ema"), COUPLINGS, PLAN),
@@ -377,18 +304,3 @@ def test_who_learned_teaches_to_the_end(kind: Any, monkeypatch: pytest.MonkeyPat
     assert [entry["images_beside"] for entry in job.trace] == [128] * 3, (
         "two passes of 64, both domains together"
     )
-
-
-def test_helpful_errors(options: PruneOptions, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match="--method admp learns from labelled source images: give --source DIR"
-    ):
-        prune(replace(whole(options), source=None))
-    for word, message in (
-        ("sof=true", "admp has no knob 'sof': did you mean 'soft'"),
-        ("teacher=emma", "did you mean 'ema'"),
-        ("rho0=big", "expected a value of type float"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            prune(replace(whole(options), set=(word,)))
-    assert not (tmp_path / "slim").exists()
