@@ -171,8 +171,8 @@ def row(case: Case, place: Place) -> Row:
         facts |= {"last": _percent(watched[-1]), "oracle": _percent(best)}
     if case.stage == "prune":
         facts["method"] = case.name if case.name == TORCH_PRUNING else found["method"]
-        facts["images"] = sum(cut.get("images", 0) for cut in found["cuts"])
-        facts["images_beside"] = sum(cut.get("images_beside", 0) for cut in found["cuts"])
+        for what in ("images", "images_before", "images_beside"):
+            facts[what] = sum(cut.get(what, 0) for cut in found["cuts"])
         facts["speedup"] = _speedup(
             Path(command(case, place)[2]), place.run(case), place.tasks[case.task].trust
         )

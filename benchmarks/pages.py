@@ -45,7 +45,7 @@ def page(rows: Sequence[Row]) -> str:
         "held-out ones.",
         "",
         "The rows of `prune` that name no machine in the JSON are of an earlier version, in which each part of a",
-        "recovery began with the same images; they are to be made again.",
+        "recovery began with the same images and channels were ranked by `--score taylor`; they are to be made again.",
     ]
     for task in TASKS:
         adapted = [r for r in rows if r["task"] == task and r["stage"] == "adapt"]
