@@ -333,10 +333,13 @@ def test_nvml_values_are_probed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_peak_memory_of_one_piece_of_work(tmp_path: Path) -> None:
-    made, peak, why = memory.peak_of(lambda: len(bytearray(64 << 20)))
-    assert made == 64 << 20
+    for _ in range(5):  # the kernel may take back other pages meanwhile, and the rise looks smaller then
+        made, peak, why = memory.peak_of(lambda: len(bytearray(64 << 20)))
+        assert made == 64 << 20
+        if peak is None or peak > 48 << 20:
+            break
     if peak is not None:
-        assert 48 << 20 < peak < 96 << 20, "the kernel may take back other pages meanwhile"
+        assert 48 << 20 < peak < 96 << 20
         _, small, _ = memory.peak_of(lambda: len(bytearray(1 << 20)))
         assert small is not None
         assert small < 16 << 20, "the earlier peak is not told again"

@@ -87,7 +87,7 @@ def test_a_schedule_is_the_users_with_the_methods_number_of_cuts() -> None:
     shares = {}
     for kind in (None, "linear", "cubic"):
         torch.manual_seed(1)
-        found = job(Split(), iterations=None, schedule=kind, macs="0.4", bn_recal=False)
+        found = job(Split(), iterations=None, recover=3.0, schedule=kind, macs="0.4", bn_recal=False)
         AutoPruning()(found)
         shares[kind] = [cut["macs"] for cut in found.trace]
     assert shares[None] == shares["cubic"]
