@@ -27,6 +27,7 @@ from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import PruneOptions
 from edgeprune.prune import macs
 from edgeprune.prune.budget import Budget
+from edgeprune.prune.latency import Timing
 from edgeprune.run import Run
 
 
@@ -166,7 +167,7 @@ def _work(
     before = inference.evaluate(dense, labelled) if labelled else None
     if job.budget.timed:
         job.timing = timing.as_begun(job)
-        job.timing = timing.with_table(job)
+        job.timing = _with_table(job, method)
     method(job)
     after = inference.evaluate(job.network, labelled) if labelled else None
     result = _result(options, job, (before, after))
@@ -174,6 +175,11 @@ def _work(
     result = replace(result, estimate=said)
     _finish(options, job, result, parent)
     return result
+
+
+def _with_table(job: Job, method: Callable[[Job], None]) -> Timing:
+    """The job's timing with a layer table, but for the method that times its pairs by itself."""
+    return job.timing if isinstance(method, DALR) else timing.with_table(job)
 
 
 def _parent(word: str) -> str | None:
@@ -184,7 +190,7 @@ def _parent(word: str) -> str | None:
 def _dry(options: PruneOptions, job: Job, method: Callable[[Job], None]) -> PruneResult:
     """The given plan, or the method's without what it learns."""
     if job.budget.timed:
-        job.timing = timing.with_table(job)
+        job.timing = _with_table(job, method)
     parts.preview(job, method)
     job.warnings += prune_words.unlike_the_run(job, method)
     return _result(options, job, (None, None))

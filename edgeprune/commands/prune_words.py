@@ -89,8 +89,10 @@ def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
         raise UsageError(
             f"--then {options.then}: a plan says itself which layers become low-rank; leave it out"
         )
-    if budget.timed or set(budget.given) - {"macs", "params"}:
-        raise UsageError(f"--then {options.then} takes --macs or --params; received a budget of {budget}")
+    if set(budget.given) - {"macs", "params"}:
+        raise UsageError(
+            f"--then {options.then} takes --macs, --params or --latency; received a budget of {budget}"
+        )
     after = catalog.load(catalog.METHODS, options.then, "method")
     return Then(method, after(**parse(after, of_second, options.then)), options.then_share)
 

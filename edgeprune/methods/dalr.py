@@ -1,28 +1,34 @@
 """Domain-adaptive low rank: layers become pairs in closed form from target activations, without labels or training.
 
 The paper's (Masana et al., ICCV 2017): the closed form of fully connected layers. Ours: convolutions, and ranks by
-the share of output energy that is lost for each MAC or parameter saved, instead of labelled validation accuracy.
+the share of output energy that is lost for each MAC, parameter or millisecond saved, instead of labelled validation
+accuracy. With a budget on MACs or latency, layers and pairs are timed, and a pair is kept only where it is faster.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 
 from edgeprune import inference
-from edgeprune.errors import BudgetNotMet, PlanError, UsageError, nearest
+from edgeprune.errors import BudgetNotMet, MissingHere, PlanError, UsageError, nearest
 from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
 from edgeprune.plan import LowRank, PruningPlan
-from edgeprune.prune import lowrank, macs, surgery
+from edgeprune.prune import deadline, lowrank, macs, pair_times, surgery
+from edgeprune.prune.coupling import Couplings
+from edgeprune.prune.pair_times import PairTime
+from edgeprune.prune.search import LATENCY
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer at one rank: what it saves (MACs or parameters) and the share of output energy that it loses."""
+    """A layer at one rank: what it saves (MACs, parameters or ms) and the share of output energy that it loses."""
 
     layer: str
     rank: int
@@ -40,11 +46,16 @@ class Look:
 
 @dataclass(frozen=True)
 class DALR:
-    """form: svd, svd-bias, dalr or centred. ridge: times the mean energy of an input. positions: patches an image."""
+    """form: svd, svd-bias, dalr or centred. ridge: times the mean energy of an input. positions: patches an image.
+
+    measured: pairs that take longer than their layer on this machine stay layers, but where --params alone is asked
+    for; false counts MACs alone.
+    """
 
     form: str = "centred"
     ridge: float = 1e-3
     positions: int = 16
+    measured: bool = True
 
     def __post_init__(self) -> None:
         if self.form not in lowrank.FORMS:
@@ -65,23 +76,59 @@ class DALR:
         number = len(job.trace)
         if parts.taken_up(job, number) is not None:
             return
+        clock = job.timing.clock
+        if job.budget.timed and clock is None:
+            raise UsageError(
+                "--method dalr times its pairs on this machine, and the layer table comes from another one: "
+                "leave --table out, or give --macs or --params"
+            )
         ceilings = parts.limits(job)[-1]
-        if other := sorted(set(ceilings) - {"macs", "params"}):
-            raise UsageError(f"--method dalr takes --macs or --params; received a budget of {other[0]}")
+        if "channels" in ceilings:
+            raise UsageError(
+                "--method dalr takes --macs, --params or --latency; received a budget of channels"
+            )
         module = job.network.module
         able = [
             name for name in candidates(module, job.network.classifier) if not _kept(name, job.options.keep)
         ]
         looks = self._looks(job, able)
-        chosen: dict[str, Choice] = {}
-        before = dict(zip(("macs", "params"), macs.measure(module, job.network.example()), strict=True))
-        for kind, ceiling in ceilings.items():
-            more = allocate(ladders(module, looks, kind, job.options.width_multiple), before[kind] - ceiling)
-            for name, one in more.items():
-                if name not in chosen or one.rank < chosen[name].rank:
-                    chosen[name] = one
-        self._split(job, {name: one.rank for name, one in chosen.items()})
-        _record(job, {name: (one.rank, one.lost) for name, one in chosen.items()}, number)
+        times = self._times(job, looks, ceilings)
+
+        def plan_for(milliseconds: float) -> PruningPlan:
+            most = {**ceilings, LATENCY: milliseconds} if LATENCY in ceilings else ceilings
+            return _plan(steps, {kind: before[kind] - ceiling for kind, ceiling in most.items()})
+
+        counted = macs.measure(module, job.network.example())
+        before: dict[str, float] = dict(zip(("macs", "params"), counted, strict=True))
+        steps = {kind: ladders(module, looks, kind, job.options.width_multiple, times) for kind in ceilings}
+        if clock is None or LATENCY not in ceilings:
+            plan = plan_for(0.0)
+        else:
+            before[LATENCY], timed = clock(module), clock
+            plan = deadline.meet(plan_for, lambda p: timed(_stand_in(module, p.low_rank)), ceilings[LATENCY])
+        self._split(job, {one.layer: one.rank for one in plan.low_rank})
+        parts.record(job, plan, number)
+
+    def _times(
+        self, job: Job, looks: Mapping[str, Look], ceilings: Mapping[str, float]
+    ) -> dict[str, PairTime]:
+        """Of each layer that a pair could save something of; none where nothing is to be timed, or can be."""
+        if not (LATENCY in ceilings or (self.measured and "macs" in ceilings)):
+            return {}
+        module = job.network.module
+        sizes = {name: lowrank.matrix(module.get_submodule(name)).shape for name in looks}
+        highest = {name: (m * n - 1) // (m + n) for name, (m, n) in sizes.items()}
+        costs = macs.trace(module, job.network.example(), Couplings(()))
+        threads = job.timing.table.threads if job.timing.table else 1
+        try:
+            return pair_times.measure(
+                costs, {name: k for name, k in highest.items() if k}, job.options.width_multiple, threads
+            )
+        except MissingHere as err:
+            if LATENCY in ceilings:
+                raise
+            job.warnings.append(f"pairs are chosen by MACs, not by what they take here: {err}")
+            return {}
 
     def by_plan(self, job: Job, ranks: Sequence[LowRank]) -> None:
         """Replace the layers that a plan names by pairs of its ranks, with the target activations of these weights.
@@ -98,7 +145,7 @@ class DALR:
             raise PlanError(f"{silent[0]}: no target image reaches it, so its activations say no rank")
         self._split(job, {one.layer: one.rank for one in ranks})
         lost = {one.layer: (one.rank, float(looks[one.layer].lost[one.rank])) for one in ranks}
-        _record(job, lost, number)
+        parts.record(job, _made(lost), number)
 
     def _moments(self, job: Job, names: Sequence[str]) -> Iterator[tuple[str, lowrank.Moments]]:
         """What enters each layer on all target images; so many at a time as lowrank.MOST_BYTES says."""
@@ -166,19 +213,28 @@ def candidates(module: nn.Module, classifier: str) -> list[str]:
     ]
 
 
-def ladders(module: nn.Module, looks: Mapping[str, Look], kind: str, multiple: int) -> list[list[Choice]]:
-    """For each layer that ran, its ranks that save something, in multiples, the largest first."""
+def ladders(
+    module: nn.Module, looks: Mapping[str, Look], kind: str, multiple: int, times: Mapping[str, PairTime]
+) -> list[list[Choice]]:
+    """For each layer that ran, its ranks that save something of `kind`, in multiples, the largest first.
+
+    times: of the layers that were timed; where there are any, only ranks faster than the layer, and no other layer.
+    """
     found = []
     for name, seen in looks.items():
         m, n = lowrank.matrix(module.get_submodule(name)).shape
-        each = seen.positions if kind == "macs" else 1
-        ranks = range(multiple, min(m, n) + 1, multiple)
-        steps = [Choice(name, k, each * (m * n - k * (m + n)), float(seen.lost[k])) for k in ranks]
-        found.append([one for one in reversed(steps) if one.saved > 0])
+        steps = []
+        for k in reversed(range(multiple, min(m, n) + 1, multiple)):
+            faster = times[name].whole - float(times[name].pair(k)) if name in times else 0.0
+            count = m * n - k * (m + n)
+            saved = {"macs": seen.positions * count, "params": float(count), LATENCY: faster}[kind]
+            if saved > 0 and (faster > 0 or not times):
+                steps.append(Choice(name, k, saved, float(seen.lost[k])))
+        found.append(steps)
     return [steps for steps in found if steps]
 
 
-def allocate(ladders: list[list[Choice]], needed: float) -> dict[str, Choice]:
+def allocate(ladders: list[list[Choice]], needed: float, kind: str = "") -> dict[str, Choice]:
     """Ranks that save `needed`, each step the one that loses least output energy for what it saves; BudgetNotMet."""
     chosen: dict[str, Choice] = {}
     while (short := needed - sum(one.saved for one in chosen.values())) > 0:
@@ -190,15 +246,43 @@ def allocate(ladders: list[list[Choice]], needed: float) -> dict[str, Choice]:
                 if best is None or price < best[0]:
                     best = price, one
         if best is None:
+            what = {LATENCY: " ms", "macs": " MACs", "params": " parameters"}.get(kind, "")
             raise BudgetNotMet(
-                f"low rank saves {needed - short:.0f} of the {needed:.0f} that the budget asks for; "
-                "give a larger --macs or --params, or cut channels with another method"
+                f"low rank saves {_said(needed - short)} of the {_said(needed)}{what} that the budget asks for; "
+                "give a larger budget, cut channels with another method, or count pairs that are slower here, too "
+                "(--set measured=false)"
             )
         chosen[best[1].layer] = best[1]
     return chosen
 
 
-def _record(job: Job, chosen: Mapping[str, tuple[int, float]], number: int) -> None:
+def _said(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.3g}"
+
+
+def _plan(steps: Mapping[str, list[list[Choice]]], needed: Mapping[str, float]) -> PruningPlan:
+    """The ranks that save what is needed of each kind."""
+    chosen: dict[str, Choice] = {}
+    for kind, much in needed.items():
+        for name, one in allocate(steps[kind], much, kind).items():
+            if name not in chosen or one.rank < chosen[name].rank:
+                chosen[name] = one
+    return _made({name: (one.rank, one.lost) for name, one in chosen.items()})
+
+
+def _made(chosen: Mapping[str, tuple[int, float]]) -> PruningPlan:
     ranks = tuple(LowRank(name, rank) for name, (rank, _) in chosen.items())
     lost = {name: round(share, 6) for name, (_, share) in chosen.items()}
-    parts.record(job, PruningPlan((), ranks, {"method": "dalr", "output_energy_lost": lost}), number)
+    return PruningPlan((), ranks, {"method": "dalr", "output_energy_lost": lost})
+
+
+def _stand_in(module: nn.Module, ranks: Sequence[LowRank]) -> nn.Module:
+    """A copy with pairs of these ranks and any weights: to be timed."""
+    other = copy.deepcopy(module)
+    for one in ranks:
+        layer = other.get_submodule(one.layer)
+        m, n = lowrank.matrix(layer).shape
+        bias = layer.bias.detach().double() if isinstance(layer.bias, Tensor) else None
+        first, second = torch.full((one.rank, n), 0.01), torch.full((m, one.rank), 0.01)
+        surgery.split(other, one.layer, lowrank.Factors(first, second, bias))
+    return other

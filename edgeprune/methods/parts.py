@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from edgeprune import checkpoint, inference, train
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError
-from edgeprune.methods import hints, learning
+from edgeprune.methods import hints, learning, timed
 from edgeprune.methods.job import Job, find
 from edgeprune.objectives.imitate import Imitate
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune import budget as budgets
-from edgeprune.prune import deadline, macs, schedule, surgery
+from edgeprune.prune import macs, schedule, surgery
 from edgeprune.prune import score as scores
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Rules
@@ -170,29 +170,11 @@ def _plan_within(
     job: Job, found: Couplings, scores: Mapping[str, Tensor], ceilings: Mapping[str, float]
 ) -> PruningPlan:
     options = job.options
-    costs = macs.trace(job.network.module, job.network.example(), found)
     rules = Rules(options.width_multiple, options.floor, options.rank, job.dense_widths)
-    if LATENCY not in ceilings:
-        return budgets.choose(costs, found, scores, ceilings, rules)
-    predictor, clock = job.timing.predictor(costs, job.dense_costs), job.timing.clock
-
-    def plan_for(milliseconds: float) -> PruningPlan:
-        limits = {**ceilings, LATENCY: milliseconds}
-        return budgets.choose(costs, found, scores, limits, rules, predictor)
-
-    if clock is None:
-        return plan_for(ceilings[LATENCY])
-    last = job.budget.deadline(job.dense_ms)
-    on_the_way = last is not None and ceilings[LATENCY] > last
-
-    def measure(plan: PruningPlan) -> float:
-        slim = copy.deepcopy(job.network.module)
-        surgery.apply(slim, plan, found)
-        return clock(slim)
-
-    return deadline.meet(
-        plan_for, measure, ceilings[LATENCY], deadline.ROUGH if on_the_way else deadline.BAND
-    )
+    if LATENCY in ceilings:
+        return timed.plan(job, found, scores, ceilings, rules)
+    costs = macs.trace(job.network.module, job.network.example(), found)
+    return budgets.choose(costs, found, scores, ceilings, rules)
 
 
 def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:

@@ -61,9 +61,11 @@ class Then:
         self.second.preview(job)
 
     def on_the_way(self, job: Job) -> Job:
-        """The job with a budget of (what is kept)^share, of MACs and parameters as they are given."""
+        """The job with a budget of (what is kept)^share, of MACs, parameters and latency as they are given."""
         ceilings = {}
         for kind, kept in job.budget.given.items():
             dense = 1.0 if kept <= 1 else float(getattr(job.dense_costs, kind)(job.dense_costs.full))
             ceilings[kind] = dense * min(1.0, kept / dense) ** self.share
+        if (most := job.budget.deadline(job.dense_ms) if job.budget.timed else None) is not None:
+            ceilings["milliseconds"] = job.dense_ms * min(1.0, most / job.dense_ms) ** self.share
         return replace(job, budget=Budget(**ceilings))

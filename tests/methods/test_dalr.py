@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edgeprune import checkpoint, skeleton, train
+from edgeprune.bench import layers
+from edgeprune.bench.table import LayerTable
 from edgeprune.cli.app import main
 from edgeprune.commands.export import export
 from edgeprune.commands.prune import prune
 from edgeprune.device_options import ExportOptions
-from edgeprune.errors import BudgetNotMet, PlanError, UsageError
+from edgeprune.errors import BudgetNotMet, MissingHere, PlanError, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.methods import parts
 from edgeprune.methods.dalr import DALR, Choice, allocate
@@ -28,9 +30,17 @@ from edgeprune.methods.job import Job
 from edgeprune.model import Network
 from edgeprune.options import PruneOptions
 from edgeprune.plan import LowRank, PruningPlan
-from edgeprune.prune import lowrank, macs
+from edgeprune.prune import lowrank, macs, pair_times
 from edgeprune.prune.budget import Budget
+from edgeprune.prune.latency import Timing
 from tests.methods.conftest import pixels
+from tests.prune.test_pair_times import macs_of
+
+
+@pytest.fixture(autouse=True)
+def even(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device on which time is MACs, so that no test depends on how fast this one is."""
+    monkeypatch.setattr(layers, "layer_ms", lambda path, threads, scratch: macs_of(path))
 
 
 def test_the_cheapest_loss_goes_first() -> None:
@@ -101,6 +111,67 @@ def test_a_planted_layer_of_low_rank_is_found_and_loses_nothing() -> None:
     with torch.no_grad():
         torch.testing.assert_close(job.network.module(x), job.dense(x), rtol=1e-3, atol=1e-4)
     assert job.trace[0]["agreement_after_cut"] == 1.0
+
+
+def slow_pairs(path: Path, threads: int, scratch: Path) -> float:
+    """A device that takes long for few outputs: what becomes a pair of the second layer's rank is slower."""
+    return macs_of(path) * (1e6 if macs_of(path) == 64 * 144 * 3 else 1)
+
+
+def test_a_pair_that_is_slower_here_stays_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "layer_ms", slow_pairs)
+    monkeypatch.setattr(pair_times, "POINTS", 16)  # every rank of these layers
+    job = thin(110_000)
+    DALR(ridge=1e-9)(job)
+    assert ("two", 3) not in {(one.layer, one.rank) for one in job.plans[0].low_rank}
+    for method, job in ((DALR(ridge=1e-9, measured=False), thin(110_000)), (DALR(ridge=1e-9), thin(110_000))):
+        if method.measured:
+            whole = macs.measure(job.network.module, job.network.example())[1]
+            job.budget = Budget(params=whole - 1700.0)  # size alone: nothing is timed
+        method(job)
+        assert [(one.layer, one.rank) for one in job.plans[0].low_rank] == [("two", 3)]
+
+
+def test_nothing_faster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "layer_ms", lambda path, threads, scratch: 1.0)
+    with pytest.raises(BudgetNotMet, match=r"low rank saves 0 of the 110000 MACs .*--set measured=false"):
+        DALR()(thin(110_000))
+
+
+def test_without_a_clock_macs_decide_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(path: Path, threads: int, scratch: Path) -> float:
+        raise MissingHere("no onnxruntime")
+
+    monkeypatch.setattr(layers, "layer_ms", none)
+    job = thin(110_000)
+    DALR(ridge=1e-9)(job)
+    assert [one.layer for one in job.plans[0].low_rank] == ["two"]
+    assert job.warnings == ["pairs are chosen by MACs, not by what they take here: no onnxruntime"]
+
+
+def test_a_budget_on_latency_is_met_as_measured() -> None:
+    """The clock says more than the layers do, as a network has more than layers: the plan is corrected."""
+    job = thin(0)
+    example = job.network.example()
+
+    def clock(module: nn.Module) -> float:
+        return 1.2 * macs.measure(module, example)[0] + 9000
+
+    dense = clock(job.dense)
+    job.budget, job.timing = Budget(latency=0.5), Timing(None, dense, clock)
+    DALR()(job)
+    assert 0.95 * 0.5 * dense <= clock(job.network.module) <= 1.02 * 0.5 * dense
+    entry = job.trace[0]
+    assert entry["latency_ms"] == clock(job.network.module)
+    assert len(job.plans[0].why["latency"]["tries"]) > 1
+
+
+def test_a_table_of_another_device_is_refused() -> None:
+    job = thin(0)
+    table = LayerTable("board", "tensorrt 10", "fp16", ())
+    job.budget, job.timing = Budget(milliseconds=1.0), Timing(table)
+    with pytest.raises(UsageError, match="the layer table comes from another one"):
+        DALR()(job)
 
 
 def test_groups_of_one_layer_give_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +332,7 @@ def test_what_goes_wrong_with_then(options: PruneOptions, tmp_path: Path) -> Non
         ({"method": "dalr"}, "--then dalr: --method is the same"),
         (
             {"macs": None, "channels": "0.5"},
-            "--then dalr takes --macs or --params; received a budget of channels 0.5",
+            "--then dalr takes --macs, --params or --latency; received a budget of channels 0.5",
         ),
         ({"then_share": 2.0}, "--then-share 2.0: expected 0 to 1"),
         ({"set": ("dalr.ridg=1",)}, "--set ridg=1: dalr has no knob 'ridg': did you mean 'ridge'"),
