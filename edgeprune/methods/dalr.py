@@ -100,7 +100,8 @@ class DALR:
 
         counted = macs.measure(module, job.network.example())
         before: dict[str, float] = dict(zip(("macs", "params"), counted, strict=True))
-        steps = {kind: ladders(module, looks, kind, job.options.width_multiple, times) for kind in ceilings}
+        multiple, biased = job.options.width_multiple, self.form in lowrank.WITH_BIAS
+        steps = {kind: ladders(module, looks, kind, multiple, times, biased=biased) for kind in ceilings}
         if clock is None or LATENCY not in ceilings:
             plan = plan_for(0.0)
         else:
@@ -214,20 +215,29 @@ def candidates(module: nn.Module, classifier: str) -> list[str]:
 
 
 def ladders(
-    module: nn.Module, looks: Mapping[str, Look], kind: str, multiple: int, times: Mapping[str, PairTime]
+    module: nn.Module,
+    looks: Mapping[str, Look],
+    kind: str,
+    multiple: int,
+    times: Mapping[str, PairTime],
+    *,
+    biased: bool,
 ) -> list[list[Choice]]:
     """For each layer that ran, its ranks that save something of `kind`, in multiples, the largest first.
 
     times: of the layers that were timed; where there are any, only ranks faster than the layer, and no other layer.
+    biased: a pair has a bias, whether its layer has one or not.
     """
     found = []
     for name, seen in looks.items():
-        m, n = lowrank.matrix(module.get_submodule(name)).shape
+        layer = module.get_submodule(name)
+        m, n = lowrank.matrix(layer).shape
+        added = m if biased and layer.bias is None else 0
         steps = []
         for k in reversed(range(multiple, min(m, n) + 1, multiple)):
             faster = times[name].whole - float(times[name].pair(k)) if name in times else 0.0
             count = m * n - k * (m + n)
-            saved = {"macs": seen.positions * count, "params": float(count), LATENCY: faster}[kind]
+            saved = {"macs": seen.positions * count, "params": float(count - added), LATENCY: faster}[kind]
             if saved > 0 and (faster > 0 or not times):
                 steps.append(Choice(name, k, saved, float(seen.lost[k])))
         found.append(steps)

@@ -18,6 +18,7 @@ from torch.nn import functional as f
 from edgeprune.errors import PlanError
 
 FORMS = ("svd", "svd-bias", "dalr", "centred")
+WITH_BIAS = ("svd-bias", "centred")  # forms whose pair has a bias, even where its layer has none
 MOST_BYTES = (
     2**30
 )  # of what is kept of the inputs of all layers that are watched at once; solving takes thrice that
@@ -239,6 +240,6 @@ def factors(
         energy = product @ (shrunk if form == "centred" else weight).T
         second = torch.linalg.eigh((energy + energy.T) / 2)[1].flip(1)[:, :rank]
         first = second.T @ shrunk
-    if form in ("svd-bias", "centred"):
+    if form in WITH_BIAS:
         return Factors(first, second, b + (weight - second @ first) @ moments.mean)
     return Factors(first, second, None if bias is None else b)
