@@ -3,11 +3,11 @@
     python -m benchmarks.budgets --data DIR --work DIR [--only GLOB] [--list]
 
 Four networks, each cut to 0.7, 0.5 and 0.35 of its own latency (batch 1, one thread), three ways: as `--latency` does,
-which makes one plan by the knapsack over the layer table and one by a MACs budget and takes the one that agrees more
-(`of_ways`); a MACs budget alone; and the same fraction of every layer. All are corrected until they are measured at the
-same latency. Scores are those of `--score measured` on the paintings of
-PACS; nothing is trained after the cut, batch norms are re-estimated. `agreement` is the share of all 2,048 paintings
-on which the cut network says what the dense one says.
+which makes a plan by the knapsack over the layer table, one by a MACs budget and one of uniform width and takes the one
+that agrees most, here on the images of the row (`of_ways`, `taken`); a MACs budget alone; and uniform width alone. All
+are corrected until they are measured at the same latency. Scores are those of `--score measured` on the paintings of PACS;
+nothing is trained after the cut, batch norms are re-estimated. `agreement` is the share of all 2,048 paintings on which
+the cut network says what the dense one says.
 
 Only EfficientNet-Lite0 has public weights on a machine without a network; the others learn PACS photos and paintings
 from nothing for a few minutes (`training` in each row), so their answers mean something, not much. ConvNeXt has no
@@ -46,7 +46,7 @@ from edgeprune.commands.stopwatch import Stopwatch
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import BudgetNotMet
-from edgeprune.methods import learning, timed
+from edgeprune.methods import latency_plan, learning
 from edgeprune.model import Network
 from edgeprune.objectives.source import Source
 from edgeprune.opening import open_network
@@ -147,19 +147,20 @@ def _train(spec: str, data: Path, weights: Path | None) -> Network:
     return network
 
 
-def ways(case: Case, way: str, dense_ms: float) -> dict[str, timed.Maker]:
-    """What each way makes of an aim in milliseconds; that of the command tries two, the others one."""
-    rules = Rules(rank="local" if way == "uniform" else "global")
-    plain = timed.by_macs(case.costs, case.found, case.scores, {}, rules, dense_ms)
-    if way != "latency":
-        return {way: plain}
-    predictor = Predictor.of(case.costs, case.table, case.costs, dense_ms)
-    return {
-        "latency": lambda aim: budget.choose(
-            case.costs, case.found, case.scores, {"latency": aim}, rules, predictor
-        ),
-        "macs": plain,
+def ways(case: Case, way: str, dense_ms: float) -> dict[str, latency_plan.Maker]:
+    """What each way makes of an aim in milliseconds; that of the command tries three, the others one."""
+    plain = {
+        name: latency_plan.by_macs(case.costs, case.found, case.scores, {}, rules, dense_ms)
+        for name, rules in (("macs", Rules()), ("uniform", Rules(rank="local")))
     }
+    if way != "latency":
+        return {way: plain[way]}
+    predictor = Predictor.of(case.costs, case.table, case.costs, dense_ms)
+
+    def by_table(aim: float) -> PruningPlan:
+        return budget.choose(case.costs, case.found, case.scores, {"latency": aim}, Rules(), predictor)
+
+    return {"table": by_table, **plain}
 
 
 def run(case: Case, share: float, way: str) -> Row:
@@ -175,13 +176,9 @@ def run(case: Case, share: float, way: str) -> Row:
             tried.append((watch(_cut(case, plan)), plan))
             return tried[-1][0]
 
+        made, missed = ways(case, way, watch.dense_ms), ""
         try:
-            plan, missed = (
-                timed.better(
-                    ways(case, way, watch.dense_ms), measure, limit, BAND, lambda p: _agreement(case, p)
-                ),
-                "",
-            )
+            plan = latency_plan.better(made, measure, limit, BAND, lambda plan: _agreement(case, plan))
         except BudgetNotMet as err:
             if not tried:
                 return {"failed": str(err), "seconds": round(time.monotonic() - begin)}
@@ -194,6 +191,7 @@ def run(case: Case, share: float, way: str) -> Row:
     return {
         "agreement": _agreement(case, plan),
         "of_ways": plan.why.get("agreement", {}),
+        "taken": plan.why.get("way"),
         "batchnorm": any(isinstance(m, nn.BatchNorm2d) for m in slim.modules()),
         "latency_kept": 1 / verdict.speedup,
         "latency_kept_low": 1 / verdict.ci_high,

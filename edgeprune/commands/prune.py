@@ -19,9 +19,10 @@ from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, without
 from edgeprune.errors import DataError, UsageError
 from edgeprune.methods import parts
-from edgeprune.methods.dalr import DALR
+from edgeprune.methods.dalr import DALR, require_clock
 from edgeprune.methods.given import Given
 from edgeprune.methods.job import Job
+from edgeprune.methods.then import Then
 from edgeprune.model import Network
 from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import PruneOptions
@@ -102,6 +103,8 @@ def prune(options: PruneOptions) -> PruneResult:
     with contextlib.ExitStack() as stack:
         if budget.timed:
             job.timing = timing.of(network, options.table, stack)
+            if isinstance(method, (DALR, Then)):
+                require_clock(job)
         if options.dry_run:
             return _dry(options, job, method)
         parent = _parent(options.model)

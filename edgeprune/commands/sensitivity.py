@@ -16,7 +16,6 @@ from edgeprune.errors import OutputExists, UsageError, missing_package
 from edgeprune.opening import open_network
 from edgeprune.options import ModelOptions
 from edgeprune.prune import graph, score
-from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.sensitivity import Sensitivity, sensitivity
 
 BATCH = 32
@@ -49,11 +48,8 @@ def rows(options: InspectOptions) -> tuple[str, Rows]:
     batches = [x for _, x, _ in plain(few, network.preprocess, BATCH)]
     found = graph.find(network.module, network.example())
     scores = score.of(options.score, network.module, found, network.preprocess, few)
-    measured: list[Sensitivity] = []
     with progress.bar("sensitivity", total=sum(1 for _ in found)) as tick:
-        for coupling in found:
-            measured += sensitivity(network.module, Couplings((coupling,)), scores, batches)
-            tick(1)
+        measured = sensitivity(network.module, found, scores, batches, tick=tick)
     if options.plot:
         draw(measured, options.plot, network.spec)
     return network.spec, tuple(_row(one) for one in measured)

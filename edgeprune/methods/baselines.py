@@ -148,6 +148,7 @@ def _cut_on_source(job: Job, score: str, share: float) -> None:
     Batch-norm keeps the source's statistics here: the target is not there yet.
     """
     job = parts.as_if(_by(job, score), recover=job.options.recover * share, bn_recal=False)
+    job.blind = True
     _in_turn(job, source_alone, "source")
 
 

@@ -8,7 +8,7 @@ accuracy. With a budget on MACs or latency, layers and pairs are timed, and a pa
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -19,6 +19,7 @@ from edgeprune import inference
 from edgeprune.errors import BudgetNotMet, MissingHere, PlanError, UsageError, nearest
 from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
+from edgeprune.options import PruneOptions
 from edgeprune.plan import LowRank, PruningPlan
 from edgeprune.prune import deadline, lowrank, macs, pair_times, surgery
 from edgeprune.prune.coupling import Couplings
@@ -48,8 +49,8 @@ class Look:
 class DALR:
     """form: svd, svd-bias, dalr or centred. ridge: times the mean energy of an input. positions: patches an image.
 
-    measured: pairs that take longer than their layer on this machine stay layers, but where --params alone is asked
-    for; false counts MACs alone.
+    measured: with --macs, a pair that is no faster than its layer on this machine stays a layer; false counts MACs
+    alone. With --latency pairs are timed in any case, with --params alone never.
     """
 
     form: str = "centred"
@@ -66,6 +67,12 @@ class DALR:
         """Options that are not looked at -> what is in their place."""
         return dict.fromkeys(("score", "rank", "iterations", "schedule"), "it cuts no channels, and once")
 
+    def idle(self, options: PruneOptions) -> dict[str, str]:
+        """Knobs that do less, or nothing, with these options -> why."""
+        if options.latency is not None:
+            return {"measured": "with --latency pairs are timed in any case"}
+        return {} if options.macs else {"measured": "without --macs or --latency nothing is timed"}
+
     def __call__(self, job: Job) -> None:
         """Replace layers of `job.network` by pairs until the budget holds, then recover."""
         self.preview(job)
@@ -76,12 +83,6 @@ class DALR:
         number = len(job.trace)
         if parts.taken_up(job, number) is not None:
             return
-        clock = job.timing.clock
-        if job.budget.timed and clock is None:
-            raise UsageError(
-                "--method dalr times its pairs on this machine, and the layer table comes from another one: "
-                "leave --table out, or give --macs or --params"
-            )
         ceilings = parts.limits(job)[-1]
         if "channels" in ceilings:
             raise UsageError(
@@ -93,20 +94,9 @@ class DALR:
         ]
         looks = self._looks(job, able)
         times = self._times(job, looks, ceilings)
-
-        def plan_for(milliseconds: float) -> PruningPlan:
-            most = {**ceilings, LATENCY: milliseconds} if LATENCY in ceilings else ceilings
-            return _plan(steps, {kind: before[kind] - ceiling for kind, ceiling in most.items()})
-
-        counted = macs.measure(module, job.network.example())
-        before: dict[str, float] = dict(zip(("macs", "params"), counted, strict=True))
         multiple, biased = job.options.width_multiple, self.form in lowrank.WITH_BIAS
         steps = {kind: ladders(module, looks, kind, multiple, times, biased=biased) for kind in ceilings}
-        if clock is None or LATENCY not in ceilings:
-            plan = plan_for(0.0)
-        else:
-            before[LATENCY], timed = clock(module), clock
-            plan = deadline.meet(plan_for, lambda p: timed(_stand_in(module, p.low_rank)), ceilings[LATENCY])
+        plan = _plan(job, steps, ceilings) if LATENCY in ceilings else _saving(steps, _short(job, ceilings))
         self._split(job, {one.layer: one.rank for one in plan.low_rank})
         parts.record(job, plan, number)
 
@@ -238,7 +228,7 @@ def ladders(
             faster = times[name].whole - float(times[name].pair(k)) if name in times else 0.0
             count = m * n - k * (m + n)
             saved = {"macs": seen.positions * count, "params": float(count - added), LATENCY: faster}[kind]
-            if saved > 0 and (faster > 0 or not times):
+            if count > 0 and saved > 0 and (faster > 0 or not times):
                 steps.append(Choice(name, k, saved, float(seen.lost[k])))
         found.append(steps)
     return [steps for steps in found if steps]
@@ -257,10 +247,14 @@ def allocate(ladders: list[list[Choice]], needed: float, kind: str = "") -> dict
                     best = price, one
         if best is None:
             what = {LATENCY: " ms", "macs": " MACs", "params": " parameters"}.get(kind, "")
+            slower = (
+                ", or count pairs that are slower here, too (the knob measured=false)"
+                if kind == "macs"
+                else ""
+            )
             raise BudgetNotMet(
                 f"low rank saves {_said(needed - short)} of the {_said(needed)}{what} that the budget asks for; "
-                "give a larger budget, cut channels with another method, or count pairs that are slower here, too "
-                "(--set measured=false)"
+                f"give a larger budget, cut channels with another method{slower}"
             )
         chosen[best[1].layer] = best[1]
     return chosen
@@ -270,7 +264,13 @@ def _said(number: float) -> str:
     return f"{number:.0f}" if number >= 10 else f"{number:.3g}"
 
 
-def _plan(steps: Mapping[str, list[list[Choice]]], needed: Mapping[str, float]) -> PruningPlan:
+def _short(job: Job, ceilings: Mapping[str, float]) -> dict[str, float]:
+    """How much of what is counted the network has beyond its ceilings."""
+    counted = zip(("macs", "params"), macs.measure(job.network.module, job.network.example()), strict=True)
+    return {kind: have - ceilings[kind] for kind, have in counted if kind in ceilings}
+
+
+def _saving(steps: Mapping[str, list[list[Choice]]], needed: Mapping[str, float]) -> PruningPlan:
     """The ranks that save what is needed of each kind."""
     chosen: dict[str, Choice] = {}
     for kind, much in needed.items():
@@ -278,6 +278,29 @@ def _plan(steps: Mapping[str, list[list[Choice]]], needed: Mapping[str, float]) 
             if name not in chosen or one.rank < chosen[name].rank:
                 chosen[name] = one
     return _made({name: (one.rank, one.lost) for name, one in chosen.items()})
+
+
+def _plan(job: Job, steps: Mapping[str, list[list[Choice]]], ceilings: Mapping[str, float]) -> PruningPlan:
+    """The ranks for a deadline, corrected by what they are measured to take; none where the network meets it."""
+    module, clock, limit = job.network.module, require_clock(job), ceilings[LATENCY]
+    whole, short = clock(module), _short(job, ceilings)
+    if whole <= deadline.BAND[1] * limit:
+        return _saving(steps, short)
+    return deadline.meet(
+        lambda milliseconds: _saving(steps, {**short, LATENCY: whole - milliseconds}),
+        lambda plan: clock(_stand_in(module, plan.low_rank)),
+        limit,
+    )
+
+
+def require_clock(job: Job) -> Callable[[nn.Module], float]:
+    """The job's clock; UsageError when its layer table comes from another device, which has no times of pairs."""
+    if job.timing.clock is None:
+        raise UsageError(
+            "dalr times its pairs on this machine, and the layer table comes from another one: leave --table out, "
+            "or give --macs or --params"
+        )
+    return job.timing.clock
 
 
 def _made(chosen: Mapping[str, tuple[int, float]]) -> PruningPlan:

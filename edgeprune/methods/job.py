@@ -43,7 +43,8 @@ class Job:
     accuracy is written while training, for the reader alone. labelled: target images whose labels a method may learn
     from, because the user gave them for that. steps: of each stage that the student has trained: the next goes on
     with the images where the one before left off. older: the network before it was fine-tuned, for an adaptation
-    objective that goes on. before: images counted before the first cut, by the name they have in its trace. knobs: of
+    objective that goes on. rough: another method goes on, so a latency is met roughly. blind: what is cut follows from
+    no target image. before: images counted before the first cut, by the name they have in its trace. knobs: of
     the adaptation objective that goes on.
     """
 
@@ -65,6 +66,8 @@ class Job:
     older: Network | None = None
     before: dict[str, int] = field(default_factory=dict)
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    rough: bool = False
+    blind: bool = False
 
     @classmethod
     def of(
@@ -122,6 +125,11 @@ class Job:
     def dense_answers(self) -> Tensor:
         """(N,) classes that the dense network gives the images of `probe`."""
         return inference.logits_of(self.dense, self.probe, self.network.preprocess).argmax(1)
+
+    def agreement(self, module: nn.Module) -> float:
+        """Share of the images of `probe`, in 0..1, on which a network says what the dense one says."""
+        answers = inference.logits_of(module, self.probe, self.network.preprocess).argmax(1)
+        return float((answers == self.dense_answers).double().mean())
 
     @property
     def probe(self) -> Pixels:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgeprune import checkpoint, inference, train
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError
-from edgeprune.methods import hints, learning, timed
+from edgeprune.methods import hints, latency_plan, learning
 from edgeprune.methods.job import Job, find
 from edgeprune.objectives.imitate import Imitate
 from edgeprune.objectives.together import Together
@@ -34,8 +34,7 @@ from edgeprune.waist import Objective
 
 def agreement(job: Job) -> float:
     """Share of target images, in 0..1, on which the network says what the dense one says; it bounds the loss."""
-    answers = inference.logits_of(job.network.module, job.probe, job.network.preprocess).argmax(1)
-    return float((answers == job.dense_answers).double().mean())
+    return job.agreement(job.network.module)
 
 
 def as_if(job: Job, **options: Any) -> Job:
@@ -172,7 +171,7 @@ def _plan_within(
     options = job.options
     rules = Rules(options.width_multiple, options.floor, options.rank, job.dense_widths)
     if LATENCY in ceilings:
-        return timed.plan(job, found, scores, ceilings, rules)
+        return latency_plan.choose(job, found, scores, ceilings, rules)
     costs = macs.trace(job.network.module, job.network.example(), found)
     return budgets.choose(costs, found, scores, ceilings, rules)
 

@@ -68,4 +68,4 @@ class Then:
             ceilings[kind] = dense * min(1.0, kept / dense) ** self.share
         if (most := job.budget.deadline(job.dense_ms) if job.budget.timed else None) is not None:
             ceilings["milliseconds"] = job.dense_ms * min(1.0, most / job.dense_ms) ** self.share
-        return replace(job, budget=Budget(**ceilings))
+        return replace(job, budget=Budget(**ceilings), rough=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgeprune.errors import BudgetNotMet
-from edgeprune.plan import Cut, LowRank, PruningPlan
+from edgeprune.plan import PruningPlan
 
 BAND = 0.95, 1.02
 ROUGH = 0.9, 1.1  # for cuts on the way to a smaller network
@@ -42,7 +42,7 @@ def meet(
     gains "latency": what was requested and measured, and every try. BudgetNotMet names the nearest.
     """
     tries: list[Try] = []
-    took: dict[tuple[tuple[Cut, ...], tuple[LowRank, ...]], float] = {}
+    took: dict[PruningPlan, float] = {}
     aim, most = CENTRE * limit_ms, None
     for _ in range(ASKED):
         try:
@@ -51,18 +51,17 @@ def meet(
             if not tries:
                 raise
             break  # the next smaller plan does not exist
-        what = plan.cuts, plan.low_rank
-        if what not in took:
+        if plan not in took:
             if len(took) == TRIES:
                 break
-            took[what] = measure(plan)
-        tries.append(Try(aim, took[what], plan))
+            took[plan] = measure(plan)
+        tries.append(Try(aim, took[plan], plan))
         share = tries[-1].measured / limit_ms
         if band[0] <= share <= band[1]:
             return _told(tries[-1], tries, limit_ms)
         if share < band[0]:
             most = most or plan_for(ENDLESS)
-            if (most.cuts, most.low_rank) == what:
+            if most == plan:
                 return _told(tries[-1], tries, limit_ms)  # no latency brings more
         aim = _next(tries, limit_ms)
     best = min(tries, key=lambda t: abs(t.measured / limit_ms - CENTRE))

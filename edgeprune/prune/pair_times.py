@@ -37,13 +37,13 @@ class PairTime:
 
 
 def measure(costs: Costs, highest: Mapping[str, int], multiple: int, threads: int = 1) -> dict[str, PairTime]:
-    """Time layers (name -> highest rank of interest, at least 1) of a network traced as `costs`.
+    """Time layers (name -> highest rank of interest) of a network traced as `costs`, at ranks in multiples.
 
-    A layer that the trace does not have is left out. MissingHere without ONNX Runtime.
+    A layer that the trace does not have, or that has no such rank, is left out. MissingHere without ONNX Runtime.
     """
     found: dict[str, list[Term]] = {}
     for term in costs.terms:
-        if term.shapes and term.name in highest:
+        if term.shapes and highest.get(term.name, 0) >= multiple:
             found.setdefault(term.name, []).append(term)
     made = {}
     with progress.bar("pairs", total=len(found)) as tick, tempfile.TemporaryDirectory() as scratch:
@@ -64,9 +64,9 @@ def measure(costs: Costs, highest: Mapping[str, int], multiple: int, threads: in
 
 
 def _ranks(highest: int, multiple: int) -> tuple[int, ...]:
-    """At most POINTS ranks in about equal ratios, multiples of `multiple` but for the highest, increasing."""
-    ideal = np.geomspace(min(multiple, highest), highest, POINTS)
-    return tuple(sorted({int(min(max(round(k / multiple) * multiple, multiple), highest)) for k in ideal}))
+    """At most POINTS multiples of `multiple` up to `highest`, in about equal ratios, increasing."""
+    most = highest // multiple
+    return tuple(sorted({multiple * round(step) for step in np.geomspace(1, most, POINTS)}))
 
 
 def _second(shape: LayerShape) -> LayerShape:

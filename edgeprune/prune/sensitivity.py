@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,14 @@ def sensitivity(
     batches: Iterable[Any],
     fractions: Sequence[float] = FRACTIONS,
     rules: Rules | None = None,
+    *,
+    tick: Callable[[int], object] = int,
 ) -> list[Sensitivity]:
     """Cut each coupling alone, on a copy, to the legal widths nearest to the fractions; in the couplings'
     order.
 
-    batches: images (B,3,H,W) or tuples of arguments, kept in memory. DataError when there are none.
+    batches: images (B,3,H,W) or tuples of arguments, kept in memory. tick: called with 1 after each coupling. DataError
+    when there are no images.
     """
     rules = rules or Rules(multiple=1, floor=0.0)
     inputs = [b if isinstance(b, tuple) else (b,) for b in batches]
@@ -68,6 +71,7 @@ def sensitivity(
             found.append(
                 Sensitivity(one.root, coupling.width, width, 1 - width / coupling.width, moved, same)
             )
+        tick(1)
     return found
 
 

@@ -17,7 +17,6 @@ from torch import nn
 
 from edgeprune import checkpoint, skeleton, train
 from edgeprune.bench import layers
-from edgeprune.bench.table import LayerTable
 from edgeprune.cli.app import main
 from edgeprune.commands.export import export
 from edgeprune.commands.prune import prune
@@ -25,7 +24,7 @@ from edgeprune.device_options import ExportOptions
 from edgeprune.errors import BudgetNotMet, MissingHere, PlanError, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.methods import parts
-from edgeprune.methods.dalr import DALR, Choice, allocate
+from edgeprune.methods.dalr import DALR, Choice, Look, allocate, ladders
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
 from edgeprune.options import PruneOptions
@@ -33,6 +32,7 @@ from edgeprune.plan import LowRank, PruningPlan
 from edgeprune.prune import lowrank, macs, pair_times
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.latency import Timing
+from edgeprune.prune.pair_times import PairTime
 from tests.methods.conftest import pixels
 from tests.prune.test_pair_times import macs_of
 
@@ -134,7 +134,7 @@ def test_a_pair_that_is_slower_here_stays_a_layer(monkeypatch: pytest.MonkeyPatc
 
 def test_nothing_faster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "layer_ms", lambda path, threads, scratch: 1.0)
-    with pytest.raises(BudgetNotMet, match=r"low rank saves 0 of the 110000 MACs .*--set measured=false"):
+    with pytest.raises(BudgetNotMet, match=r"low rank saves 0 of the 110000 MACs .*the knob measured=false"):
         DALR()(thin(110_000))
 
 
@@ -166,12 +166,25 @@ def test_a_budget_on_latency_is_met_as_measured() -> None:
     assert len(job.plans[0].why["latency"]["tries"]) > 1
 
 
-def test_a_table_of_another_device_is_refused() -> None:
+def test_a_network_that_is_fast_enough_stays_whole() -> None:
     job = thin(0)
-    table = LayerTable("board", "tensorrt 10", "fp16", ())
-    job.budget, job.timing = Budget(milliseconds=1.0), Timing(table)
-    with pytest.raises(UsageError, match="the layer table comes from another one"):
-        DALR()(job)
+    job.budget, job.timing = Budget(milliseconds=5.0), Timing(None, 5.0, lambda module: 5.05)
+    DALR()(job)
+    assert job.plans == [PruningPlan()]
+
+
+def test_ranks_that_save_no_macs_are_not_offered_however_fast() -> None:
+    """No rank above the highest that was timed, 14 of 16, although the nearest time says faster."""
+    looks, times = {"two": Look(torch.zeros(17), 64.0)}, {"two": PairTime(1.0, (8, 14), (0.9, 0.9))}
+    for kind in ("latency", "macs", "params"):
+        steps = ladders(Thin(), looks, kind, 1, times, biased=True)
+        assert [one.rank for one in steps[0]] == list(range(14, 0, -1))
+
+
+def test_what_the_knob_does_not_do_is_told() -> None:
+    assert set(DALR().idle(PruneOptions(latency="0.5x", macs="0.5"))) == {"measured"}
+    assert set(DALR().idle(PruneOptions(params="0.5"))) == {"measured"}
+    assert not DALR().idle(PruneOptions(macs="0.5"))
 
 
 def test_groups_of_one_layer_give_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
