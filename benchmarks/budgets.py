@@ -5,9 +5,9 @@
 Four networks, each cut to 0.7, 0.5 and 0.35 of its own latency (batch 1, one thread), three ways: as `--latency` does,
 which makes a plan by the knapsack over the layer table, one by a MACs budget and one of uniform width and takes the one
 that agrees most, here on the images of the row (`of_ways`, `taken`); a MACs budget alone; and uniform width alone. All
-are corrected until they are measured at the same latency. Scores are those of `--score measured` on the paintings of PACS;
-nothing is trained after the cut, batch norms are re-estimated. `agreement` is the share of all 2,048 paintings on which
-the cut network says what the dense one says.
+are corrected until they are measured at the same latency. Scores are those of `--score measured` on the paintings of
+PACS; nothing is trained after the cut, batch norms are re-estimated. `agreement` is the share of all 2,048 paintings on
+which the cut network says what the dense one says.
 
 Only EfficientNet-Lite0 has public weights on a machine without a network; the others learn PACS photos and paintings
 from nothing for a few minutes (`training` in each row), so their answers mean something, not much. ConvNeXt has no

@@ -75,7 +75,9 @@ def _budgets(rows: Sequence[Row]) -> list[str]:
             if row is None or "failed" in row:
                 cells.append("not reached" if row else "not run")
             else:
-                second = {"macs": " M", "uniform": " U"}.get(row.get("taken"), "") if way == "latency" else ""
+                second = (
+                    {"macs": " M", "uniform": " U"}.get(row.get("taken", ""), "") if way == "latency" else ""
+                )
                 cells.append(f"{row['agreement']:.3f}{second} ({row['of_requested']:.2f})")
         lines.append(f"| {network} | {share:g}x | {' | '.join(cells)} |")
     return lines

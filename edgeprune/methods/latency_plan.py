@@ -2,8 +2,8 @@
 
 The knapsack over the layer table spares what is slow here; a ceiling on MACs, lowered until the clock is satisfied,
 spares it less, and is the better plan where damage does not add up as the knapsack takes it to; one width for all is
-better still where scores of layers mislead. Ours: all are made, and that which agrees most with the dense network on the
-target images, without labels, is taken.
+better still where scores of layers mislead. Ours: all are made, and that which agrees most with the dense network on
+the target images, without labels, is taken.
 """
 
 from __future__ import annotations
