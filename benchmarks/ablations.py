@@ -19,7 +19,7 @@ from typing import NamedTuple
 from benchmarks import accuracy
 from benchmarks.accuracy import Place, Row
 from benchmarks.cases import Case
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, Task
 
 RESULTS = Path(__file__).with_name("results") / "ablations.json"
 BUDGETS = ("macs=0.5", "macs=0.3")
@@ -89,7 +89,7 @@ ABLATIONS = (
     Ablation("masks from a random start", "admp", (), ("--score", "random")),
     Ablation("a random choice, no masks", "admp", ("passes=0",), ("--score", "random")),
     Ablation("one cut by magnitude, no masks", "admp", ("passes=0",), ("--score", "magnitude")),
-    Ablation("no masks, their passes after the cut", "admp", ("passes=0",), ("--recover", "10")),
+    Ablation("no masks, their passes after the cut", "admp", ("passes=0",), ("--recover", "+4")),
     Ablation("the reconstruction", "swmmd"),
     Ablation("plain MMD", "swmmd", ("momentum=1",)),
     Ablation("gradient through the weights", "swmmd", ("through=true",)),
@@ -132,9 +132,16 @@ def cases(seeds: tuple[int, ...]) -> list[Case]:
             kind, share = budget.split("=")
             for one in ABLATIONS:
                 knobs = tuple(word for knob in one.knobs for word in ("--set", knob))
-                words = ("--method", one.method, f"--{kind}", share, *knobs, *one.words)
+                more = tuple(_added(word, task) for word in one.words)
+                words = ("--method", one.method, f"--{kind}", share, *knobs, *more)
                 made += [Case("prune", task.name, one.name, seed, words, budget) for seed in seeds]
     return made
+
+
+def _added(word: str, task: Task) -> str:
+    """A number as it is; "+4": four more than the task's --recover."""
+    usual = float(task.prune[task.prune.index("--recover") + 1])
+    return f"{usual + float(word[1:]):g}" if word.startswith("+") else word
 
 
 def table(rows: list[Row]) -> str:

@@ -169,6 +169,8 @@ def row(case: Case, place: Place) -> Row:
         # The finished network may beat every validated step: its batch-norm statistics are estimated anew.
         best = max(*watched, found["accuracy"])
         facts |= {"last": _percent(watched[-1]), "oracle": _percent(best)}
+        if (chosen := _watched_at(place.run(case), found.get("chosen_step"))) is not None:
+            facts["regret"] = _percent(max(watched) - chosen)  # on the same images
     if case.stage == "prune":
         facts["method"] = case.name if case.name == TORCH_PRUNING else found["method"]
         for what in ("images", "images_before", "images_beside"):
@@ -190,6 +192,12 @@ def _watched(run: Path) -> list[float]:
     """Accuracies at the validated steps of the last part of a run's training."""
     lines = [m for m in records.metrics(run) if "accuracy" in m]
     return [m["accuracy"] for m in lines if m["stage"] == lines[-1]["stage"]]
+
+
+def _watched_at(run: Path, step: int | None) -> float | None:
+    """Accuracy at one validated step of the last part, None where it was not looked at."""
+    lines = [m for m in records.metrics(run) if "accuracy" in m]
+    return next((m["accuracy"] for m in lines if (m["stage"], m["step"]) == (lines[-1]["stage"], step)), None)
 
 
 def _speedup(dense: Path, slim: Path, trust: tuple[str, ...] = ()) -> dict[str, float] | None:

@@ -87,7 +87,10 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                 for name in METHODS:
                     if not task.cloud and "source" in catalog.METHODS[name].needs:
                         continue
-                    yield Case("prune", task.name, name, seed, ("--method", name, f"--{kind}", share), budget)
+                    words: tuple[str, ...] = ("--method", name, f"--{kind}", share)
+                    if task.name == "pacs-partial" and name in ("prune-then-adapt", "adapt-then-prune"):
+                        words += ("--set", "objective.partial=true")  # as the dense network was adapted
+                    yield Case("prune", task.name, name, seed, words, budget)
                 for score in ("magnitude", "random"):
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)
                     yield Case("prune", task.name, f"distill+{score}", seed, words, budget)

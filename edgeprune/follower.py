@@ -12,10 +12,11 @@ from edgeprune.run import Run
 
 
 class Follower(Run):
-    """The run of a process that is not the first: reads go to the folder, writes go nowhere, nothing is locked."""
+    """The run of a process that is not the first: reads go to the folder, nothing is written, withdrawn or locked."""
 
     def __init__(self, path: Path, command: str, model: str) -> None:
         self.path, self.command, self.model, self.resumed = path, command, model, False
+        self._made = False
 
     def _append(self, name: str, line: str) -> None:
         pass
@@ -32,6 +33,9 @@ class Follower(Run):
 
     def close(self) -> None:
         """There is no lock."""
+
+    def __exit__(self, *_: object) -> None:
+        """What becomes of the folder is the first process's to decide."""
 
 
 def create(path: Path | None, *, device: str, command: str, model: str, **more: Any) -> Run:

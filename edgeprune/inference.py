@@ -51,13 +51,19 @@ class Taps:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside the block; each module's own mode comes back after it."""
+    """Evaluation mode and no gradients inside the block; each module's own mode comes back after it.
+
+    A compiled module runs as it is written: compiled code need not see hooks that come and go (`Taps`).
+    """
     modes = {part: part.training for part in module.modules()}
+    compiled = vars(module).pop("_compiled_call_impl", None)
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        if compiled is not None:
+            vars(module)["_compiled_call_impl"] = compiled
         for part, mode in modes.items():
             part.training = mode
 
@@ -111,6 +117,20 @@ def training(module: nn.Module, *, frozen: bool = False) -> None:
             norm.eval()
 
 
+@contextmanager
+def several_values() -> Iterator[None]:
+    """DataError in place of torch's, when batch-norm meets a single value per channel."""
+    try:
+        yield
+    except ValueError as err:
+        if "more than 1 value per channel" not in str(err):
+            raise
+        raise DataError(
+            "a batch of one image is too few: batch-norm has one value per channel here; give more images, a larger "
+            "--batch, or a larger --size"
+        ) from err
+
+
 class _Pooled:
     """Mean and variance over all the batches that entered a batch-norm layer, as though they were one."""
 
@@ -158,7 +178,7 @@ def reestimate_batchnorm(
     count = max(1, round(len(chosen) / batch))
     pooled = [_Pooled(norm) for norm in norms]
     try:
-        with evaluating(module), tracking(module, False):
+        with evaluating(module), tracking(module, False), several_values():
             for norm in norms:
                 norm.train()
             for start in range(count):

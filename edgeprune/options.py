@@ -114,7 +114,9 @@ class AdaptOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     ema: float = option(0.98, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
     crop: float | None = option(
-        None, "Least share that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN
+        None,
+        "Least share of the area that a random crop keeps (its aspect varies by a third); 0.7, or 1 up to 64 pixels.",
+        panel=_LEARN,
     )
     set: tuple[str, ...] = option((), "A knob of the objective: name=value; repeatable.", panel=_LEARN)
     pretrained: Path | None = option(
@@ -206,7 +208,9 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)
     crop: float | None = option(
-        None, "Least share that a random crop keeps; 0.7, or 1 up to 64 pixels.", panel=_LEARN
+        None,
+        "Least share of the area that a random crop keeps (its aspect varies by a third); 0.7, or 1 up to 64 pixels.",
+        panel=_LEARN,
     )
     bn_recal: bool = option(True, "Re-estimate batch-norm on target images after each cut.", panel=_LEARN)
     keep: tuple[str, ...] = option((), "Layers that stay as they are (a glob); repeatable.", panel=_LEARN)

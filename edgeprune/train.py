@@ -62,6 +62,7 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     watch: Pixels | None = None,
     held: Pixels | None = None,
     begun: int = 0,
+    title: str = "",
 ) -> Fit:
     """Train `network.module` in place and leave the chosen weights in it, on the CPU and in eval mode.
 
@@ -69,7 +70,7 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     accuracy is written beside each validation, for the reader alone. `held`: labelled source images outside training;
     validators look at them too. `begun`: steps of earlier parts of training on the same images; batches go on from
     there, so that short parts do not all see the same first ones. UsageError when what the objective needs is not
-    given; Interrupted after Ctrl-C, with a snapshot written.
+    given; Interrupted after Ctrl-C, with a snapshot written. `title`: what progress shows, `stage` when empty.
     """
     labelled = source is not None and source.labels is not None
     objective.needs.require(type(objective).__name__, source=labelled, teacher=teacher is not None)
@@ -80,10 +81,11 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs, taught=taught):
         loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
-        loop.begun = begun
+        loop.begun, loop.title = begun, title or stage
         loop.watch, loop.validator = watch, validate.Validator(network, target, held)
         try:
-            result = loop.work(check)
+            with inference.several_values():
+                result = loop.work(check)
         except KeyboardInterrupt:
             if loop.whole:  # else the last snapshot stands: half a step cannot be gone on with
                 loop.save()
@@ -115,6 +117,7 @@ class _Loop:
     ) -> None:
         self.network, self.objective, self.settings = network, objective, settings
         self.stage, self.run, self.begun = stage, run, 0
+        self.title = stage
         self.watch: Pixels | None = None
         self.validator = validate.Validator(network, pixels[0])
         self.partial = objective.partial
@@ -170,7 +173,7 @@ class _Loop:
         every = max(1, total // max(1, self.settings.validations))
         self.whole = True
         check()
-        with bar(self.stage, total, done=self.state.step) as tick:
+        with bar(self.title, total, done=self.state.step) as tick:
             while self.state.step < total:
                 self.whole = False
                 tick(1, **self._step(Step(self.state.step, total)))

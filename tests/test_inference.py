@@ -168,3 +168,23 @@ def test_taps_come_off() -> None:
     kept = taps.features
     net.module(x + 1)
     assert taps.features is kept
+
+
+def test_a_compiled_network_is_asked_as_it_is_written() -> None:
+    """Taps come and go, which compiled code need not see; afterwards it is compiled again."""
+    made = network()
+
+    def compiled(*args: Any) -> Tensor:
+        raise AssertionError
+
+    vars(made.module)["_compiled_call_impl"] = compiled
+    assert inference.predict(made, pixels(4))[1].shape == (4, 4)
+    assert vars(made.module)["_compiled_call_impl"] is compiled
+
+
+def test_a_single_value_per_channel_is_said() -> None:
+    norm = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    with pytest.raises(
+        DataError, match="a batch of one image is too few: batch-norm has one value per channel"
+    ):
+        inference.reestimate_batchnorm(norm, pixels(1), PRE)

@@ -22,6 +22,16 @@ def test_no_number_is_typed_by_hand(name: str) -> None:
     assert (pages.DOCS / name).read_text() == made, f"run: python -m benchmarks.pages (docs/{name} is stale)"
 
 
+def test_only_seeds_that_both_sides_have_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = pages_claims.Claim("ours beats theirs", "ours", "theirs", "digits", "macs=0.5")
+    monkeypatch.setattr(pages_claims, "CLAIMS", (claim,))
+    rows = [
+        {"stage": "prune", "task": "digits", "budget": "macs=0.5", "name": n, "seed": s, "chosen": c}
+        for n, s, c in (("ours", 0, 99.0), ("ours", 1, 91.0), ("theirs", 0, 98.0))
+    ]
+    assert "| 1 | ours 99.0 | theirs 98.0 | +1.0" in "\n".join(pages_claims._claims(rows))
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "least", "word"),
     [
@@ -29,6 +39,9 @@ def test_no_number_is_typed_by_hand(name: str) -> None:
         ([79.0], [80.0], 0.0, "no"),
         ([79.0], [80.0], -1.0, "yes"),
         ([79.0, 81.0], [80.5], 0.0, "equal"),
+        ([79.0, 81.0], [79.5], 0.0, "equal"),
+        ([80.0], [80.0], 0.0, "equal"),
+        ([79.9, 80.1], [79.5], 0.0, "yes"),
         ([79.0, 81.0], [81.0], -0.3, "equal"),
         ([79.0, 79.2], [79.9], -0.3, "no"),
         ([79.0, 81.0], [76.5], 4.0, "no"),

@@ -175,7 +175,7 @@ _COMMAND = """
 import sys
 from edgeprune.cli.app import main
 sys.argv = ["edgeprune", "adapt", *{words!r}]
-main()
+sys.exit(main())
 """
 
 

@@ -264,7 +264,8 @@ def _result(
     accuracies: tuple[float | None, float | None] = (None, None),
 ) -> AdaptResult:
     cost, params = macs.measure(network.module, network.example())
-    facts = (how.name, len(data.target), len(data.target.skipped), options.steps, cost, params)
+    steps = options.steps if how.kind.needs.train else 0
+    facts = (how.name, len(data.target), len(data.target.skipped), steps, cost, params)
     unheard = _unheard(options, how, data)
     if fit is None:
         return AdaptResult(run, *facts, warnings=unheard)

@@ -42,6 +42,13 @@ def unheard(
             f"--source {options.source}: --objective {name} does not look at it: it learns from the target alone; "
             "--hold-out keeps some for an accuracy estimate"
         )
+    usual = AdaptOptions()
+    for flag in ("steps", "lr", "ema", "weight_decay") if not needs.train and not source_steps else ():
+        if getattr(options, flag) != getattr(usual, flag):
+            found.append(
+                f"--{flag.replace('_', '-')} {getattr(options, flag):g}: --objective {name} does not look at it: it "
+                "takes no steps"
+            )
     return tuple(found)
 
 

@@ -24,12 +24,19 @@ def parse(kind: type[T], words: Sequence[str], what: str) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
-            raise UsageError(f"--set {word}: expected name=value")
+            raise UsageError(f"--set {word}: expected name=value; {_listed(kind, what)}")
         if name not in fields:
-            hint = nearest(name, fields) if fields else "it has none"
+            hint = f"{nearest(name, fields)}; {_listed(kind, what)}" if fields else "it has none"
             raise UsageError(f"--set {word}: {what} has no knob {name!r}: {hint}")
         found[name] = _convert(word, text, types[name])
     return found
+
+
+def _listed(kind: type[Any], what: str) -> str:
+    """All knobs with their defaults."""
+    known = [f for f in dataclasses.fields(kind) if f.init]
+    said = (f"{f.name}={str(f.default).lower() if isinstance(f.default, bool) else f.default}" for f in known)
+    return f"{what} has {', '.join(said)}" if known else f"{what} has no knobs"
 
 
 def _convert(word: str, text: str, kind: Any) -> Any:

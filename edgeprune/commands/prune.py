@@ -91,7 +91,7 @@ def prune(options: PruneOptions) -> PruneResult:
     budget, method = prune_words.check(options)
     plan = prune_words.read_plan(options.plan) if options.plan else None
     if plan is not None:
-        method = Given(plan, method if isinstance(method, DALR) else DALR())
+        method = Given(plan, method if isinstance(method, DALR) else DALR(), method)
     knobs = prune_words.of_objective(options, method)
     start.seed_everything(options)
     network, fresh = open_network(options.model, options)
@@ -172,6 +172,11 @@ def _work(
         job.timing = timing.as_begun(job)
         job.timing = _with_table(job, method)
     method(job)
+    if options.recover and not any(cut.get("images") for cut in job.trace):
+        job.warnings.append(
+            f"--recover {options.recover:g}: nothing was trained after the cut, it is less than a step of --batch "
+            f"{options.batch} images; give more images, a larger --recover or a smaller --batch"
+        )
     after = inference.evaluate(job.network, labelled) if labelled else None
     result = _result(options, job, (before, after))
     said = estimating.after_cutting(history, result.agreement or 0.0, len(job.probe))
@@ -207,7 +212,7 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
     run = job.run.path if job.run else None
     return PruneResult(
         run,
-        "+".join(filter(None, (options.method, options.then))),
+        _name(options),
         now,
         was,
         params,
@@ -225,6 +230,11 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         len(job.labelled) if job.labelled is not None else None,
         low_rank(job.network),
     )
+
+
+def _name(options: PruneOptions) -> str:
+    """What a result calls the method."""
+    return "plan" if options.plan else "+".join(filter(None, (options.method, options.then)))
 
 
 def widths(dense: Any, network: Network) -> dict[str, tuple[int, int]]:
@@ -252,7 +262,7 @@ def low_rank(network: Network) -> dict[str, tuple[int, int, int]]:
 def _finish(options: PruneOptions, job: Job, result: PruneResult, parent: str | None) -> None:
     assert job.run is not None
     entry = start.history_entry(
-        "prune", options, method=options.method, parent=parent, metrics=result.to_json()
+        "prune", options, method=_name(options), parent=parent, metrics=result.to_json()
     )
     job.network.history.append(entry)
     if (plan := parts.whole_plan(job)) is not None:

@@ -89,6 +89,11 @@ def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
         raise UsageError(
             f"--then {options.then}: a plan says itself which layers become low-rank; leave it out"
         )
+    if options.labelled_target is not None:
+        raise UsageError(
+            f"--then {options.then}: its recovery learns from the dense network alone, which never saw "
+            f"--labelled-target {options.labelled_target}; leave one of the two out"
+        )
     if set(budget.given) - {"macs", "params"}:
         raise UsageError(
             f"--then {options.then} takes --macs, --params or --latency; received a budget of {budget}"
@@ -100,19 +105,17 @@ def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
 def unheard(options: PruneOptions, method: Callable[[Job], None]) -> list[str]:
     """A warning for each option and each knob that was said and that the method does not look at."""
     usual, flags = PruneOptions(), {"iterations": "steps"}
+    who = f"--plan {options.plan}" if options.plan else f"--method {options.method}"
     idle: dict[str, str] = getattr(method, "idle", lambda options: {})(options)
     takes = "source" in catalog.METHODS[options.method].needs | catalog.SCORES[options.score].needs
     if options.source and not takes and options.objective == "none" and options.method != "adapt-then-prune":
-        alone = [
-            f"--source {options.source}: --method {options.method} learns from the target; --objective NAME adapts on"
-        ]
+        alone = [f"--source {options.source}: {who} learns from the target; --objective NAME adapts on"]
     else:
         alone = []
     return (
         alone
         + [
-            f"--{flags.get(name, name)} {getattr(options, name)}: --method {options.method} does not look at it: "
-            f"{instead}"
+            f"--{flags.get(name, name)} {getattr(options, name)}: {who} does not look at it: {instead}"
             for name, instead in getattr(method, "ignores", {}).items()
             if getattr(options, name) != getattr(usual, name)
         ]

@@ -44,6 +44,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "then_share": (0, 1),
     "ema": (0, 1),
     "crop": (0, 1),
+    "seed": (0, 2**32 - 1),
     "hold_out": (0, 0.9),
     "lr": (0, math.inf),
 }
@@ -56,10 +57,16 @@ def check_numbers(options: Any) -> None:
         if field.name not in _RANGES or value is None:
             continue
         low, high = _RANGES[field.name]
-        if not low <= value <= high or not math.isfinite(value) or (field.name == "lr" and value == 0):
+        if (
+            not low <= value <= high
+            or not math.isfinite(value)
+            or (field.name in ("lr", "crop") and value == 0)
+        ):
             flag = (*field.metadata.get("flags", ()), f"--{field.name.replace('_', '-')}")[0]
             most = f" to {high:g}" if math.isfinite(high) else " or more"
-            least = "a number above 0" if field.name == "lr" else f"{low:g}{most}"
+            least = {"lr": "a number above 0", "crop": "a share above 0, at most 1"}.get(
+                field.name, f"{low:g}{most}"
+            )
             raise UsageError(f"{flag} {value}: expected {least}")
 
 

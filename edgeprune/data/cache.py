@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from edgeprune.progress import bar
 
 LIMIT = 8 << 30  # bytes of all caches together
 _FORMAT = 1
+_STALE_S = 3600.0  # since something was written to a part whose process must be gone
 _CHECKED = 64  # rows whose checksums are compared when a cache is opened
 
 
@@ -154,6 +156,9 @@ def _open(folder: Path, key: str, refs: Sequence[ImageRef], pre: Preprocess) -> 
         rows = np.memmap(path, np.uint8, "r", shape=shape)
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
+    lost = [refs[i] for i in sorted(set(range(len(refs))) - set(index["kept"]))]
+    if lost and any(not isinstance(row, UnreadableImage) for _, row in load_all(lost, pre)):
+        return None  # a file that could not be read when the rows were made can be now
     step = max(1, len(kept) // _CHECKED)
     if any(zlib.crc32(rows[i].data) != sums[i] for i in {*range(0, len(kept), step), len(kept) - 1}):
         return None
@@ -201,7 +206,11 @@ def _make(folder: Path, key: str, refs: Sequence[ImageRef], pre: Preprocess, lim
 
 
 def _make_room(folder: Path, limit: int) -> None:
-    """Remove the least recently used rows until at most `limit` bytes are taken."""
+    """Remove the least recently used rows until at most `limit` bytes are taken, and parts that a kill left behind."""
+    for part in (f for f in folder.glob("*.part") if _ours(f)):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > _STALE_S:
+                part.unlink()
     rows = [(f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.rows") if _ours(f)]
     total = sum(s for _, s, _ in rows)
     for _, taken, file in sorted(rows):

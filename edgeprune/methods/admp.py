@@ -32,11 +32,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeprune import snapshot
-from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.dann import reverse_gradient, strength_at
 from edgeprune.objectives.distill import softened_kl
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, expect
 from edgeprune.objectives.source import labelled
 from edgeprune.objectives.together import Together
 from edgeprune.plan import Cut, PruningPlan
@@ -58,9 +58,9 @@ class ADMP:
     network go on learning beside the masks of the first cut, on a quarter of the source images, and the teacher from
     then on is its moving average, or itself.
     threshold: c. pseudo: a, which ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see
-    above; rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, which are
-    rate / (1 + rho) long. passes: over the target with masks, before the cut. tune: after it, "both" goes on with the
-    first line above beside distillation.
+    above; rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, over rho for the
+    hard mask under ADMM. passes: over the target with masks, before the cut; the weights learn, too. tune: after it,
+    "both" goes on with the first line above beside distillation.
     """
 
     soft: bool = True
@@ -79,11 +79,8 @@ class ADMP:
     tune: Literal["distill", "both"] = "both"
 
     def __post_init__(self) -> None:
-        if self.every < 1 or min(self.rho0, self.rho1, self.rate) <= 0 or self.passes < 0:
-            raise UsageError(
-                f"every={self.every}, rho0={self.rho0:g}, rho1={self.rho1:g}, rate={self.rate:g}, "
-                f"passes={self.passes:g}: expected every of 1 or more, rho0, rho1 and rate above 0, passes not below 0"
-            )
+        expect(self, every=AT_LEAST_ONE, rho0=POSITIVE, rho1=POSITIVE, rate=POSITIVE, threshold=SHARE)
+        expect(self, passes=NOT_NEGATIVE, pseudo=NOT_NEGATIVE, lam=NOT_NEGATIVE, b=NOT_NEGATIVE)
 
     @property
     def learns_ranks(self) -> str | None:
@@ -99,7 +96,10 @@ class ADMP:
             plan = parts.cut(
                 job, ceiling, number, parts.score, partial(self._choose, number=number, taught=taught)
             )
-            job.trace[-1].update(plan.why.get("masks", {}))
+            masks = dict(plan.why.get("masks", {}))
+            if number:  # after the first cut all that the student sees counts
+                job.count("images", masks.pop("images_beside", 0))
+            job.trace[-1].update(masks)
             if self.teacher != "frozen" and taught.network is None:
                 taught.take_up(job, number)
             objective = parts.chosen_objective(job)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class AutoPruning:
 
     cuts: int = 3
     layers: float = 1.0
+
+    def __post_init__(self) -> None:
+        expect(self, cuts=AT_LEAST_ONE, layers=NOT_NEGATIVE)
 
     def cuts_in(self, job: Job) -> int:
         """How many cuts a run makes of the job."""

@@ -19,6 +19,7 @@ from edgeprune import inference
 from edgeprune.errors import BudgetNotMet, MissingHere, PlanError, UsageError, nearest
 from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.options import PruneOptions
 from edgeprune.plan import LowRank, PruningPlan
 from edgeprune.prune import deadline, lowrank, macs, pair_times, surgery
@@ -59,13 +60,15 @@ class DALR:
     measured: bool = True
 
     def __post_init__(self) -> None:
+        expect(self, ridge=NOT_NEGATIVE, positions=AT_LEAST_ONE)
         if self.form not in lowrank.FORMS:
             raise UsageError(f"form={self.form}: no such closed form; {nearest(self.form, lowrank.FORMS)}")
 
     @property
     def ignores(self) -> dict[str, str]:
         """Options that are not looked at -> what is in their place."""
-        return dict.fromkeys(("score", "rank", "iterations", "schedule"), "it cuts no channels, and once")
+        words = ("score", "rank", "iterations", "schedule", "between", "floor")
+        return dict.fromkeys(words, "it cuts no channels, and once")
 
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""

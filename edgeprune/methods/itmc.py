@@ -27,8 +27,10 @@ from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import discrepancy
 from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.distill import Distill, softened_kl
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, expect
 from edgeprune.objectives.source import Source
 from edgeprune.objectives.together import Together
+from edgeprune.options import PruneOptions
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer
 from edgeprune.waist import Objective
@@ -64,7 +66,28 @@ class ITMC:
     @property
     def ignores(self) -> dict[str, str]:
         """Options that are not looked at -> what is in their place."""
-        return {} if self.score == "given" else {"score": "its own ranks, unless --set score=given"}
+        own = {} if self.score == "given" else {"score": "its own ranks, unless --set score=given"}
+        return {"between": "as many passes after each cut", **own, **self._untaught}
+
+    @property
+    def _untaught(self) -> dict[str, str]:
+        """No objective is looked at where the teacher does not learn."""
+        still = self.teacher == "fixed" or not self.distill
+        return {"objective": "its teacher does not learn on"} if still else {}
+
+    def idle(self, options: PruneOptions) -> dict[str, str]:
+        """Knobs that do less, or nothing, with these options -> why."""
+        if not self.distill:
+            return dict.fromkeys(
+                ("teacher", "teacher_lr", "tau"), "has no effect: distill=false leaves no teacher"
+            )
+        return (
+            {"teacher_lr": "has no effect: teacher=fixed does not learn"} if self.teacher == "fixed" else {}
+        )
+
+    def __post_init__(self) -> None:
+        expect(self, cuts=AT_LEAST_ONE, batches=AT_LEAST_ONE, teacher_lr=POSITIVE, tau=POSITIVE)
+        expect(self, discrepancy=NOT_NEGATIVE, source=NOT_NEGATIVE)
 
     def __call__(self, job: Job) -> None:
         """Cut and distil `job.network` in place, within `job.budget`."""
@@ -92,9 +115,9 @@ class ITMC:
         work.learn(job, self.objective(job), passes, stage, teacher=teacher)
 
     def _teach(self, job: Job, teacher: nn.Module, passes: float, stage: str) -> None:
-        adapting = self._adapting(job)
+        adapting = self._adapting(job, teacher)
         adapting.needs = replace(adapting.needs, last=True)
-        count = work.steps(job, adapting, passes)
+        count = work.due(job, adapting, passes, "teacher")
         if count < 1:
             return
         settings = replace(learning.settings(job.options, count, 1), lr=self.teacher_lr * job.options.lr)
@@ -105,11 +128,12 @@ class ITMC:
         if job.options.bn_recal:
             inference.reestimate_batchnorm(teacher, job.target, job.network.preprocess)
 
-    def _adapting(self, job: Job) -> Objective:
-        """What the teacher learns: CE on the source + MMD, or the objective of the options."""
+    def _adapting(self, job: Job, teacher: nn.Module) -> Objective:
+        """What the teacher learns: CE on the source + MMD, or the objective of the options, for its own features."""
+        network = replace(job.network, module=teacher)
         if job.options.objective != "none":
-            return work.adapting(job)
-        return DAN(learning.task(job.network))
+            return work.adapting(replace(job, network=network))
+        return DAN(learning.task(network))
 
     def objective(self, job: Job) -> Objective:
         """What the student learns: w CE(source) + tau^2 KL(teacher || student) on the target + delta MMD."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
+import torch
 from torch import Tensor
 
 from edgeprune import catalog, inference, validate
@@ -47,8 +48,14 @@ def make(
     beside: Tensor | None = None,
     settled: float | None = None,
 ) -> Objective:
-    """An objective for the network as it stands; `beside` and `settled` as in Task."""
-    return kind(task(network, beside, settled), kind.Knobs(**knobs) if knobs else None)
+    """An objective for the network as it stands; `beside` and `settled` as in Task.
+
+    What it draws (a discriminator's weights, random maps) follows from the seed of the run alone, not from what was
+    drawn before, so a run that resumes has the same.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        return kind(task(network, beside, settled), kind.Knobs(**knobs) if knobs else None)
 
 
 def knowing(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgeprune import checkpoint, inference, train
@@ -184,7 +185,7 @@ def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> Non
 
 def record(job: Job, plan: PruningPlan, number: int) -> None:
     """After surgery by `plan`: re-estimate batch-norm, add to the trace, keep the network for resuming."""
-    entry: dict[str, Any] = {"cut": number, "steps_before": sum(job.steps)}
+    entry: dict[str, Any] = {"cut": number, "steps_before": sum(job.steps), "owed_before": dict(job.owed)}
     entry["agreement_after_cut"] = agreement(job)
     if job.options.bn_recal:
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
@@ -248,12 +249,14 @@ def taken_up(job: Job, number: int) -> PruningPlan | None:
     file = job.run.resume_dir / f"cut-{number}.safetensors" if job.run else None
     if file is None or not file.is_file():
         return None
-    before = checkpoint.read(file, [job.network.spec])
+    with torch.random.fork_rng(devices=[]):  # a process that was not interrupted draws no weights here
+        before = checkpoint.read(file, [job.network.spec])
     job.network.module, job.network.history = before.module, before.history
     entry = before.history[-1]
     plan = PruningPlan.from_json(entry["plan"])
     _remember(job, plan)
     job.trace.append(dict(entry["trace"]))
+    job.owed.update(entry["trace"]["owed_before"])
     job.steps[:] = [entry["trace"]["steps_before"]]  # stages on the way to a cut are not gone through again
     return plan
 
@@ -299,9 +302,21 @@ def learn(
         stage=stage,
         watch=job.watch,
         begun=begun,
+        title=_title(job, stage),
     )
     job.warnings.extend(result.warnings)
     return result
+
+
+def _title(job: Job, stage: str) -> str:
+    """The stage, and what the last cut left: what progress shows."""
+    if not job.trace:
+        return stage
+    last = job.trace[-1]
+    share = last["macs"] / macs.measure(job.dense, job.network.example())[0]
+    known = [f"agreement_after_{what}" for what in ("recovery", "batchnorm", "cut")]
+    agrees = next(last[name] for name in known if name in last)
+    return f"{stage}, {share:.0%} of the MACs, agreement {agrees:.1%}"
 
 
 def chosen_objective(job: Job, layers: float = 0.0) -> Objective:

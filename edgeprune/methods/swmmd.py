@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.distill import Distill
+from edgeprune.objectives.ranges import NOT_NEGATIVE, POSITIVE, SHARE, SOME_SHARE, expect
 from edgeprune.objectives.swmmd import SWMMD
 from edgeprune.objectives.together import Together
 from edgeprune.prune.coupling import Coupling, Couplings, Member
@@ -59,8 +59,8 @@ class SWMMDPruning:
     distill: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.remove <= 1:
-            raise UsageError(f"remove={self.remove:g}: expected a share above 0, at most 1")
+        expect(self, remove=SOME_SHARE, momentum=SHARE, power=POSITIVE)
+        expect(self, warm=NOT_NEGATIVE, weight=NOT_NEGATIVE, entropy=NOT_NEGATIVE)
 
     @property
     def ignores(self) -> dict[str, str]:
@@ -86,8 +86,8 @@ class SWMMDPruning:
         if self.distill:
             loss = Together([(1.0, loss), (1.0, Distill(learning.task(job.network)))])
         stages = [self.warm, *work.shares(job)]
-        counts = [work.steps(job, loss, passes) for passes in stages]
-        seen = Watched(job, loss, self.power, (0, sum(counts)))
+        ends = [work.steps(job, loss, sum(stages[: number + 1])) for number in range(len(stages))]
+        seen = Watched(job, loss, self.power, (0, ends[-1]))
         work.learn(job, seen, stages[0], "warm")
         limits = parts.limits(job)
         for number, (ceiling, passes) in enumerate(zip(limits, stages[1:], strict=True)):
@@ -97,7 +97,7 @@ class SWMMDPruning:
                 return self._rank(job, found, watched)
 
             parts.cut(job, ceiling, number, ranked)
-            seen = Watched(job, loss, self.power, (sum(counts[: number + 1]), sum(counts)))
+            seen = Watched(job, loss, self.power, (ends[number], ends[-1]))
             work.learn(job, seen, passes, f"recover-{number}", choose=number == len(limits) - 1)
 
     def _rank(self, job: Job, found: Couplings, watched: Watched) -> Mapping[str, Tensor]:

@@ -20,6 +20,7 @@ from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.distill import Distill
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, SOME_SHARE, expect
 from edgeprune.objectives.source import Source
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
@@ -52,9 +53,8 @@ class TANA:
     layers: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("level", "most"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UsageError(f"{name}={getattr(self, name):g}: expected a share above 0, at most 1")
+        expect(self, level=SOME_SHARE, most=SOME_SHARE, cuts=AT_LEAST_ONE)
+        expect(self, distill=NOT_NEGATIVE, layers=NOT_NEGATIVE)
 
     @property
     def ignores(self) -> dict[str, str]:

@@ -25,6 +25,7 @@ from edgeprune.methods.job import Job
 from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.mmd import gaussian_kernels, squared_mmd
+from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.objectives.source import Source
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
@@ -53,6 +54,10 @@ class TCP:
     base: float = 0.0
     weight: float = 1.0
     distill: bool = False
+
+    def __post_init__(self) -> None:
+        expect(self, cuts=AT_LEAST_ONE, batches=AT_LEAST_ONE)
+        expect(self, channels=NOT_NEGATIVE, base=NOT_NEGATIVE, weight=NOT_NEGATIVE)
 
     @property
     def ignores(self) -> dict[str, str]:

@@ -42,7 +42,7 @@ class Then:
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
         found: dict[str, str] = getattr(self.first, "idle", lambda options: {})(options)
-        return found
+        return found | {f"dalr.{name}": why for name, why in self.second.idle(options).items()}
 
     def cuts_in(self, job: Job) -> int:
         """How many cuts a run makes of the job, the low rank as one."""

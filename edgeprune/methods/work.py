@@ -4,7 +4,8 @@ What it must satisfy: with `--recover P` a method that counts by this file shows
 target images after its first cut, source and target images and every view together, however many cuts it makes; what
 it sees before is "images_before".
 Forward passes for scoring, for agreement and for batch-norm, and those of a frozen teacher, are not training and not
-counted. Images that masks or a teacher of its own are trained on are counted apart ("images_beside").
+counted. Images that a teacher of its own is trained on, or the student beside masks before the first cut, are counted
+apart ("images_beside").
 """
 
 from __future__ import annotations
@@ -52,6 +53,17 @@ def steps(job: Job, objective: Objective, passes: float) -> int:
     return 0 if job.options.dry_run else round(passes * len(job.target) / images_a_step(job, objective))
 
 
+def due(job: Job, objective: Objective, passes: float, who: str = "student") -> int:
+    """The same for one of several stages, with what earlier stages left: many short ones add up to what was asked."""
+    if job.options.dry_run:
+        return 0
+    each = images_a_step(job, objective)
+    owed = passes * len(job.target) + job.owed.get(who, 0.0)
+    count = max(0, round(owed / each))
+    job.owed[who] = owed - count * each
+    return count
+
+
 def shares(job: Job) -> list[float]:
     """Passes after each cut: `--between` after all but the last, at most half of `--recover`; they add up to it."""
     cuts, total = job.cuts, job.options.recover
@@ -75,7 +87,7 @@ def learn(
     sure predictions say little where the objective does not ask for them. Batch-norm is re-estimated on the target
     afterwards: what learns for a few steps, or from the source alone, leaves running statistics of other weights.
     """
-    count = steps(job, objective, passes)
+    count = due(job, objective, passes)
     if count < 1:
         return
     if not choose:

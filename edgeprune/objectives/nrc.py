@@ -59,8 +59,10 @@ class NRC(Objective):
         assert target is not None
         p = target.logits.float().softmax(1)
         with torch.no_grad():
-            self.features[target.index] = F.normalize(target.features.float(), dim=1)
-            self.scores[target.index] = p
+            last = {image: row for row, image in enumerate(target.index.tolist())}  # an image may come twice
+            rows, images = list(last.values()), list(last)
+            self.features[images] = F.normalize(target.features.float(), dim=1)[rows]
+            self.scores[images] = p[rows]
             pull = neighbour_pull(
                 self.features, self.scores, target.index, self.knobs.near, self.knobs.further
             )

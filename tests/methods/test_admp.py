@@ -256,9 +256,17 @@ def test_masks_that_learn_nothing_leave_the_plan_as_it_is() -> None:
     assert nothing.kept == {}
 
 
-@pytest.mark.parametrize("knobs", [{"every": 0}, {"rho0": 0.0}, {"passes": -1.0}])
-def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="expected every of 1 or more, rho0, rho1 and rate above 0"):
+@pytest.mark.parametrize(
+    ("knobs", "expected"),
+    [
+        ({"every": 0}, "every=0: expected 1 or more"),
+        ({"rho0": 0.0}, "rho0=0: expected a number above 0"),
+        ({"passes": -1.0}, "passes=-1: expected a number of 0 or more"),
+        ({"passes": float("inf")}, "passes=inf: expected a number of 0 or more"),
+    ],
+)
+def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
         ADMP(**knobs)
 
 
@@ -301,6 +309,6 @@ def test_who_learned_teaches_to_the_end(kind: Any, monkeypatch: pytest.MonkeyPat
         assert {k: v.shape for k, v in now.items()} == {k: v.shape for k, v in dense.items()}
         assert not all(torch.equal(v, dense[k]) for k, v in now.items())
     assert sum(len(kept) for kept in job.kept.values()) == 16, "half of 32, after three cuts"
-    assert [entry["images_beside"] for entry in job.trace] == [128] * 3, (
-        "two passes of 64, both domains together"
-    )
+    # Two passes of 64, both domains together, beside the masks of the first cut; those of the others count.
+    assert [entry.get("images_beside") for entry in job.trace] == [128, None, None]
+    assert [entry["images"] for entry in job.trace] == [64, 64 + 128, 128 + 128]

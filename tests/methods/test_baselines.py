@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from edgeprune import catalog, inference, train
+from edgeprune import catalog, checkpoint, inference, train
 from edgeprune.commands.prune import prune
 from edgeprune.errors import UsageError
-from edgeprune.methods import parts, work
+from edgeprune.methods import learning, parts, work
 from edgeprune.methods.baselines import AdaptThenPrune, PruneThenAdapt, TwoStage, Uniform
 from edgeprune.methods.itmc import ITMC
 from edgeprune.methods.job import Job
@@ -172,3 +172,42 @@ def test_source_alone_leaves_target_statistics(planted: Callable[..., Job]) -> N
         means.append(norm.running_mean.clone())
     torch.testing.assert_close(left, means[0], atol=1e-3, rtol=1e-3)
     assert not torch.allclose(means[0], means[1], atol=1e-2)
+
+
+def test_a_teacher_that_adapts_on_has_its_own_width(options: PruneOptions) -> None:
+    """A discriminator for the teacher's features, not for those that the student still has."""
+    words = replace(options, method="itmc", objective="dann", iterations=2, recover=12.0)
+    assert prune(replace(words, set=("batches=1",))).cuts[-1]["images_beside"] > 0
+
+
+def test_short_stages_add_up(planted: Callable[..., Job]) -> None:
+    """Seven stages of 0.4 passes over 48 images, 32 a step: half a step each, and 4 in all, not 0 or 7."""
+    job = planted(batch=16)
+    objective = work.adapting(parts.as_if(job, objective="mcc"))
+    assert work.images_a_step(job, objective) == 32
+    counts = [work.due(job, objective, 0.4) for _ in range(7)]
+    assert sum(counts) == round(7 * 0.4 * 48 / 32)
+    assert max(counts) == 1
+    assert abs(job.owed["student"]) <= 16
+
+
+def test_too_little_to_train_on_is_told(options: PruneOptions) -> None:
+    found = prune(replace(options, method="distill", iterations=1, recover=0.1))
+    assert any("--recover 0.1: nothing was trained after the cut" in one for one in found.warnings)
+
+
+def test_chance_follows_the_seed_alone(options: PruneOptions) -> None:
+    """What an objective draws is the same whatever was drawn before: a run that resumes has drawn less."""
+    network = checkpoint.read(Path(options.model))
+    torch.manual_seed(3)
+    first = learning.make(learning.kind_of("dann", source=True), network).state_dict()
+    torch.rand(5)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    torch.rand(5)
+    assert torch.equal(torch.rand(1), after)  # and takes no number from the others
+    second = learning.make(learning.kind_of("dann", source=True), network).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    torch.manual_seed(4)
+    third = learning.make(learning.kind_of("dann", source=True), network).state_dict()
+    assert not all(torch.equal(first[name], third[name]) for name in first)

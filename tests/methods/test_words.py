@@ -132,3 +132,23 @@ def test_wrong_knobs_of_the_objective_are_told(options: PruneOptions) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             prune(replace(words, **change))
+
+
+def test_a_plan_in_place_of_a_method_is_said(options: PruneOptions) -> None:
+    assert options.output is not None
+    prune(replace(options, method="distill", recover=0.0))
+    words = replace(options, macs=None, plan=options.output / "plan.json", source=None, dry_run=True)
+    assert prune(words).method == "plan"
+    assert prune(words).warnings == ()
+    heard = prune(replace(words, method="tana", set=("level=0.1",), score="magnitude", iterations=3)).warnings
+    assert [w.split(":")[0] for w in heard] == [
+        "--score magnitude",
+        "--steps 3",
+        "--method tana",
+        "--set level=0.1",
+    ]
+
+
+def test_labels_and_low_rank_do_not_go_together(options: PruneOptions) -> None:
+    with pytest.raises(UsageError, match="--then dalr: its recovery learns from the dense network alone"):
+        prune(replace(options, method="tana", then="dalr", labelled_target=options.target))

@@ -32,6 +32,15 @@ def paper(z: Array, index: list[int], bank: Array, scores: Array, near: int, fur
     return total / len(index)
 
 
+def test_an_image_that_comes_twice_is_kept_as_it_came_last() -> None:
+    objective = NRC(Task(2, 2), NRC.Knobs(near=1, further=1))
+    objective.refresh(torch.eye(2).repeat(2, 1), torch.zeros(4, 2))
+    features, logits = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[3.0, 0.0], [0.0, 3.0]])
+    objective.terms(None, Batch(features, logits, None, torch.tensor([2, 2])), Step(0, 9))
+    torch.testing.assert_close(objective.features[2], features[1])
+    torch.testing.assert_close(objective.scores[2], logits[1].softmax(0))
+
+
 @pytest.mark.parametrize(("near", "further"), [(1, 1), (3, 2), (50, 50)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_value_and_gradient(near: int, further: int, dtype: torch.dtype, slope: Slope) -> None:
