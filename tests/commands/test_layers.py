@@ -168,7 +168,8 @@ def test_a_table_of_another_device_predicts(
     assert "measured_ms" not in found.latency
     assert found.latency["predicted_ms"] <= found.latency["requested_ms"] == 0.5 * found.latency["dense_ms"]
     assert found.latency["device"].startswith("a board, onnxruntime")
-    for change in ({"method": "dalr"}, {"method": "auto", "then": "dalr"}):
+    changes: list[dict[str, Any]] = [{"method": "dalr"}, {"method": "auto", "then": "dalr"}]
+    for change in changes:
         with pytest.raises(UsageError, match="dalr times its pairs on this machine"):
             prune(replace(options, latency="0.5x", table=file, **change))
     with pytest.raises(DataError, match="the layer table of a board has no"):

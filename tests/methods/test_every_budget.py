@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,8 @@ def pruned(options: PruneOptions, name: str, kind: str, *, dry: bool) -> PruneRe
         score="magnitude",
     )
     source = options.source if "source" in catalog.METHODS[name].needs else None
-    return prune(replace(bare, source=source, dry_run=dry, **{kind: WORDS[kind]}))
+    wanted: dict[str, Any] = {kind: WORDS[kind]}
+    return prune(replace(bare, source=source, dry_run=dry, **wanted))
 
 
 @pytest.mark.parametrize("kind", ["params", "channels"])  # macs: each method's own tests
