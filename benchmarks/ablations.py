@@ -117,9 +117,12 @@ ABLATIONS = (
         ("--rank", "local", "--score", "magnitude"),
     ),
     Ablation("with hints inside the network", "tana", ("layers=1",)),
+    Ablation("the baseline", "adapt-then-prune"),
     Ablation("tuned on source alone", "adapt-then-prune", ("tune=source",)),
     Ablation("cut by label-free Taylor", "adapt-then-prune", ("score=taylor",)),
+    Ablation("the baseline", "prune-then-adapt"),
     Ablation("cut by the source's Taylor", "prune-then-adapt", ("score=taylor-labels",)),
+    Ablation("the baseline", "uniform"),
     Ablation("within layers by Taylor", "uniform", ("score=taylor",)),
 )
 

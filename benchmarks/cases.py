@@ -65,7 +65,7 @@ def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
                 if task.name == "pacs-partial" and name == "swmmd":  # all classes weigh the same: plain MMD
                     plain = ("--objective", name, "--set", "momentum=1")
                     yield Case("adapt", task.name, "swmmd+momentum=1", seed, plain)
-                switched = (needs or name in ("auto", "shot")) and name not in ("source", "swmmd")
+                switched = (needs or name in ("auto", "shot", "nrc")) and name != "swmmd"
                 if task.name == "pacs-partial" and switched:
                     yield Case(
                         "adapt",

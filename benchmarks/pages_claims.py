@@ -39,7 +39,7 @@ CLAIMS = (
             (
                 "ITMC beats TCP, distillation and pruning alone",
                 "itmc",
-                ("tcp", "uniform", "itmc+distill=false"),
+                ("tcp", "itmc+cuts=1+score=given+rank=local+score=magnitude", "itmc+distill=false"),
             ),
             ("TANA's structure beats uniform width", "tana", ("uniform",)),
             ("the same with ten labelled images a class", "tana+labelled", ("tana+labelled+uniform",)),

@@ -181,7 +181,7 @@ def at_most(share: float, images: int) -> float:
     z = 1.6449
     middle = share + z * z / (2 * images)
     spread = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
-    return min(1.0, (middle + spread) / (1 + z * z / images))
+    return max(share, min(1.0, (middle + spread) / (1 + z * z / images)))
 
 
 def estimate(known: Statistics, logits: Array, seed: int = 0) -> Estimate:

@@ -116,8 +116,7 @@ class _Loop:
         stage: str,
     ) -> None:
         self.network, self.objective, self.settings = network, objective, settings
-        self.stage, self.run, self.begun = stage, run, 0
-        self.title = stage
+        self.stage, self.title, self.run, self.begun = stage, stage, run, 0
         self.watch: Pixels | None = None
         self.validator = validate.Validator(network, pixels[0])
         self.partial = objective.partial
@@ -162,14 +161,15 @@ class _Loop:
 
     def work(self, check: Callable[[], None]) -> Fit:
         """Train; `check` is called after each whole step, and may raise KeyboardInterrupt."""
+        total = self.settings.steps if self.objective.needs.train else 0
         if not self._resume():
             if self.run is not None:
                 snapshot.forget_metrics(self.run, self.stage)
             if self.objective.needs.statistics:
                 self._take_statistics()
-            self._validate()
+            if self.settings.validations or not total:
+                self._validate()
         processes.alike(self.network.module, self.objective)
-        total = self.settings.steps if self.objective.needs.train else 0
         every = max(1, total // max(1, self.settings.validations))
         self.whole = True
         check()

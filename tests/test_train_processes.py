@@ -21,12 +21,26 @@ from edgeprune.model import Network
 from edgeprune.objectives.bnm import BNM
 from edgeprune.objectives.cdan import CDAN
 from edgeprune.objectives.dan import DAN
+from edgeprune.objectives.dann import DANN
+from edgeprune.objectives.jan import JAN
 from edgeprune.objectives.mcc import MCC
+from edgeprune.objectives.nrc import NRC
 from edgeprune.objectives.shot import SHOT
+from edgeprune.objectives.swmmd import SWMMD
 from edgeprune.train import Settings
 from edgeprune.waist import Step, Task
 
-KINDS = {"mcc": MCC, "dan": DAN, "cdan": CDAN, "bnm": BNM, "shot": SHOT}
+KINDS = {
+    "mcc": MCC,
+    "dan": DAN,
+    "jan": JAN,
+    "dann": DANN,
+    "cdan": CDAN,
+    "bnm": BNM,
+    "swmmd": SWMMD,
+    "shot": SHOT,
+    "nrc": NRC,
+}
 TASK = Task(6, 3)
 
 

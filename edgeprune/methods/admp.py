@@ -134,7 +134,7 @@ class ADMP:
             return replace(plan, why={**plan.why, "masks": {"swapped": 0, "images_beside": 0}})
         with masked(job.network.module, cut, duel.values):
             teacher = duel.teacher if learns else taught.network
-            parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=1)
+            parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=0)
         taught.network = teacher
         return duel.plan(plan, steps * work.images_a_step(job, duel))
 

@@ -120,7 +120,7 @@ class ITMC:
         count = work.due(job, adapting, passes, "teacher")
         if count < 1:
             return
-        settings = replace(learning.settings(job.options, count, 1), lr=self.teacher_lr * job.options.lr)
+        settings = replace(learning.settings(job.options, count, 0), lr=self.teacher_lr * job.options.lr)
         network = replace(job.network, module=teacher)
         begun = sum(job.steps)  # as many as the student
         train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage, begun=begun)

@@ -92,7 +92,8 @@ def learn(
         return
     if not choose:
         objective.needs = replace(objective.needs, last=True)
-    fit = parts.learn(job, objective, count, stage, teacher=teacher, validations=3 if choose else 1)
+    looks = 3 if choose else int(passes >= 1)  # a look takes as long as training on half a pass
+    fit = parts.learn(job, objective, count, stage, teacher=teacher, validations=looks)
     if job.options.bn_recal:
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
     job.count("images" if job.trace else "images_before", count * images_a_step(job, objective))

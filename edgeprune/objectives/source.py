@@ -25,7 +25,8 @@ class WithSource(Objective):
 
     The weights are PADA's (Cao et al., Partial Adversarial Domain Adaptation, ECCV 2018, arXiv 1808.04205, eq. 4 and
     5): gamma_c = mean_j softmax(z_j / T)_c over the target, with T = 0.1 as in TLLib, 1 on the average of classes, and
-    refreshed before each pass over the target. `gamma` (K,) is a buffer.
+    refreshed before each pass over the target. Ours: weights have mean 1 in each batch, in the domain terms too, where
+    PADA divides by the largest. `gamma` (K,) is a buffer.
     """
 
     Knobs: type = PartialKnobs
