@@ -123,7 +123,7 @@ def page() -> str:
 def _claims(rows: Sequence[Row]) -> list[str]:
     """A line a claim, of the seeds that both sides have; those whose rows are not there are named below."""
     lines = [
-        "| claim | task | budget | seeds | | | difference | holds |",
+        "| claim | task | budget | seeds | left | right | difference | holds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     missing: dict[str, None] = {}
@@ -172,7 +172,7 @@ def verdict(ours: Sequence[float], theirs: Sequence[float], least: float) -> tup
         word = "yes" if gap > spread else "equal" if gap >= -spread else "no"
     else:
         word = "yes" if gap >= least else "equal" if least < 0 and gap >= -spread else "no"
-    return f"{gap:+.1f} (asked for {least:+.1f})", word
+    return f"{gap:+.1f} (at least {least:+.1f})", word
 
 
 def _said(found: Sequence[float]) -> str:

@@ -59,11 +59,11 @@ def _budgets(rows: Sequence[Row]) -> list[str]:
     made = {(r["network"], r["share"], r["way"]): r for r in rows}
     lines = [
         "Each network cut to a share of its own latency (ONNX Runtime, one thread, batch 1), three ways: as",
-        "`--latency` does, by a MACs budget and by uniform width that are told what to keep until they are measured at",
-        "the same latency. `--latency` makes a plan by the layer table and the knapsack, one by a MACs budget (M) and",
-        "one of uniform width (U), and takes the one that agrees most with the dense network, here on the same images.",
-        "Agreement on 2,048 paintings, after batch-norm statistics were taken anew and nothing else; in brackets the",
-        "latency as a share of what was asked for.",
+        "`--latency` does, by a MACs budget, and by uniform width, each corrected until it is measured at that",
+        "latency, anew for every column (so `--latency` may show less than its neighbour). It makes a plan by the",
+        "layer table and the knapsack, one by a MACs budget (M) and one of uniform width (U), and takes the one that",
+        "agrees most with the dense network, here on the same images. Agreement on 2,048 paintings, after batch-norm",
+        "statistics were taken anew and nothing else; in brackets the latency as a share of what was asked for.",
         "",
         "| network | latency | `--latency` | MACs budget | uniform width |",
         "|---|---|---|---|---|",
