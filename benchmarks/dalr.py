@@ -41,6 +41,7 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "dalr.json"
 FORMS = ("svd", "svd-bias", "dalr", "centred", "dalr-source", "centred-source")
 RIDGE, POSITIONS = 1e-3, 16  # those of --method dalr
+CLAIMED = 4.0  # times fewer parameters than truncated SVD, at equal accuracy
 LOSS = 1.0  # points below the unchanged network that count as equal accuracy
 
 
@@ -274,6 +275,35 @@ def needed(rows: Sequence[Row]) -> int | None:
 def _needed(rows: Sequence[Row]) -> str:
     found = needed(rows)
     return "more than any here" if found is None else f"{found:,} of {rows[0]['dense_params']:,}"
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Lines of Markdown: the paper's claim on each layer group that both forms were measured on."""
+    lines = [
+        f"Parameters that accuracy within {LOSS:g} point takes, truncated SVD against ours; the claim is at least"
+        f" {CLAIMED:g} times, in the fully connected layers:",
+        "",
+    ]
+    for group in GROUPS:
+        here = [r for r in rows if (r["task"], r["layers"]) == (group.task, group.name)]
+        sides = {form: [r for r in here if r["form"] == form] for form in ("svd", "dalr", "centred")}
+        if not sides["svd"]:
+            continue
+        theirs = needed(sides["svd"])
+        for form in ("dalr", "centred"):
+            if not sides[form]:
+                continue
+            ours = needed(sides[form])
+            if ours is None:
+                said = f"no: {form} needs more than any rank here"
+            elif theirs is None:  # then the largest rank bounds the ratio from below
+                ratio = max(r["params"] for r in sides["svd"]) / ours
+                said = f"more than {ratio:.1f} times with {form}: {'yes' if ratio >= CLAIMED else 'open'}"
+            else:
+                ratio = theirs / ours
+                said = f"{ratio:.1f} times with {form}: {'yes' if ratio >= CLAIMED else 'no'}"
+            lines.append(f"- {group.task}, {group.name}: {said}")
+    return lines
 
 
 def main() -> int:

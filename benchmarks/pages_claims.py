@@ -16,12 +16,25 @@ UNPRUNED = "its own network before the cut"
 HALFWAY = "halfway from distill+magnitude to the network before the cut"
 
 
+class Margin(NamedTuple):
+    """How far one row is above another at a budget."""
+
+    ours: str
+    theirs: str
+    budget: str
+
+    def __str__(self) -> str:
+        return f"{self.ours} over {self.theirs} at {self.budget}"
+
+
 class Claim(NamedTuple):
-    """`left` is at least `least` points above `right` (a row's name, or UNPRUNED) on a task at a budget."""
+    """`left` is at least `least` points above `right` on a task at a budget; each is a row's name, or a Margin with a
+    budget of its own; `right` may be UNPRUNED or HALFWAY.
+    """
 
     of: str
-    left: str
-    right: str
+    left: str | Margin
+    right: str | Margin
     task: str
     budget: str
     least: float = 0.0
@@ -46,6 +59,16 @@ CLAIMS = (
         )
         for budget in ("macs=0.5", "macs=0.3")
         for right in rivals
+    ),
+    *(
+        Claim(
+            "TCP's margin grows with the cut",
+            Margin("tcp", right, "macs=0.3"),
+            Margin("tcp", right, "macs=0.5"),
+            "pacs",
+            "macs=0.3",
+        )
+        for right in ("prune-then-adapt", "two-stage", "tcp+variant=source+weight=0")
     ),
     *(
         Claim(
@@ -116,7 +139,7 @@ def page() -> str:
     if rows := accuracy.load(ablations.RESULTS):
         lines += ["", "## Parts switched off", "", *ablations.table(rows).splitlines()]
     if rows := accuracy.load(dalr.RESULTS):
-        lines += ["", "## Low-rank layers", "", *dalr.table(rows).splitlines()]
+        lines += ["", "## Low-rank layers", "", *dalr.table(rows).splitlines(), "", *dalr.verdicts(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -149,13 +172,17 @@ def _claims(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _found(rows: Sequence[Row], claim: Claim, name: str) -> dict[int, float]:
-    """Accuracy in percent by seed."""
+def _found(rows: Sequence[Row], claim: Claim, name: str | Margin) -> dict[int, float]:
+    """Accuracy, or a margin, in percent by seed."""
     stage = "prune" if claim.budget else "adapt"
+    if isinstance(name, Margin):
+        there = claim._replace(budget=name.budget)
+        high, low = (_found(rows, there, side) for side in (name.ours, name.theirs))
+        return {seed: high[seed] - low[seed] for seed in high.keys() & low.keys()}
     if name == HALFWAY:
         low, high = (_found(rows, claim, end) for end in ("distill+magnitude", UNPRUNED))
         return {seed: (low[seed] + high[seed]) / 2 for seed in low.keys() & high.keys()}
-    column, name = ("before", claim.left) if name == UNPRUNED else ("chosen", name)
+    column, name = ("before", str(claim.left)) if name == UNPRUNED else ("chosen", name)
     wanted = (stage, claim.task, name, claim.budget)
     same = [r for r in rows if (r["stage"], r["task"], r["name"], r.get("budget", "")) == wanted]
     return {r["seed"]: float(r[column]) for r in same if column in r}

@@ -32,6 +32,25 @@ def test_only_seeds_that_both_sides_have_are_compared(monkeypatch: pytest.Monkey
     assert "| 1 | ours 99.0 | theirs 98.0 | +1.0" in "\n".join(pages_claims._claims(rows))
 
 
+def test_a_margin_is_of_seeds_that_all_four_rows_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    low, high = (pages_claims.Margin("ours", "theirs", f"macs={kept}") for kept in (0.3, 0.5))
+    claim = pages_claims.Claim("it grows", low, high, "digits", "macs=0.3")
+    monkeypatch.setattr(pages_claims, "CLAIMS", (claim,))
+    found: dict[tuple[str, float], tuple[float, ...]] = {
+        ("ours", 0.3): (80.0, 70.0),
+        ("theirs", 0.3): (71.0, 9.0),
+        ("ours", 0.5): (90.0, 90.0),
+        ("theirs", 0.5): (86.0,),
+    }
+    rows = [
+        {"stage": "prune", "task": "digits", "budget": f"macs={kept}", "name": n, "seed": s, "chosen": c}
+        for (n, kept), values in found.items()
+        for s, c in enumerate(values)
+    ]
+    line = pages_claims._claims(rows)[-1]
+    assert "| 1 | ours over theirs at macs=0.3 9.0 | ours over theirs at macs=0.5 4.0 | +5.0" in line
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "least", "word"),
     [

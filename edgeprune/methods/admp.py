@@ -54,16 +54,17 @@ class ADMP:
     """See the top of this file; UsageError without labelled source images. How many channels of a layer stay is the
     plan's by --score and --rank (local: the same share everywhere); which of them is the hard mask's.
 
-    soft: the adversary. admm: else straight through the top k. teacher: "frozen"; "ema" and "joint" have the full-size
-    network go on learning beside the masks of the first cut, on a quarter of the source images, and the teacher from
-    then on is its moving average, or itself.
+    soft: the soft mask is the adversary's, or chance's in its place (each channel of each image as likely to stay as
+    the adversary's begin), or there is none. admm: else straight through the top k. teacher: "frozen"; "ema" and
+    "joint" have the full-size network go on learning beside the masks of the first cut, on a quarter of the source
+    images, and the teacher from then on is its moving average, or itself.
     threshold: c. pseudo: a, which ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see
     above; rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, over rho for the
     hard mask under ADMM. passes: over the target with masks, before the cut; the weights learn, too. tune: after it,
     "both" goes on with the first line above beside distillation.
     """
 
-    soft: bool = True
+    soft: Literal["adversary", "random", "none"] = "adversary"
     admm: bool = True
     teacher: Literal["frozen", "ema", "joint"] = "frozen"
     threshold: float = 0.9
@@ -250,8 +251,8 @@ class Duel(Losses):
         return self
 
     def clean(self, images: int) -> Tensor:
-        """Every second row, (N,) bool; all without an adversary."""
-        return torch.arange(images) % 2 == 0 if self.how.soft else super().clean(images)
+        """Every second row, (N,) bool; all without a soft mask."""
+        return super().clean(images) if self.how.soft == "none" else torch.arange(images) % 2 == 0
 
     def before_forward(self, domain: Literal["source", "target"]) -> None:
         """The adversary wants other things of the two domains."""
@@ -265,14 +266,18 @@ class Duel(Losses):
         if not self.how.admm:
             self.chosen = project(self.layout, self.hard, self.keep)
             mask = self.chosen.float() + self.hard - self.hard.detach()
-        if self.how.soft:
-            wish = 1.0 if self.domain == "target" else -self.how.b
-            both = mask * reverse_gradient(self.tilt.sigmoid(), wish)
-            mask = torch.where(self.clean(images).to(mask.device)[:, None], mask, both)
+        if self.how.soft != "none":
+            mask = torch.where(self.clean(images).to(mask.device)[:, None], mask, mask * self._soft(images))
         if self.teacher is not None and self.domain == "source":
             full = (torch.arange(images) % 4 == 0).to(mask.device)[:, None]
             mask = torch.where(full, torch.ones_like(mask), mask)
         return self.layout.split(mask)
+
+    def _soft(self, images: int) -> Tensor:
+        """s, (C,) or (N, C)."""
+        if self.how.soft == "random":
+            return torch.bernoulli(self.tilt.detach().sigmoid().expand(images, -1))
+        return reverse_gradient(self.tilt.sigmoid(), 1.0 if self.domain == "target" else -self.how.b)
 
     def rho(self, step: Step) -> float:
         """Geometric from rho0 to rho1, constant between two updates."""
@@ -293,7 +298,7 @@ class Duel(Losses):
         else:
             self.hard.sub_(rate * slope)
         self.hard.clamp_(min=0.0)
-        if self.how.soft:
+        if self.how.soft == "adversary":
             self.tilt.sub_(rate * self._slope(1, self.tilt, step))
         following = Step(step.number + 1, step.total)
         if self.how.admm and following.number % self.how.every == 0:

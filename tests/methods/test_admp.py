@@ -16,7 +16,7 @@ from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
 from edgeprune.images import Preprocess
 from edgeprune.methods import parts
-from edgeprune.methods.admp import ADMP, MEMORY, Duel, Losses
+from edgeprune.methods.admp import ADMP, MEMORY, OPEN, Duel, Losses
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
 from edgeprune.options import PruneOptions
@@ -63,8 +63,8 @@ def reading(source: Batch, target: Batch, how: ADMP, a: float, clean: list[int])
 
 
 @pytest.mark.parametrize("kind", ["l1", "kl"])
-@pytest.mark.parametrize("soft", [False, True])
-def test_terms_are_their_equations(soft: bool, kind: Any) -> None:
+@pytest.mark.parametrize("soft", ["none", "random", "adversary"])
+def test_terms_are_their_equations(soft: Any, kind: Any) -> None:
     how = ADMP(soft=soft, divergence=kind, threshold=0.6, pseudo=0.7, lam=1.3)
     source, target = batches()
     assert target.teacher is not None
@@ -74,7 +74,7 @@ def test_terms_are_their_equations(soft: bool, kind: Any) -> None:
     duel = Duel(TASK, how, COUPLINGS, PLAN)
     found = {k: float(v.detach()) for k, v in duel.terms(source, target, Step(3, 10)).items()}
     assert found == pytest.approx(
-        reading(source, target, how, 0.7 * ramp, [0, 2, 4] if soft else list(range(6))), abs=1e-5
+        reading(source, target, how, 0.7 * ramp, list(range(6)) if soft == "none" else [0, 2, 4]), abs=1e-5
     )
     found = {k: float(v.detach()) for k, v in Losses(TASK, how).terms(source, target, Step(3, 10)).items()}
     assert found == pytest.approx(reading(source, target, how, 0.7, list(range(6))), abs=1e-5)
@@ -92,15 +92,32 @@ def test_every_second_image_meets_both_masks() -> None:
         duel.tilt.copy_(torch.linspace(-2, 2, 9))
     both = duel.hard * duel.tilt.sigmoid()
     torch.testing.assert_close(masks(duel), torch.stack([duel.hard, both, duel.hard, both]))
-    bare = Duel(TASK, ADMP(soft=False), COUPLINGS, PLAN)
+    bare = Duel(TASK, ADMP(soft="none"), COUPLINGS, PLAN)
     torch.testing.assert_close(masks(bare), bare.hard.detach())
     kept = [1.0, 1, 1, 0, 0, 0, 0, 0, 1]
     assert masks(duel, training=False).tolist() == kept  # where the network is only looked at: z
-    straight = Duel(TASK, ADMP(soft=False, admm=False), COUPLINGS, PLAN)
+    straight = Duel(TASK, ADMP(soft="none", admm=False), COUPLINGS, PLAN)
     assert masks(straight).tolist() == kept
     masks(straight).sum().backward()  # type: ignore[no-untyped-call]
     assert straight.hard.grad is not None
     assert straight.hard.grad.tolist() == [1.0] * 9  # also to channels that are off
+
+
+def test_a_random_soft_mask_is_chance_of_each_channel_and_image_and_learns_nothing() -> None:
+    duel = Duel(TASK, ADMP(soft="random"), COUPLINGS, PLAN)
+    with torch.no_grad():
+        duel.hard.copy_(torch.linspace(0.1, 0.9, 9))
+    torch.manual_seed(0)
+    found = masks(duel, images=4000).detach()
+    torch.testing.assert_close(found[::2], duel.hard.detach().expand(2000, 9))
+    kept = found[1::2] / duel.hard.detach()
+    assert set(kept.round(decimals=5).flatten().tolist()) == {0.0, 1.0}
+    np.testing.assert_allclose(kept.mean(0).numpy(), 1 / (1 + math.exp(-OPEN)), atol=0.03)
+    masks(duel).sum().backward()  # type: ignore[no-untyped-call]
+    assert duel.tilt.grad is None
+    before = duel.tilt.detach().clone()
+    duel.before_update(Step(0, 40))
+    assert torch.equal(duel.tilt, before)
 
 
 @pytest.mark.parametrize("domain", ["source", "target"])
@@ -125,7 +142,7 @@ def test_the_adversary_has_the_sign_of_its_line(domain: Any) -> None:
 
 def test_admm_is_its_equations() -> None:
     """h, z, u over 25 steps against a plain reading with numpy; the optimiser is left nothing."""
-    how = ADMP(soft=False, rho0=0.2, rho1=2.0, every=5, rate=0.3)
+    how = ADMP(soft="none", rho0=0.2, rho1=2.0, every=5, rate=0.3)
     duel = Duel(TASK, how, COUPLINGS, PLAN)
     random = np.random.default_rng(0)
     h, u, total = np.ones(9), np.zeros(9), 25
@@ -238,7 +255,7 @@ def test_masks_mend_a_bad_start() -> None:
     )
     ADMP(passes=0.0)(start)
     assert still_there(start) >= 6
-    ADMP(soft=False, passes=40.0)(found)
+    ADMP(soft="none", passes=40.0)(found)
     assert still_there(found) <= 2
     assert found.trace[-1]["swapped"] >= still_there(start) - 2
     assert found.trace[-1]["mask_gap"] < 0.5

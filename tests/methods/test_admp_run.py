@@ -38,7 +38,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "knobs", [(), ("admm=false", "soft=false"), ("teacher=ema",), ("teacher=joint",)], ids=str
+    "knobs", [(), ("admm=false", "soft=none"), ("teacher=ema",), ("teacher=joint",)], ids=str
 )
 def test_a_kill_anywhere_changes_nothing(
     knobs: tuple[str, ...], options: PruneOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -96,6 +96,24 @@ def test_equal_accuracy() -> None:
     assert lines[-1] == "| centred | 89.9 |  |  |  | 40 of 1,000 |"
 
 
+@pytest.mark.parametrize(
+    ("svd", "said"),
+    [
+        (((4, 50.0), (8, 89.5)), "2.0 times with centred: no"),
+        (((4, 50.0), (16, 89.5)), "4.0 times with centred: yes"),
+        (((4, 50.0), (8, 50.0)), "more than 2.0 times with centred: open"),
+        (((4, 50.0), (32, 50.0)), "more than 8.0 times with centred: yes"),
+    ],
+)
+def test_the_claim_is_a_ratio_of_parameters(svd: tuple[tuple[float, float], ...], said: str) -> None:
+    facts = {"task": "fc", "layers": "fc6", "whole": 90.0, "dense_params": 1000}
+    ours: list[dict[str, Any]] = [{**facts, "form": "centred", "rank": 4, "accuracy": 89.9, "params": 40}]
+    rows = [*ours, *({**facts, "form": "svd", "rank": r, "accuracy": a, "params": 10 * r} for r, a in svd)]
+    assert dalr.verdicts(rows)[-1] == f"- fc, fc6: {said}"
+    worse = [{**row, "accuracy": 50.0} if row["form"] == "centred" else row for row in rows]
+    assert "no: centred needs more than any rank here" in dalr.verdicts(worse)[-1]
+
+
 def test_the_network_of_the_claim() -> None:
     words = ModelOptions(weights="none", classes="10", size=32)
     network, _ = open_network(dalr.SPEC, words)
