@@ -202,7 +202,9 @@ class _Loop:
         first = (self.begun + step.number) * self.settings.accumulate
         due = step.number == 0 or first % per_pass < self.settings.accumulate
         if self.objective.needs.refresh and due:
-            features, logits = inference.predict(self.network, self.target)
+            average = self.state.ema if self.objective.needs.averaged else {}
+            with weights.swapped(self.network.module, average):
+                features, logits = inference.predict(self.network, self.target)
             self.objective.refresh(features.to(self.device), logits.to(self.device))
 
     def _step(self, step: Step) -> dict[str, float]:
@@ -280,21 +282,19 @@ class _Loop:
         Statistics of batch-norm lag behind weights that learn, so those are re-estimated first.
         """
         module = self.network.module
-        live = {k: v.clone() for k, v in module.state_dict().items()}
-        weights.take(module, self.state.ema or live)
-        if self.target_batches is not None and self.state.step and not self.frozen:
-            inference.reestimate_batchnorm(module, validate.evenly(self.target), self.network.preprocess)
-        scores = self.validator()
-        self.state.curves.append({"step": self.state.step, **scores})
-        facts: dict[str, float] = {}
-        if self.watch is not None:
-            facts["accuracy"] = inference.evaluate(self.network, validate.evenly(self.watch))
-            self.state.watched.append(facts["accuracy"])
-        if self.run:
-            self.run.metric(stage=self.stage, step=self.state.step, validators=scores, **facts)
-        if self._last or self._chosen().place == len(self.state.curves) - 1:
-            self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
-        weights.take(module, live)
+        with weights.swapped(module, self.state.ema):
+            if self.target_batches is not None and self.state.step and not self.frozen:
+                inference.reestimate_batchnorm(module, validate.evenly(self.target), self.network.preprocess)
+            scores = self.validator()
+            self.state.curves.append({"step": self.state.step, **scores})
+            facts: dict[str, float] = {}
+            if self.watch is not None:
+                facts["accuracy"] = inference.evaluate(self.network, validate.evenly(self.watch))
+                self.state.watched.append(facts["accuracy"])
+            if self.run:
+                self.run.metric(stage=self.stage, step=self.state.step, validators=scores, **facts)
+            if self._last or self._chosen().place == len(self.state.curves) - 1:
+                self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
 
     def _chosen(self) -> select.Choice:
         return select.choose(self.state.curves, self.settings.select, partial=self.partial)

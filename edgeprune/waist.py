@@ -66,7 +66,8 @@ class Needs:
     source: labelled source batches. welcome_source: they are taken when given. source_view: how they are changed.
     views: of the target, the first is the main one; none: the target is not used. layers: dotted names of layers; what
     enters them on the main views is handed over. teacher: the frozen teacher's logits, and what enters those layers of
-    it. refresh: features and logits of the whole target before each pass over it. freeze_classifier: it does not learn,
+    it. refresh: features and logits of the whole target before each pass over it; averaged: by the running average of
+    the weights, a mean teacher, where one is kept. freeze_classifier: it does not learn,
     unless labelled source images take part.
     statistics: batch-norm is re-estimated on the target before the first step; blend: the share of the target's
     statistics then, 0 for what their number says (validate.share_of). train: False when that is all.
@@ -82,6 +83,7 @@ class Needs:
     layers: tuple[str, ...] = ()
     teacher: bool = False
     refresh: bool = False
+    averaged: bool = False
     freeze_classifier: bool = False
     statistics: bool = False
     train: bool = True

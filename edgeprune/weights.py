@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def take(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     state = OrderedDict(tensors)
     state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
     module.load_state_dict(state)
+
+
+@contextmanager
+def swapped(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Have other values in `module` for a while; its own when `tensors` is empty. What is changed meanwhile is lost."""
+    live = {key: value.clone() for key, value in module.state_dict().items()}
+    take(module, tensors or live)
+    try:
+        yield
+    finally:
+        take(module, live)
 
 
 def fit_by_name(module: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import inference, train, validate
+from edgeprune import inference, optimise, train, validate
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted, UsageError
 from edgeprune.images import Preprocess
@@ -85,6 +85,46 @@ def undisturbed(objective: Objective, steps: int = 12) -> dict[str, Tensor]:
     net = network()
     train.fit(net, objective, images(24, True, False), images(24, False, True), settings(steps))
     return weights(net)
+
+
+class Asks(Objective):
+    """Remembers what it was shown of the whole target, and the weights after each step."""
+
+    def __init__(self, module: nn.Module, averaged: bool) -> None:
+        super().__init__(TASK)
+        self.needs = Needs(refresh=True, averaged=averaged)
+        self.module = (module,)
+        self.shown: list[Tensor] = []
+        self.after: list[dict[str, Tensor]] = []
+
+    def refresh(self, features: Tensor, logits: Tensor) -> None:
+        self.shown.append(logits.clone())
+
+    def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
+        assert target is not None
+        return {"pull": target.logits.square().mean()}
+
+    def before_update(self, step: Step) -> None:
+        self.after.append({k: v.clone() for k, v in self.module[0].state_dict().items()})
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_whole_target_is_seen_by_the_network_or_by_the_average_of_its_weights(averaged: bool) -> None:
+    target = images(24, shifted=True, labelled=False)  # three steps are a pass
+    net = network()
+    net.module.set_submodule("body.1", nn.Identity())
+    asks = Asks(net.module, averaged)
+    train.fit(net, asks, target, None, settings(4, ema=0.98))
+    assert len(asks.shown) == 2
+    kept: dict[str, Tensor] = {}
+    for step, now in enumerate(asks.after[1:4]):  # `after[n]` is after n steps
+        kept = optimise.averaged(kept, now, 0.98, step)
+    said = []
+    for values in (kept, asks.after[3]):
+        net.module.load_state_dict(values)
+        said.append(inference.predict(net, target)[1])
+    assert not torch.allclose(said[0], said[1])
+    torch.testing.assert_close(asks.shown[1], said[0 if averaged else 1])
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

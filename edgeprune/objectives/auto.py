@@ -41,7 +41,8 @@ class Auto(WithSource):
         near: neighbours of an image. flow: alpha, how far labels flow, 0 to 1. partial. rare: images of a class.
         view: what images learn on, "strong" or "weak". statistics: batch-norm's, "live", or "frozen" at a blend of the
         network's own and the target's. Where the shift is small and no source is there (task.settled of SMALL or more),
-        "auto" is "weak" and "frozen", and sure is 0.9 unless it is given; else "strong", "live" and 0.7.
+        "auto" is "weak" and "frozen", and sure is 0.9 unless it is given; else "strong", "live" and 0.7. teacher: whose
+        answers become pseudo-labels, the network's or those of the running average of its weights, a mean teacher.
         """
 
         information: float = 1.0
@@ -53,6 +54,7 @@ class Auto(WithSource):
         rare: int = 10
         view: Literal["auto", "strong", "weak"] = "auto"
         statistics: Literal["auto", "live", "frozen"] = "auto"
+        teacher: Literal["network", "average"] = "network"
 
         def __post_init__(self) -> None:
             expect(self, information=NOT_NEGATIVE, pseudo=NOT_NEGATIVE, sure=SOME_SHARE)
@@ -76,7 +78,8 @@ class Auto(WithSource):
         weak = self.knobs.view == "weak" or (self.knobs.view == "auto" and small)
         frozen = self.knobs.statistics == "frozen" or (self.knobs.statistics == "auto" and small)
         view = "weak" if weak else "strong"
-        needs = replace(type(self).needs, views=(view,), source_view=view)
+        averaged = self.knobs.teacher == "average"
+        needs = replace(type(self).needs, views=(view,), source_view=view, averaged=averaged)
         self.needs = replace(needs, frozen_statistics=frozen, gentle=small)
         self.sure = self.knobs.sure if self.knobs.sure is not None else 0.9 if small else 0.7
         self.register_buffer("pseudo", torch.empty(0, dtype=torch.int64))

@@ -40,6 +40,7 @@ class Together(Objective):
             layers=tuple(dict.fromkeys(layer for n in needs for layer in n.layers)),
             teacher=any(n.teacher for n in needs),
             refresh=any(n.refresh for n in needs),
+            averaged=any(n.averaged for n in needs),
             freeze_classifier=any(n.freeze_classifier for n in needs),
             statistics=any(n.statistics for n in needs),
             train=train,

@@ -48,7 +48,15 @@ def test_terms_are_the_weighted_sums() -> None:
 
 def test_needs_are_the_union() -> None:
     both = Together([(1, Layered()), (1, MCC(TASK)), (1, SHOT(TASK)), (1, Distill(TASK))])
-    assert both.needs == Needs(True, ("train", "strong"), ("a",), True, True, True, True)
+    assert both.needs == Needs(
+        source=True,
+        views=("train", "strong"),
+        layers=("a",),
+        teacher=True,
+        refresh=True,
+        freeze_classifier=True,
+        statistics=True,
+    )
     assert [name for name, _ in both.named_parameters()] == ["parts.0.own"]
     assert Together([(1, Source(TASK))]).needs == Source.needs
 
