@@ -1,4 +1,4 @@
-"""Writes docs/accuracy.md, with one plot a task, and the other pages of numbers; none is typed by hand.
+"""Writes docs/accuracy.md, with one plot a task, the other pages of numbers and the README's; none is typed by hand.
 
 python -m benchmarks.pages
 """
@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import pages_claims, pages_pruning, precision
+from benchmarks import pages_claims, pages_pruning, pages_readme, precision
 from benchmarks.accuracy import Row, load
 from benchmarks.cases import METHODS
 from benchmarks.tasks import TASKS
@@ -47,6 +47,8 @@ def page(rows: Sequence[Row]) -> str:
         "The rows of `prune` that name no machine in the JSON are of an earlier version, in which each part of a",
         "recovery began with the same images and channels were ranked by `--score taylor`; they are to be made again.",
     ]
+    if machines := sorted({r["machine"] for r in rows if "machine" in r}):
+        lines += ["", "Machines, on which minutes depend: " + "; ".join(machines) + "."]
     for task in TASKS:
         adapted = [r for r in rows if r["task"] == task and r["stage"] == "adapt"]
         pruned = [r for r in rows if r["task"] == task and r["stage"] == "prune"]
@@ -226,6 +228,7 @@ def main() -> int:
     (DOCS / "precision.md").write_text(precision_page(json.loads(precision.RESULTS.read_text())))
     (DOCS / "pruning.md").write_text(pages_pruning.page())
     (DOCS / "claims.md").write_text(pages_claims.page())
+    pages_readme.README.write_text(pages_readme.filled(pages_readme.README.read_text(), rows))
     for task, group in _by((r for r in rows if r["stage"] == "prune"), "task").items():
         plot(task, group, DOCS / plot_name(task))
     return 0

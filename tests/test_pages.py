@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import accuracy, pages, pages_claims, pages_pruning, precision
+from benchmarks import accuracy, pages, pages_claims, pages_pruning, pages_readme, precision
 
 
 @pytest.mark.parametrize("name", ["accuracy.md", "pruning.md", "claims.md", "precision.md"])
@@ -20,6 +20,14 @@ def test_no_number_is_typed_by_hand(name: str) -> None:
     else:
         made = pages.precision_page(json.loads(precision.RESULTS.read_text()))
     assert (pages.DOCS / name).read_text() == made, f"run: python -m benchmarks.pages (docs/{name} is stale)"
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_rows() -> None:
+    text = pages_readme.README.read_text()
+    assert text.count("<!-- numbers: ") == 2
+    assert text == pages_readme.filled(text, accuracy.load()), "run: python -m benchmarks.pages"
+    with pytest.raises(ValueError, match="pacs: the README shows rows of `auto` that are not there"):
+        pages_readme.filled(text, [])
 
 
 def test_only_seeds_that_both_sides_have_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
