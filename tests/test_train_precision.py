@@ -1,11 +1,13 @@
 """Mixed precision and compiling in the one loop: near to float32, gradients handed over unscaled, clear refusals."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from edgeprune import processes, train
 from edgeprune.errors import UsageError
 from edgeprune.methods import learning
+from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.mcc import MCC
 from edgeprune.options import AdaptOptions
 from edgeprune.waist import Step
@@ -85,6 +88,26 @@ def test_compiling_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (plain, _), (compiled, _) = fit(), fit(compile=True)
     assert all(torch.equal(plain[k], compiled[k]) for k in plain)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_for_real_features_have_their_gradients() -> None:
+    """What hooks read, DAN learns by; two graphs, since the source leaves running statistics alone."""
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    found = []
+    for compiled in (False, True):
+        net = network()
+        how = settings(8, compile=compiled, validations=2, optimizer="sgd")
+        train.fit(net, DAN(TASK), images(24, True, False), images(24, False, True), how)
+        found.append(weights(net))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(found[0]["head.weight"], network().module.get_parameter("head.weight"))
 
 
 def test_words_of_the_options(tmp_path: Path) -> None:

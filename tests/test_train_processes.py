@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from edgeprune.data.pixels import Pixels
 from edgeprune.errors import MissingHere, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
+from edgeprune.objectives.auto import Auto
 from edgeprune.objectives.bnm import BNM
 from edgeprune.objectives.cdan import CDAN
 from edgeprune.objectives.dan import DAN
@@ -28,9 +30,9 @@ from edgeprune.objectives.nrc import NRC
 from edgeprune.objectives.shot import SHOT
 from edgeprune.objectives.swmmd import SWMMD
 from edgeprune.train import Settings
-from edgeprune.waist import Step, Task
+from edgeprune.waist import Objective, Step, Task
 
-KINDS = {
+KINDS: dict[str, Callable[[Task], Objective]] = {
     "mcc": MCC,
     "dan": DAN,
     "jan": JAN,
@@ -40,6 +42,7 @@ KINDS = {
     "swmmd": SWMMD,
     "shot": SHOT,
     "nrc": NRC,
+    "auto": lambda task: Auto(task, Auto.Knobs(view="weak", statistics="frozen")),
 }
 TASK = Task(6, 3)
 
@@ -57,9 +60,18 @@ class Plain(nn.Module):
         return out
 
 
-def network() -> Network:
+class Normed(Plain):
+    """With batch-norm, which `auto` keeps frozen where the shift is small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.insert(2, nn.BatchNorm1d(16))
+
+
+def network(kind: str = "") -> Network:
     torch.manual_seed(0)
-    return Network(Plain().eval(), "x", Preprocess((4, 4), (0.5,) * 3, (0.3,) * 3), ("a", "b", "c"), "head")
+    module = Normed() if kind == "auto" else Plain()
+    return Network(module.eval(), "x", Preprocess((4, 4), (0.5,) * 3, (0.3,) * 3), ("a", "b", "c"), "head")
 
 
 def pixels(seed: int, labelled: bool) -> Pixels:
@@ -71,7 +83,7 @@ def pixels(seed: int, labelled: bool) -> Pixels:
 
 
 def trained(kind: str, steps: int = 20) -> dict[str, Tensor]:
-    net = network()
+    net = network(kind)
     torch.manual_seed(1)
     objective = KINDS[kind](TASK)
     objective.needs = replace(objective.needs, last=True)  # the chosen ones may be those of the start
@@ -83,7 +95,7 @@ def trained(kind: str, steps: int = 20) -> dict[str, Tensor]:
 
 def gradients(kind: str) -> dict[str, Tensor]:
     """Of one batch's whole loss, by the loop's own step; the weights do not move."""
-    net = network()
+    net = network(kind)
     torch.manual_seed(1)
     objective = KINDS[kind](TASK)
     how = Settings(steps=4, batch=12, lr=0.0, weight_decay=0, device="cpu", flip=False, optimizer="sgd")
@@ -168,7 +180,7 @@ def test_twenty_steps_end_at_the_same_weights(kind: str, both: Path) -> None:
     assert all(torch.equal(first[k], second[k]) for k in first)
     expected = trained(kind)
     assert far(expected, first) < 1e-5
-    start = network().module.state_dict()
+    start = network(kind).module.state_dict()
     assert (
         float((expected["body.1.weight"] - start["body.1.weight"]).abs().max()) > 1e-3
     )  # something was learned
