@@ -9,27 +9,29 @@ import torch
 from torch import Tensor
 
 from edgeprune import inference, model
-from edgeprune.data.pixels import Chosen, Pixels
+from edgeprune.data.pixels import Pixels, chosen
 from edgeprune.errors import ModelError, UsageError
 from edgeprune.model import Network
 
 LEAST = 0.05  # of the commonest class's weight
-SURE, ENOUGH = (
-    0.9,
+SURE = 0.9  # probability of a class
+ENOUGH, RARE = (
     10,
-)  # probability of a class, and how many such images say that it is there, whatever its share
+    0.01,
+)  # so many such images say that it is there, if they are this share of the commonest class's
 
 
 def present(logits: Tensor, least: float = LEAST) -> Tensor:
     """Bool (K,): the classes whose weight is at least `least` of the largest one, for target logits (M, K), or that
-    more than `ENOUGH` images surely are of.
+    surely holds more than `ENOUGH` images and `RARE` of the commonest class's.
 
     The weights are PADA's, mean_j softmax(z_j / T)_c (Cao et al., ECCV 2018, arXiv 1808.04205, eq. 4). That a class is
     absent only if it is so at T = 1 and at T = 0.1 is ours: the mean of hard and of soft answers both have to say so.
-    That images are counted too, since a rare class may be there, follows SHOT, whose threshold for absence is ten.
+    That images are counted too, since a rare class may be there, follows SHOT, whose threshold for absence is ten;
+    among ten thousand images so many are called anything, hence the share.
     """
     sure = (logits.double().softmax(1) >= SURE).sum(0)
-    found = sure > ENOUGH
+    found = sure > max(ENOUGH, RARE * float(sure.max()))
     for temperature in (1.0, 0.1):
         weight = (logits.double() / temperature).softmax(1).mean(0)
         found |= weight >= least * weight.max()
@@ -87,7 +89,4 @@ def relabelled(pixels: Pixels, classes: tuple[str, ...], rows: Tensor) -> Pixels
 def without(pixels: Pixels, classes: tuple[str, ...], rows: Tensor) -> Pixels:
     """The labelled images of the classes `rows` (L,) alone, with labels that index these; nothing is copied."""
     assert pixels.labels is not None
-    index = torch.isin(pixels.labels, rows).nonzero().flatten()
-    names = [pixels.names[i] for i in index.tolist()]
-    there = Pixels(Chosen(pixels.images, index), pixels.labels[index], names, [], pixels.classes)
-    return relabelled(there, classes, rows)
+    return relabelled(chosen(pixels, torch.isin(pixels.labels, rows)), classes, rows)

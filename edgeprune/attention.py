@@ -91,4 +91,5 @@ def open_up(part: nn.Module) -> bool:
         return False
     part.__class__ = SlimAttention
     setattr(part, MARK, True)
+    part._qkv_same_embed_dim = False  # so torch's encoder layer takes no fast path around this forward
     return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeprune.errors import DataError
 
 FORMAT = 1
+FEWEST = 20  # labelled images that anything is said from
 KEPT = 1000  # scores in a file
 ROUNDS = 400  # of the bootstrap
 Array = NDArray[Any]
@@ -83,10 +84,10 @@ def read(path: Path) -> Statistics:
 
 
 def measure(logits: Array, labels: Array, classes: Sequence[str]) -> Statistics:
-    """Statistics of logits (N, K) and labels (N,) in 0..K-1; DataError for fewer than 20 images."""
-    if len(labels) < 20:
+    """Statistics of logits (N, K) and labels (N,) in 0..K-1; DataError for fewer than FEWEST images."""
+    if len(labels) < FEWEST:
         raise DataError(
-            f"{len(labels)} labelled images: too few to say how sure is sure; expected at least 20"
+            f"{len(labels)} labelled images: too few to say how sure is sure; expected at least {FEWEST}"
         )
     scale = temperature(logits, labels)
     score, right = confidence(logits, scale), logits.argmax(1) == labels
@@ -100,11 +101,12 @@ def measure(logits: Array, labels: Array, classes: Sequence[str]) -> Statistics:
 def temperature(logits: Array, labels: Array) -> float:
     """The T in 0.05..20 for which softmax(logits / T) has the least negative log-likelihood (Guo et al., ICML 2017).
 
-    The likelihood is convex in 1/T, so its slope is bisected.
+    The likelihood is convex in 1/T, so its slope is bisected. Where no answer is wrong it would go on for ever, and
+    nothing says that the network is surer than it sounds: T is at least 1 there, which is ours.
     """
     z = logits.astype(np.float64)
     own = z[np.arange(len(labels)), labels]
-    low, high = 1 / 20, 1 / 0.05
+    low, high = 1 / 20, 1.0 if bool((z.argmax(1) == labels).all()) else 1 / 0.05
     for _ in range(60):
         inverse = (low * high) ** 0.5
         slope = float(((softmax(z * inverse) * z).sum(1) - own).mean())
@@ -187,7 +189,8 @@ def at_most(share: float, images: int) -> float:
 def estimate(known: Statistics, logits: Array, seed: int = 0) -> Estimate:
     """Accuracy on target logits (M, K) of the network that `known` was measured on: ATC, with DoC as second opinion.
 
-    Temperature-scaled maximum probability as the score (Garg et al., ICLR 2022); the interval is ours.
+    Temperature-scaled maximum probability as the score (Garg et al., ICLR 2022). The interval is ours: the bootstrap's,
+    and down to what the validation images, which may be few, leave open of their own accuracy (`at_most`).
     """
     target = confidence(logits, known.temperature)
     parts = known.scores, known.right
@@ -200,7 +203,10 @@ def estimate(known: Statistics, logits: Array, seed: int = 0) -> Estimate:
         for rule, values in zip((atc, doc), found, strict=True):
             values.append(rule(known.scores[here], known.right[here], target[there]))
     ends = [_interval(values) for values in found]
-    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+    wrong = 1 - known.accuracy
+    unseen = at_most(wrong, known.images) - wrong
+    low, high = min(*(e[0] for e in ends), first - unseen, second - unseen), max(e[1] for e in ends)
+    low = max(0.0, low)
     return Estimate("atc", len(logits), first, min(low, first), max(high, first), first, second)
 
 
@@ -228,6 +234,27 @@ def adapted(known: Statistics, before: Array, after: Array, seed: int = 0) -> Es
     moved = at_most(1 - share, len(before))
     rest = {"share_agreeing": share, "accuracy_change_at_most": moved, "note": note}
     return Estimate("atc and agreement", len(before), None, low, high, **rest)  # type: ignore[arg-type]
+
+
+def doubted(now: Estimate, bounds: Estimate) -> Estimate:
+    """The estimate from confidences after adapting, whose interval takes in the bounds from those before (`adapted`).
+
+    Adapting makes a network sure of what it answers, so confidences after it promise too much; those before cannot say
+    what was gained. Between the two is where accuracy should be. Ours.
+    """
+    low, high = (
+        choose([v for v in ends if v is not None])
+        for choose, ends in (
+            (min, (now.accuracy_low, bounds.accuracy_low)),
+            (max, (now.accuracy_high, bounds.accuracy_high)),
+        )
+    )
+    note = "an estimate from confidences after adapting, which promise too much, down to the bounds from those before"
+    rest = {
+        "share_agreeing": bounds.share_agreeing,
+        "accuracy_change_at_most": bounds.accuracy_change_at_most,
+    }
+    return replace(now, accuracy_low=low, accuracy_high=high, note=note, **rest)  # type: ignore[arg-type]
 
 
 def carried(known: Mapping[str, Any] | None, share: float, images: int) -> Estimate:

@@ -83,9 +83,10 @@ class PruningPlan:
                 Cut(str(c["root"]), int(c["width"]), tuple(int(k) for k in c["keep"])) for c in data["cuts"]
             )
             ranks = tuple(LowRank(str(r["layer"]), int(r["rank"])) for r in data.get("low_rank", ()))
+            why = dict(data.get("why") or {})
         except (KeyError, TypeError, ValueError) as err:
             raise PlanError(f"not a pruning plan: {err!r}; expected cuts with root, width and keep") from err
-        return PruningPlan(cuts, ranks, dict(data.get("why", {})))
+        return PruningPlan(cuts, ranks, why)
 
     def dumps(self) -> str:
         """The plan as one JSON text."""

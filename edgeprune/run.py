@@ -55,6 +55,9 @@ _FREE = frozenset(
 )
 
 
+_NOTES = (".images", ".json")  # what a run decided or saw, without which it goes on as well from the start
+
+
 class Run:
     """An open run folder: a context manager that holds the lock. `resumed`: an earlier process began it."""
 
@@ -250,9 +253,14 @@ class Run:
 
     def _withdraw(self) -> None:
         """Leave no run that a corrected command would stumble over, where nothing was made that could go on."""
+        resume = self.path / "resume"
+        noted = list(resume.iterdir()) if resume.is_dir() and not self.resumed else []
+        if all(entry.suffix in _NOTES for entry in noted):  # no snapshot is among them
+            for entry in noted:
+                entry.unlink()
         with contextlib.suppress(OSError):
-            (self.path / "resume").rmdir()  # where no snapshot is in it
-        ours = {"run.json", "config.toml", "log.txt", "metrics.jsonl"}
+            resume.rmdir()
+        ours = {"run.json", "config.toml", "log.txt", "metrics.jsonl", "layer-table.json"}
         begun = {entry.name for entry in self.path.iterdir()} - run_folder.OURS
         if not self.resumed and begun <= ours:
             for name in begun:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from edgeprune import weights
-from edgeprune.errors import CheckpointError
+from edgeprune.errors import CheckpointError, RunError
 from edgeprune.run import Run
 
 
@@ -71,6 +72,28 @@ def finished(run: Run, stage: str, module: nn.Module, objective: nn.Module) -> d
     objective.load_state_dict(part(tensors, "objective"))
     torch.set_rng_state(tensors["random"])
     return facts
+
+
+def same_images(run: Run, stage: str, names: Mapping[str, Sequence[str]]) -> None:
+    """RunError when a stage that goes on has other images than it began with; a stage that begins notes its own."""
+    file = run.resume_dir / f"{stage}.images"
+    now = {
+        kind: [len(some), hashlib.sha256("\n".join(some).encode()).hexdigest()]
+        for kind, some in names.items()
+    }
+    if not file.is_file():
+        run.resume_dir.mkdir(exist_ok=True)
+        run.write(f"resume/{file.name}", json.dumps(now).encode())
+        return
+    was = json.loads(file.read_text())
+    for kind, (count, digest) in now.items():
+        before, known = was.get(kind, (0, None))
+        if known != digest:
+            files = "other files" if before == count else f"{count} images"
+            raise RunError(
+                f"{run.path}: {stage} began with {before} {kind} images, and there are {files} now: "
+                "put them back, or start again with --force"
+            )
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

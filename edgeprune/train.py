@@ -6,8 +6,9 @@ that was killed at any step goes on to the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from edgeprune import inference, optimise, processes, select, snapshot, validate
 from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted
+from edgeprune.fitted import Fit, State
 from edgeprune.model import Network
 from edgeprune.optimise import Settings
 from edgeprune.progress import bar
@@ -23,30 +25,6 @@ from edgeprune.run import Run
 from edgeprune.waist import Batch, Objective, Step
 
 __all__ = ["Fit", "Settings", "fit"]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What training did: the validated steps with their scores, and which of them the weights are from.
-
-    watched: accuracy at each validated step when labelled images were given to watch; it decided nothing.
-    """
-
-    chosen_step: int
-    curves: list[dict[str, float]]
-    warnings: list[str] = field(default_factory=list)
-    watched: list[float] = field(default_factory=list)
-
-
-@dataclass
-class _State:
-    """What changes while training, beside the weights themselves."""
-
-    step: int = 0
-    curves: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    ema: dict[str, Tensor] = field(default_factory=dict)
-    watched: list[float] = field(default_factory=list)
 
 
 def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
@@ -76,13 +54,18 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     objective.needs.require(type(objective).__name__, source=labelled, teacher=teacher is not None)
     if objective.needs.statistics and not objective.needs.train:
         validate.require_batchnorm(network)
+    if run is not None:
+        snapshot.same_images(run, stage, {"target": target.names, "source": source.names if source else []})
     if run is not None and (known := snapshot.finished(run, stage, network.module, objective)) is not None:
         return Fit(**known)
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs, taught=taught):
-        loop = _Loop(network, objective, (target, source), settings, run, teacher, stage)
-        loop.begun, loop.title = begun, title or stage
-        loop.watch, loop.validator = watch, validate.Validator(network, target, held)
+        loop = _Loop(network, objective, (target, source, held), settings, run, teacher, stage)
+        loop.begun, loop.title, loop.watch = (
+            begun,
+            title or stage,
+            watch.spread(validate.IMAGES) if watch else None,
+        )
         try:
             with inference.several_values():
                 result = loop.work(check)
@@ -95,7 +78,7 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
             ) from None
         finally:
             loop.close()
-        if run is not None:
+        if run is not None and processes.rank() == 0:
             modules = {"module": network.module, "objective": objective}
             snapshot.write(run, f"{stage}.done", modules, None, {}, asdict(result))
             (run.resume_dir / stage).unlink(missing_ok=True)
@@ -109,7 +92,7 @@ class _Loop:
         self,
         network: Network,
         objective: Objective,
-        pixels: tuple[Pixels, Pixels | None],
+        pixels: tuple[Pixels, Pixels | None, Pixels | None],
         settings: Settings,
         run: Run | None,
         teacher: nn.Module | None,
@@ -118,9 +101,10 @@ class _Loop:
         self.network, self.objective, self.settings = network, objective, settings
         self.stage, self.title, self.run, self.begun = stage, stage, run, 0
         self.watch: Pixels | None = None
-        self.validator = validate.Validator(network, pixels[0])
+        self.target, source, held = pixels
+        self.validator = validate.Validator(network, self.target, held)
         self.partial = objective.partial
-        self.whole, self.state = False, _State()
+        self.whole, self.state = False, State()
         self.fabric = processes.fabric(settings.device, settings.precision)
         self.device, self.precision = self.fabric.device, self.fabric.strategy.precision
         module = network.module.to(self.device)
@@ -132,7 +116,6 @@ class _Loop:
         self.teacher = teacher.to(self.device).eval() if teacher is not None else None
         objective.to(self.device)
         self.optimizer = optimise.optimizer(network, objective, settings)
-        self.target, source = pixels
         needs, seed = objective.needs, settings.seed
         self.frozen = needs.frozen_statistics
         self.target_batches = self._batches(self.target, needs.views, seed) if needs.views else None
@@ -170,7 +153,7 @@ class _Loop:
             if self.settings.validations or not total:
                 self._validate()
         processes.alike(self.network.module, self.objective)
-        every = max(1, total // max(1, self.settings.validations))
+        every = max(1, -(-total // max(1, self.settings.validations)))
         self.whole = True
         check()
         with bar(self.title, total, done=self.state.step) as tick:
@@ -187,12 +170,22 @@ class _Loop:
         return self._choose()
 
     def _take_statistics(self) -> None:
-        if self.frozen:
-            share = validate.settle_batchnorm(self.network, self.target)
-        else:
-            share = validate.take_statistics(self.network, self.target, self.objective.needs.blend)
+        blend = self.objective.needs.blend
+        share = validate.begin_statistics(self.network, self.target, frozen=self.frozen, blend=blend)
         if self.run is not None and share != 1:
             self.run.log(f"batch-norm: {100 * share:.3g}% of the target's statistics, the rest its own")
+
+    @contextmanager
+    def _as_kept(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """With other weights, and batch-norm statistics of plain target images.
+
+        Running ones lag behind weights that learn, and are of views that are changed.
+        """
+        module = self.network.module
+        with weights.swapped(module, values):
+            if self.target_batches is not None and not self.frozen:
+                inference.reestimate_batchnorm(module, self.validator.target, self.network.preprocess)
+            yield
 
     def _refresh(self, step: Step) -> None:
         """Show the objective the whole target before each pass over it, when it asked."""
@@ -203,7 +196,7 @@ class _Loop:
         due = step.number == 0 or first % per_pass < self.settings.accumulate
         if self.objective.needs.refresh and due:
             average = self.state.ema if self.objective.needs.averaged else {}
-            with weights.swapped(self.network.module, average):
+            with self._as_kept(average):
                 features, logits = inference.predict(self.network, self.target)
             self.objective.refresh(features.to(self.device), logits.to(self.device))
 
@@ -279,22 +272,23 @@ class _Loop:
     def _validate(self) -> None:
         """Score the weights that would be kept now (the averaged ones, if there are any), without labels.
 
-        Statistics of batch-norm lag behind weights that learn, so those are re-estimated first.
+        The network as it came keeps its own statistics; how far they drift is told from the target's.
         """
-        module = self.network.module
-        with weights.swapped(module, self.state.ema):
-            if self.target_batches is not None and self.state.step and not self.frozen:
-                inference.reestimate_batchnorm(module, validate.evenly(self.target), self.network.preprocess)
+        module, first = self.network.module, not self.state.step
+        with weights.swapped(module, {}) if first else self._as_kept(self.state.ema):
             scores = self.validator()
             self.state.curves.append({"step": self.state.step, **scores})
             facts: dict[str, float] = {}
             if self.watch is not None:
-                facts["accuracy"] = inference.evaluate(self.network, validate.evenly(self.watch))
+                facts["accuracy"] = inference.evaluate(self.network, self.watch)
                 self.state.watched.append(facts["accuracy"])
             if self.run:
                 self.run.metric(stage=self.stage, step=self.state.step, validators=scores, **facts)
             if self._last or self._chosen().place == len(self.state.curves) - 1:
                 self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
+        if first:
+            with self._as_kept({}):
+                self.validator.origin = validate.statistics(module)
 
     def _chosen(self) -> select.Choice:
         return select.choose(self.state.curves, self.settings.select, partial=self.partial)
@@ -319,8 +313,8 @@ class _Loop:
         return Fit(chosen, self.state.curves, warnings, self.state.watched)
 
     def save(self) -> None:
-        """Write a snapshot from which the very same weights follow."""
-        if self.run is None:
+        """Write a snapshot from which the very same weights follow; the first process does."""
+        if self.run is None or processes.rank() != 0:
             return
         facts = {"step": self.state.step, "curves": self.state.curves, "metrics": self.run.metrics_position}
         facts |= {"watched": self.state.watched, "precision": self.precision.state_dict()}
@@ -336,7 +330,7 @@ class _Loop:
         self.objective.load_state_dict(snapshot.part(tensors, "objective"))
         snapshot.restore_optimizer(self.optimizer, tensors)
         torch.set_rng_state(tensors["random"])
-        self.state = _State(
+        self.state = State(
             int(facts["step"]),
             list(facts["curves"]),
             snapshot.part(tensors, "best"),

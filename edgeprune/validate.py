@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edgeprune import inference, select
+from edgeprune import estimate, inference, select
 from edgeprune.data import batches
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
@@ -21,19 +21,12 @@ from edgeprune.model import Network
 
 IMAGES = 1024
 MIXED = 256  # pairs of each kind
-FEWEST = 20  # labelled images that densities are compared on
 SOURCE_IMAGES = 512
 PSEUDO, ENOUGH = (
     16,
     256,
 )  # images that a network's own statistics weigh as; images that need no help of theirs
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the target, in a blend of batch-norm statistics
-
-
-def evenly(pixels: Pixels, most: int = IMAGES) -> Pixels:
-    """`most` images, evenly spaced over the set (its order may be by class)."""
-    last = len(pixels) - 1
-    return pixels.subset(torch.linspace(0, last, min(most, last + 1)).round().long().tolist())
 
 
 class Validator:
@@ -43,8 +36,8 @@ class Validator:
     """
 
     def __init__(self, network: Network, target: Pixels, source: Pixels | None = None) -> None:
-        self.network, self.target = network, evenly(target)
-        self.source = evenly(source, SOURCE_IMAGES) if source is not None else None
+        self.network, self.target = network, target.spread(IMAGES)
+        self.source = source.spread(SOURCE_IMAGES) if source is not None else None
         self.origin: dict[str, Tensor] = {}
 
     def __call__(self) -> dict[str, float]:
@@ -62,7 +55,7 @@ class Validator:
             wrong = answers.argmax(1).ne(self.source.labels).double()
             scores["source"] = 1 - float(wrong.mean())
             finite = bool(torch.isfinite(held).all() and torch.isfinite(features).all())
-            if len(held) >= FEWEST:
+            if len(held) >= estimate.FEWEST:
                 scores["dev"] = -select.deep_embedded_risk(held, wrong, features) if finite else -1e6
         return scores
 
@@ -142,6 +135,11 @@ def take_statistics(network: Network, target: Pixels, blend: float = 1.0) -> flo
     return share
 
 
+def begin_statistics(network: Network, target: Pixels, *, frozen: bool, blend: float = 1.0) -> float:
+    """What training begins with: statistics that stay as they are (settle_batchnorm), or the target's; the share."""
+    return settle_batchnorm(network, target) if frozen else take_statistics(network, target, blend)
+
+
 def require_batchnorm(network: Network) -> None:
     """UsageError when there are no batch-norm statistics to take."""
     if not statistics(network.module):
@@ -158,7 +156,7 @@ def settle_batchnorm(network: Network, target: Pixels) -> float:
     often beats both ends when the shift is small or the images are few (Schneider et al., NeurIPS 2020, arXiv
     2006.16971); choosing the share without labels is ours.
     """
-    module, probe = network.module, evenly(target, 512)
+    module, probe = network.module, target.spread(512)
     own = _running(module)
     take_statistics(network, target)
     theirs = _running(module)

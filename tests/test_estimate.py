@@ -38,8 +38,28 @@ def test_temperature_has_the_least_loss(scale: float) -> None:
     assert estimate.temperature(z, labels) == pytest.approx(scale, rel=0.15)
 
 
-def test_temperature_of_a_network_that_is_always_right_stays_finite() -> None:
-    assert estimate.temperature(np.eye(3) * 5, np.arange(3)) == pytest.approx(0.05, rel=1e-3)
+def test_a_network_that_is_always_right_is_not_called_surer_than_it_sounds() -> None:
+    assert estimate.temperature(np.eye(3) * 5, np.arange(3)) == pytest.approx(1.0, rel=1e-3)
+    labels = np.arange(24) % 3
+    known = estimate.measure(np.eye(3)[labels] * 5, labels, NAMES[:3])
+    found = estimate.estimate(known, np.eye(3)[labels] * 5)
+    assert found.accuracy == 1.0
+    assert found.accuracy_low == pytest.approx(1 - estimate.at_most(0.0, 24))  # few images say little
+
+
+def test_what_is_said_after_adapting_reaches_down_to_the_bounds_from_before() -> None:
+    z, labels = drawn(1500, 2.0, 0)
+    before, _ = drawn(1000, 1.0, 1)
+    after = 8 * before
+    after[:300, 0] += 20
+    bounds = estimate.adapted(estimate.measure(z, labels, NAMES), before, after)
+    now = estimate.estimate(estimate.measure(8 * z, labels, NAMES), after)
+    found = estimate.doubted(now, bounds)
+    assert (found.accuracy, found.method) == (now.accuracy, "atc")
+    assert found.accuracy_low == min(now.accuracy_low or 1, bounds.accuracy_low or 1)
+    assert found.accuracy_high == max(now.accuracy_high or 0, bounds.accuracy_high or 0)
+    assert found.share_agreeing == bounds.share_agreeing
+    assert "promise too much" in found.note
 
 
 def test_threshold_is_that_of_the_sweep() -> None:

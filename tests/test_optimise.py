@@ -75,7 +75,7 @@ def test_several_batches_a_step_are_their_mean() -> None:
     start, nets = network().module.state_dict(), (network(), network())
     for net, batch in zip(nets, (8, 4), strict=True):
         how = Settings(3, batch, 0.1, device="cpu", optimizer="sgd", validations=1, accumulate=8 // batch)
-        loop = train._Loop(net, Taught(Task(4, 2)), (images(24), None), how, None, None, "adapt")
+        loop = train._Loop(net, Taught(Task(4, 2)), (images(24), None, None), how, None, None, "adapt")
         shown = [loop._step(Step(number, 3))["taught"] for number in range(3)]
         loop.close()
         assert shown[2] < shown[0]

@@ -99,7 +99,7 @@ def gradients(kind: str) -> dict[str, Tensor]:
     torch.manual_seed(1)
     objective = KINDS[kind](TASK)
     how = Settings(steps=4, batch=12, lr=0.0, weight_decay=0, device="cpu", flip=False, optimizer="sgd")
-    loop = train._Loop(net, objective, (pixels(1, False), pixels(0, True)), how, None, None, "adapt")
+    loop = train._Loop(net, objective, (pixels(1, False), pixels(0, True), None), how, None, None, "adapt")
     try:
         loop._refresh(Step(0, 4))
         loop._step(Step(2, 4))

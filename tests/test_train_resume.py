@@ -223,7 +223,7 @@ def test_statistics_do_not_depend_on_the_source_or_a_second_view(kind: type[Obje
         before = weights(net)
         how = settings(lr=0.0, validations=1)
         loop = train._Loop(
-            net, made(kind), (images(1), images(seed, labelled=True)), how, None, None, "adapt"
+            net, made(kind), (images(1), images(seed, labelled=True), None), how, None, None, "adapt"
         )
         for number in range(5):
             loop._step(Step(number, 5))
@@ -281,7 +281,7 @@ def test_a_frozen_classifier_stays_and_the_rest_moves() -> None:
     before = weights(net)
     with optimise.learning(net, SHOT.needs):
         loop = train._Loop(
-            net, made(SHOT), (images(1), None), settings(weight_decay=0.5), None, None, "adapt"
+            net, made(SHOT), (images(1), None, None), settings(weight_decay=0.5), None, None, "adapt"
         )
         loop._step(Step(0, 5))
         loop.close()

@@ -182,13 +182,14 @@ def _work(
     start.log_skipped(run, data.target, data.source, data.labelled)
     for warning in _unheard(options, how, data):
         run.log(warning)
-    probe = validate.evenly(data.target)
+    probe = data.target.spread(validate.IMAGES)
     came = inference.predict(network, probe)[1] if statistics else None
     if how.source_steps:
         plain = learning.make(learning.kind_of("source", source=True), network)
         few = learning.settings(options, how.source_steps, validations=6)
         train.fit(network, plain, data.target, data.source, few, run=run, stage="source")
     before = inference.evaluate(network, data.labelled) if data.labelled else None
+    statistics = statistics or estimating.before(network, data.held)
     was = came if came is not None else inference.predict(network, probe)[1]
     objective, settings = _objective(options, network, data, run, how)
     fit = train.fit(
@@ -274,4 +275,6 @@ def _result(
 
 
 def _unheard(options: AdaptOptions, how: _Learning, data: _Images) -> tuple[str, ...]:
-    return adaptable.unheard(options, how.kind, source_steps=how.source_steps, held=data.held is not None)
+    needs = how.kind.needs
+    needs = replace(needs, averaged=how.knobs.get("teacher") == "average")
+    return adaptable.unheard(options, needs, source_steps=how.source_steps, held=data.held is not None)

@@ -6,7 +6,7 @@ from edgeprune import absent, inference, optimise, validate
 from edgeprune.errors import ModelError
 from edgeprune.model import Network
 from edgeprune.options import AdaptOptions
-from edgeprune.waist import Objective
+from edgeprune.waist import Needs, Objective
 
 
 def check(options: AdaptOptions, network: Network, kind: type[Objective], *, fresh: bool) -> None:
@@ -25,14 +25,12 @@ def check(options: AdaptOptions, network: Network, kind: type[Objective], *, fre
             pass
 
 
-def unheard(
-    options: AdaptOptions, kind: type[Objective], *, source_steps: int, held: bool
-) -> tuple[str, ...]:
+def unheard(options: AdaptOptions, needs: Needs, *, source_steps: int, held: bool) -> tuple[str, ...]:
     """A warning for each option that was said and that nothing looks at.
 
     source_steps: steps on the source alone before the objective. held: source images are kept for estimates.
     """
-    needs, name, found = kind.needs, options.objective, []
+    name, found = options.objective, []
     taught = options.source is not None and (needs.source or needs.welcome_source)
     views = {*needs.views, *((needs.source_view,) if taught else ()), *(("train",) if source_steps else ())}
     if options.crop is not None and not (views & {"train"} and options.steps + source_steps):
@@ -43,6 +41,14 @@ def unheard(
             "--hold-out keeps some for an accuracy estimate"
         )
     usual = AdaptOptions()
+    if options.select != usual.select and (needs.last or not needs.views):
+        found.append(
+            f"--select {options.select}: --objective {name} does not look at it: the last weights are kept"
+        )
+    if needs.averaged and not options.ema:
+        found.append(
+            "--ema 0: no average of the weights is kept, so the network itself makes the pseudo-labels"
+        )
     for flag in ("steps", "lr", "ema", "weight_decay") if not needs.train and not source_steps else ():
         if getattr(options, flag) != getattr(usual, flag):
             found.append(

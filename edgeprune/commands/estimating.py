@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edgeprune import artifact, estimate, inference, select, validate
+from edgeprune import artifact, estimate, inference, select
 from edgeprune.data.pixels import Pixels, split
 from edgeprune.errors import DataError, OutputExists, UsageError
 from edgeprune.estimate import Statistics
@@ -19,7 +19,6 @@ from edgeprune.model import Network
 from edgeprune.options import AdaptOptions
 
 HELD_OUT = 0.1
-FEWEST = 20  # labelled images that an estimate is made from
 
 
 def check_words(options: AdaptOptions) -> None:
@@ -46,7 +45,7 @@ def hold_out(options: AdaptOptions, source: Pixels | None) -> tuple[Pixels | Non
     if source is None or not share:
         return source, None
     taught, held = split(source, share, options.seed)
-    fewest = validate.FEWEST if options.select == "dev" else 1
+    fewest = estimate.FEWEST if options.select == "dev" else 1
     if len(held) < fewest:
         needy = f"--select {options.select}" if options.select in select.NEED_SOURCE else "--hold-out"
         raise UsageError(
@@ -71,6 +70,11 @@ def known(options: AdaptOptions, network: Network) -> Statistics | None:
     return found
 
 
+def before(network: Network, held: Pixels | None) -> Statistics | None:
+    """Statistics of the network as it is before adapting, on held-out source images; None for too few."""
+    return measure(network, held) if held is not None and len(held) >= estimate.FEWEST else None
+
+
 def of(
     network: Network,
     held: Pixels | None,
@@ -81,18 +85,21 @@ def of(
 ) -> dict[str, Any]:
     """The estimate for a result: from held-out source images, else from statistics of before, else agreement alone.
 
-    logits: (M, K) of target images before adapting, and after it. kept (L,): the classes that are left, when the second
-    are (M, L) of those; `held` holds no others.
+    statistics: of the network before adapting, from --stats or `before`. logits: (M, K) of target images before
+    adapting, and after it. kept (L,): the classes that are left, when the second are (M, L) of those; `held` holds no
+    others.
     """
-    before, after = (np.asarray(z.double().numpy()) for z in logits)
-    if held is not None and len(held) >= FEWEST:
-        return estimate.estimate(measure(network, held), after, seed).to_json()
+    was, now = (np.asarray(z.double().numpy()) for z in logits)
+    wide = now
     if kept is not None:  # answers are compared as classes of before
-        narrow, after = after, np.full_like(before, -np.inf)
-        after[:, kept.numpy()] = narrow
-    if statistics is not None:
-        return estimate.adapted(statistics, before, after, seed).to_json()
-    return estimate.agreement(before, after).to_json()
+        wide = np.full_like(was, -np.inf)
+        wide[:, kept.numpy()] = now
+    if statistics is None:
+        return estimate.agreement(was, wide).to_json()
+    bounds = estimate.adapted(statistics, was, wide, seed)
+    if held is None or len(held) < estimate.FEWEST:
+        return bounds.to_json()
+    return estimate.doubted(estimate.estimate(measure(network, held), now, seed), bounds).to_json()
 
 
 def after_cutting(history: Sequence[Mapping[str, Any]], share: float, images: int) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def export_layers(options: ExportOptions) -> LayersResult:
 
     if options.output is None or options.output.suffix == ".onnx":
         raise UsageError("--layers writes a folder of small graphs: say where with -o DIR")
+    if options.output.is_file():
+        raise OutputExists(f"{options.output}: is a file; --layers writes a folder")
     if options.output.exists() and any(options.output.iterdir()):
         if not (options.output / layer_graphs.MANIFEST).is_file():
             raise OutputExists(f"{options.output}: holds other files; choose an empty folder with -o")

@@ -208,6 +208,7 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
     example = job.network.example()
     job.warnings += [*parts.unfilled(job), *start.unread(job.target, "--target")]
     now, params = macs.measure(job.network.module, example)
+    job.warnings += parts.exceeded(job, {"macs": now, "params": params})
     was, dense_params = macs.measure(job.dense, example)
     run = job.run.path if job.run else None
     return PruneResult(
@@ -245,7 +246,7 @@ def widths(dense: Any, network: Network) -> dict[str, tuple[int, int]]:
     return {
         name.removesuffix(".weight"): (old[name][0], shape[0])
         for name, shape in new.items()
-        if name.endswith(".weight") and len(shape) > 1 and name in old and old[name][0] != shape[0]
+        if name.endswith("weight") and len(shape) > 1 and name in old and old[name][0] != shape[0]
     }
 
 

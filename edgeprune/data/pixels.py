@@ -82,15 +82,15 @@ def split(pixels: Pixels, share: float, seed: int) -> tuple[Pixels, Pixels]:
     for label in sorted(set(pixels.labels.tolist())):
         members = order[pixels.labels[order] == label]
         second[members[: min(len(members) - 1, max(1, round(share * len(members))))]] = True
-    first = _part(pixels, ~second)
+    first = chosen(pixels, ~second)
     first.skipped = pixels.skipped
-    return first, _part(pixels, second)
+    return first, chosen(pixels, second)
 
 
 def without(pixels: Pixels, others: Pixels) -> Pixels:
     """The labelled images that are not, value by value, among the others; nothing is copied."""
     known = set(_digests(others))
-    rest = _part(pixels, torch.tensor([one not in known for one in _digests(pixels)], dtype=torch.bool))
+    rest = chosen(pixels, torch.tensor([one not in known for one in _digests(pixels)], dtype=torch.bool))
     rest.skipped = pixels.skipped
     return rest
 
@@ -100,9 +100,10 @@ def _digests(pixels: Pixels) -> Iterator[bytes]:
         yield hashlib.sha256(pixels.take(torch.tensor([i])).contiguous().numpy().tobytes()).digest()
 
 
-def _part(pixels: Pixels, chosen: Tensor) -> Pixels:
+def chosen(pixels: Pixels, mask: Tensor) -> Pixels:
+    """The labelled images where the mask (N,) says so; nothing is copied."""
     assert pixels.labels is not None
-    index = chosen.nonzero().flatten()
+    index = mask.nonzero().flatten()
     names = [pixels.names[i] for i in index.tolist()]
     return Pixels(Chosen(pixels.images, index), pixels.labels[index], names, [], pixels.classes)
 

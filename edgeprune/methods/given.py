@@ -44,7 +44,8 @@ class Given:
 
     def preview(self, job: Job) -> None:
         """Apply the plan and learn nothing."""
-        cuts = replace(self.plan, low_rank=())
+        # why it was made is told of the run that made it: nothing of that was measured or asked for here
+        cuts = replace(self.plan, low_rank=(), why={})
         if cuts.cuts or not self.plan.low_rank:
             parts.cut(job, {}, 0, lambda *_: {}, lambda *_: cuts)
         if self.plan.low_rank:

@@ -74,7 +74,7 @@ def knowing(
     if older is not None and kind.needs.welcome_beside:
         beside = inference.predict(older, target)[0]
     if kind.needs.welcome_settled and source is None:
-        settled = propagation.settled(*inference.predict(network, validate.evenly(target)))
+        settled = propagation.settled(*inference.predict(network, target.spread(validate.IMAGES)))
     return make(kind, network, knobs, beside, settled)
 
 

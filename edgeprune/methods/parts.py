@@ -244,6 +244,16 @@ def unfilled(job: Job) -> list[str]:
     ]
 
 
+def exceeded(job: Job, got: Mapping[str, float]) -> list[str]:
+    """A warning for each ceiling that the finished network is above: a plan that did not come true."""
+    ceilings = {} if job.budget.empty else limits(job)[-1]
+    return [
+        f"the network has {got[kind]:,.0f} {kind}, more than the {ceiling:,.0f} that were asked for"
+        for kind, ceiling in ceilings.items()
+        if kind in got and got[kind] > ceiling * (1 + 1e-9)
+    ]
+
+
 def taken_up(job: Job, number: int) -> PruningPlan | None:
     """The plan of a cut that an earlier process made, with the network as it was after it."""
     file = job.run.resume_dir / f"cut-{number}.safetensors" if job.run else None

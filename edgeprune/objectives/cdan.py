@@ -61,8 +61,9 @@ class CDAN(WithSource):
         weight = entropy_weights(g, len(source.logits)) if self.knobs.entropy else None
         by_class = self.weights(source)
         if by_class is not None:
-            rows = torch.cat([by_class, torch.ones_like(judged[len(by_class) :])])
-            weight = rows if weight is None else rows * weight
+            rest = torch.ones_like(judged) if weight is None else weight
+            both = by_class * rest[: len(by_class)]
+            weight = torch.cat([both / both.mean().clamp_min(1e-12), rest[len(by_class) :]])
         loss = domain_loss(judged, len(source.logits), weight)
         return {"source": self.labelled(source), "cdan": self.knobs.weight * loss}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_ROUNDS = 150  # what is left of the start is alpha^rounds of it: under a thousandth at 0.95
+_ROUNDS, _LEFT = (
+    150,
+    1e-3,
+)  # at least so many; after them alpha^rounds of the error is left, at most a thousandth
 
 
 @torch.no_grad()
@@ -31,7 +35,7 @@ def propagate(
     flow = _graph(torch.cat([_centred(f) for f in features], 1), min(near, len(p) - 1))
     start = p.detach().cpu().double().numpy()
     q = start
-    for _ in range(_ROUNDS):
+    for _ in range(max(_ROUNDS, math.ceil(math.log(_LEFT) / math.log(alpha))) if alpha > 0 else 1):
         q = alpha * (flow @ q) + (1 - alpha) * start
     found = torch.from_numpy(q).float()
     found /= found.sum(1, keepdim=True).clamp_min(1e-12)

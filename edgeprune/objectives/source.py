@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from edgeprune.objectives.ranges import SHARE, expect
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
+HALFWAY = 0.5  # from the class weights before to those of a new look at the target
+
 
 @dataclass(frozen=True)
 class PartialKnobs:
@@ -25,8 +27,9 @@ class WithSource(Objective):
 
     The weights are PADA's (Cao et al., Partial Adversarial Domain Adaptation, ECCV 2018, arXiv 1808.04205, eq. 4 and
     5): gamma_c = mean_j softmax(z_j / T)_c over the target, with T = 0.1 as in TLLib, 1 on the average of classes, and
-    refreshed before each pass over the target. Ours: weights have mean 1 in each batch, in the domain terms too, where
-    PADA divides by the largest. `gamma` (K,) is a buffer.
+    refreshed before each pass over the target. Ours: each refresh but the first goes half of the way, since a class
+    that is hardly predicted for a while may be there; weights have mean 1 in each batch, in the domain terms too,
+    where PADA divides by the largest. `gamma` (K,) is a buffer.
     """
 
     Knobs: type = PartialKnobs
@@ -48,7 +51,9 @@ class WithSource(Objective):
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Class weights from logits (M, K) of the whole target."""
         if self.knobs.partial:
-            self.gamma = class_weights(logits)
+            now = class_weights(logits).to(self.gamma)
+            first = bool((self.gamma == 1).all())
+            self.gamma = now if first else self.gamma.lerp(now, HALFWAY)
 
     def weights(self, source: Batch) -> Tensor | None:
         """Weight (N,) of each source image, mean 1 over the batch; None when every image counts the same."""

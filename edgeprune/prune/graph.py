@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from edgeprune import attention, weights
-from edgeprune.errors import UsageError
+from edgeprune.errors import ModelError, UsageError
 from edgeprune.prune import families, rules, tracing
 from edgeprune.prune.constants import remember
 from edgeprune.prune.coupling import Couplings
@@ -81,6 +81,11 @@ def _lively(module: nn.Module, example: Any) -> nn.Module:
         with torch.no_grad():
             outputs = tree_leaves(base(*tracing.inputs_of(example)))
         forget_caches(base)
+        if not any(isinstance(t, torch.Tensor) for t in outputs):
+            found = type(outputs[0]).__name__ if outputs else "nothing"
+            raise ModelError(
+                f"the network returns {found}: no tensor to compare; return tensors, or tuples, lists or dicts of them"
+            )
         if all(bool(torch.isfinite(t).all()) for t in outputs if isinstance(t, torch.Tensor)):
             break
     return base
@@ -118,7 +123,9 @@ def _keep(trace: Trace, glob: str, sides: tuple[int, ...], word: str) -> None:
     layers = {
         name for name, part in trace.module.named_modules() if name and any(True for _ in part.parameters())
     }
-    matched = {n for n in layers if fnmatchcase(n, glob) or fnmatchcase(n, glob.rstrip(".") + ".*")}
+    glob = glob.partition("@")[0]  # couplings are called after a layer, and numbered where it has several
+    known = layers | set(trace.params)
+    matched = {n for n in known if fnmatchcase(n, glob) or fnmatchcase(n, glob.rstrip(".") + ".*")}
     if not matched:
         raise UsageError(f"--{word} {glob}: no layer has such a name; {_near(glob, layers)}")
     for tensor, axes in trace.params.items():

@@ -35,7 +35,7 @@ class Rules:
     channels compete: "global" (all with all, by damage for each share of the budget saved), "threshold"
     (all with all, by score alone), "local" (the same fraction everywhere), "isomorphic" (the same quantile
     among couplings of the same structure; Fang et al., ECCV 2024, arXiv 2407.04616). dense: widths that
-    floors refer to, when the network has been cut before.
+    floors and steps refer to, when the network has been cut before: several cuts end at no width that one may not.
     """
 
     multiple: int = 8
@@ -55,14 +55,14 @@ class Rules:
 def legal(coupling: Coupling, rules: Rules) -> tuple[int, ...]:
     """Widths that may be kept, increasing; the full width is the last."""
     width = coupling.width
+    base = rules.dense.get(coupling.root, width) if rules.dense else width
     grain = coupling.unit * coupling.sections
     each = math.lcm(coupling.unit, rules.multiple)  # of every section: a device computes them one by one
     jump = (
-        coupling.sections * each if width >= 2 * coupling.sections * each else math.lcm(grain, rules.multiple)
+        coupling.sections * each if base >= 2 * coupling.sections * each else math.lcm(grain, rules.multiple)
     )
-    if jump > width // 2 and grain > 1:
+    if jump > base // 2 and grain > 1:
         jump = grain
-    base = rules.dense.get(coupling.root, width) if rules.dense else width
     low = max(jump, math.ceil(round(rules.floor * base / jump, 9)) * jump)
     return (*range(low, width, jump), width) if width > rules.multiple or grain > 1 else (width,)
 

@@ -75,17 +75,21 @@ def masked(module: nn.Module, couplings: Couplings, values: Callable[[int, bool]
         now.clear()
         now.update(values(count[0], entered.training))
 
-    def reading(reads: list[Read]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def multiply(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            x, axis = args[0], readers.channel_axis(layer, args[0])
+    def reading(reads: list[Read]) -> Callable[..., Any]:
+        def multiply(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = readers.input_of(layer, args, kwargs)
+            if x is None:
+                return args, kwargs
+            axis = readers.channel_axis(layer, x)
             fitting = [(read, now[read.root]) for read in reads if read.fits(x, axis)]
-            return (readers.multiplied(x, axis, count[0], fitting), *args[1:])
+            return readers.instead(args, kwargs, x, readers.multiplied(x, axis, count[0], fitting))
 
         return multiply
 
     handles = [module.register_forward_pre_hook(begin)]
     for name, reads in readers.by_layer(couplings).items():
-        handles.append(module.get_submodule(name).register_forward_pre_hook(reading(reads)))
+        layer = module.get_submodule(name)
+        handles.append(layer.register_forward_pre_hook(reading(reads), with_kwargs=True))
     try:
         yield
     finally:

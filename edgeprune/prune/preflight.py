@@ -28,6 +28,9 @@ TOLERANCE = 1e-3
 """Largest difference, relative to the output's largest value, that float32 is granted (measured: below 1e-4).
 """
 
+ALIKE = 0.98
+"""Share of answers that are whole numbers which must be the same."""
+
 _FAR = "the cut network differs from the masked one by"
 _NEAR = _FAR + " only"
 
@@ -131,6 +134,11 @@ def _count(root: str, width: int) -> int:
 def _differs(reference: list[Tensor], result: list[Tensor]) -> str | None:
     if [t.shape for t in reference] != [t.shape for t in result]:
         return "the cut network's outputs have another shape"
+    if not any(
+        want.is_floating_point() for want in reference
+    ):  # classes of pixels, say: a tie may fall otherwise
+        same = [float((want == got).double().mean()) for want, got in zip(reference, result, strict=True)]
+        return "the cut network answers otherwise" if min(same, default=1.0) < ALIKE else None
     for want, got in zip(reference, result, strict=True):
         if not want.is_floating_point() or not want.numel():
             continue

@@ -1,14 +1,15 @@
 """The layers that read a coupling's channels, and factors on what they read: how masks and gates reach a network.
 
 What it must satisfy: a factor of 0 on a channel removes it exactly as surgery does (norms over the channel axis
-excepted), and gradients reach the factors. A layer whose forward is bypassed (an attention's output projection used as
-a function) is not reached.
+excepted), and gradients reach the factors. A layer whose forward is bypassed (its weight used by a function) is not
+reached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,26 @@ def by_layer(couplings: Couplings) -> dict[str, list[Read]]:
                 name = member.tensor.rpartition(".")[0]
                 found.setdefault(name, []).append(Read.of(one.root, one.width, member))
     return found
+
+
+def input_of(layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The one tensor that a layer reads its channels from; None where that is not known.
+
+    An attention may take its queries from one tensor and its keys from another; a layer of a foreign kind may read any
+    axis.
+    """
+    given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    if isinstance(layer, nn.MultiheadAttention):
+        read = [*args[:3], *(kwargs[k] for k in ("query", "key", "value") if k in kwargs)]
+        return given[0] if len(read) == 3 and all(one is given[0] for one in read) else None
+    return given[0] if given and isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd)) else None
+
+
+def instead(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], old: Tensor, new: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a layer with one tensor in the place of another, wherever it stands."""
+    return tuple(new if v is old else v for v in args), {k: new if v is old else v for k, v in kwargs.items()}
 
 
 def channel_axis(layer: nn.Module, x: Tensor) -> int:

@@ -239,6 +239,16 @@ def _reduce(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
             trace.put(out, [ids for n, ids in enumerate(axes) if n not in dims])
 
 
+def _which(trace: Trace, args: Any, kwargs: Any, outs: list[Tensor]) -> None:
+    """The position on an axis is an answer, so what stands there must not move; without `dim` the whole counts."""
+    x = args[0]
+    dims = _reduced(args, kwargs, x.dim())
+    for n, ids in enumerate(trace.axes(x)):
+        if n in dims or not dims:
+            trace.pin(ids, "its position is the answer")
+    _reduce(trace, args, kwargs, outs)
+
+
 def _reduced(args: Any, kwargs: Any, count: int) -> set[int]:
     found = kwargs.get("dim")
     for value in args[1:]:
@@ -310,11 +320,11 @@ RULES: dict[str, Rule] = {
             "prod",
             "any",
             "all",
-            "argmax",
-            "argmin",
         ],
         _reduce,
     ),
+    "argmax": _which,
+    "argmin": _which,
     **dict.fromkeys(
         ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "roll", "flip", "as_strided_"), _along
     ),

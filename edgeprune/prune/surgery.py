@@ -35,7 +35,11 @@ def apply(module: nn.Module, plan: PruningPlan, couplings: Couplings) -> None:
     touched = {name.rpartition(":" if dim < 0 else ".")[0] for name, dim, *_ in dead}
     changes = _checked(module, dead)
     for name in touched:
-        attention.open_up(module.get_submodule(name))
+        for owner in (
+            name,
+            name.rpartition(".")[0],
+        ):  # the output projection of an attention is a layer of its own
+            attention.open_up(module.get_submodule(owner))
     tensors = _tensors(module)
     attributes = [(place, value) for place, value in changes if place[1] < 0]
     for (name, dim, *_), keep in ((p, k) for p, k in changes if p[1] >= 0):

@@ -241,10 +241,20 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         trace, name = self.trace, func._schema.name.removeprefix("aten::")
         before = [list(trace.axes(leaf)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        self.rules(trace, name, args, kwargs, outs)
+        try:
+            self.rules(trace, name, args, kwargs, outs)
+        except Exception as err:  # an operator used as no rule foresaw: its axes stay as they are
+            self._leave_alone(name, (args, kwargs), outs, err)
         after = [list(trace.axes(out)) for out in outs]
         trace.history.append(Operation(name, before, after, [out.stride() for out in outs]))
         return result
+
+    def _leave_alone(self, name: str, given: Any, outs: list[Tensor], err: Exception) -> None:
+        for leaf in (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)):
+            for ids in self.trace.axes(leaf):
+                self.trace.pin(ids, f"{name} is not followed here ({type(err).__name__})")
+        for out in outs:
+            self.trace.put(out, [None] * out.dim())
 
 
 def inputs_of(example: Any) -> tuple[Any, ...]:

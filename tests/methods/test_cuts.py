@@ -154,3 +154,12 @@ def test_a_step_of_several_batches_is_so_many_images() -> None:
     objective = parts.chosen_objective(one)
     assert work.images_a_step(four, objective) == 4 * work.images_a_step(one, objective)
     assert work.steps(one, objective, 8.0) == 4 * work.steps(four, objective, 8.0)
+
+
+def test_a_network_that_is_larger_than_planned_is_told() -> None:
+    found = job(Split(), macs="0.6", iterations=1, bn_recal=False)
+    ceiling = parts.limits(found)[-1]["macs"]
+    AutoPruning()(found)
+    assert parts.exceeded(found, {"macs": ceiling, "params": 1e9}) == []
+    (said,) = parts.exceeded(found, {"macs": 2 * ceiling})
+    assert said.endswith(f"more than the {ceiling:,.0f} that were asked for")

@@ -143,12 +143,12 @@ def test_partial_weighs_the_source_half(entropy: bool) -> None:
     g = softmax(torch.cat([source.logits, target.logits]).detach().numpy())
     w1, b1, w2, b2 = (p.detach().double().numpy() for p in objective.discriminator.parameters())
     gamma = np.array([2.0, 1.0, 0.0])[np.arange(SOURCES) % K]
-    gamma /= gamma.mean()
     both = np.array([1 + math.exp((p * np.log(p)).sum()) for p in g]) if entropy else np.ones(len(g))
+    both[:SOURCES] *= gamma
     total = 0.0
     for i, (x, p) in enumerate(zip(f, g, strict=True)):
         half = slice(0, SOURCES) if i < SOURCES else slice(SOURCES, None)
-        weight = both[i] / both[half].mean() * (gamma[i] if i < SOURCES else 1)
+        weight = both[i] / both[half].mean()
         q = 1 / (1 + math.exp(-(w2 @ np.maximum(w1 @ np.outer(x, p).ravel() + b1, 0) + b2).item()))
         total -= weight * math.log(q if i < SOURCES else 1 - q) / len(f)
     assert float(loss.detach()) == pytest.approx(total, rel=1e-5)

@@ -135,6 +135,25 @@ def test_legal_widths(coupling: Coupling, rules: Rules, widths: tuple[int, ...])
     assert legal(coupling, rules) == widths
 
 
+@pytest.mark.parametrize(
+    ("now", "dense", "multiple", "widths"),
+    [
+        (Coupling("groups", 32, (), sections=4), 64, 8, (32,)),
+        (Coupling("groups", 64, (), sections=4), 128, 8, (32, 64)),
+        (Coupling("heads", 40, (), unit=20), 80, 8, (40,)),
+        (Coupling("int8", 96, (), unit=24), 192, 32, (96,)),
+        (Coupling("plain", 32, ()), 64, 8, (8, 16, 24, 32)),
+    ],
+)
+def test_after_a_cut_no_width_is_legal_that_was_not_before(
+    now: Coupling, dense: int, multiple: int, widths: tuple[int, ...]
+) -> None:
+    before = Coupling(now.root, dense, (), unit=now.unit, sections=now.sections)
+    found = legal(now, Rules(multiple, 0.1, dense={now.root: dense}))
+    assert found == widths
+    assert set(found) <= set(legal(before, Rules(multiple, 0.1)))
+
+
 def test_units_and_sections_are_kept() -> None:
     torch.manual_seed(0)
     heads = Coupling("heads", 12, (), unit=4)

@@ -25,7 +25,7 @@ from edgeprune.prune.scores.lamp import LAMP, lamp
 from edgeprune.prune.scores.magnitude import Magnitude
 from edgeprune.prune.scores.measured import Measured
 from edgeprune.prune.scores.random import Random
-from edgeprune.prune.scores.taylor import Taylor, TaylorLabels
+from edgeprune.prune.scores.taylor import Taylor, TaylorLabels, slopes
 from edgeprune.prune.sensitivity import Sensitivity, sensitivity
 
 SILENT = (1, 4)
@@ -186,16 +186,73 @@ def test_taylor_on_other_outputs(small) -> None:  # type: ignore[no-untyped-def]
     assert {i for i, v in enumerate(score.tolist()) if v == 0} == set(SILENT)
 
 
-def test_attention_used_as_a_function_is_scored() -> None:
+def transformer() -> tuple[nn.Module, Tensor]:
     from torchvision.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
     net = VisionTransformer(16, 8, 2, 4, 32, 64, num_classes=3).eval()
     nn.init.normal_(net.heads.head.weight)
-    images = torch.randn(3, 3, 16, 16)
+    return net, torch.randn(3, 3, 16, 16)
+
+
+def test_attention_used_as_a_function_is_scored() -> None:
+    net, images = transformer()
     couplings = graph.find(net, images, verify=False)
     scores = Taylor([images])(net, couplings)
     assert all(float(s.max()) > 0 for s in scores.values())
+
+
+def test_an_attention_reads_its_queries_keys_and_values_through_one_gate() -> None:
+    """As when the channel is silenced in all that the norms hand on, which is all that is read of the stream."""
+    net, images = transformer()
+    couplings = graph.find(net, images, verify=False)
+    stream = next(c for c in couplings if not c.inner)
+    with gated(net, couplings) as gates, torch.no_grad():
+        gates.start(images)
+        gates.values[stream.root] = torch.ones(3, stream.width)
+        gates.values[stream.root][:, 5] = 0
+        found = net(images)
+    mask = torch.ones(stream.width)
+    mask[5] = 0
+    norms = [m for m in net.modules() if isinstance(m, nn.LayerNorm)]
+    handles = [m.register_forward_hook(lambda _m, _a, out: out * mask) for m in norms]
+    with torch.no_grad():
+        torch.testing.assert_close(found, net(images))
+    for handle in handles:
+        handle.remove()
+
+
+def test_what_a_function_reads_past_the_gates_is_seen_in_the_weights() -> None:
+    """Swin hands the weights of its attention to a function; no gate is there, so none may speak for the stream."""
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    torch.manual_seed(0)
+    net = SwinTransformer([4, 4], 16, [2], [2], [2, 2], num_classes=3).eval()
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)  # as a frozen backbone comes
+    images = torch.randn(3, 3, 16, 16)
+    couplings = graph.find(net, images, verify=False)
+    with gated(net, couplings) as gates, torch.enable_grad():
+        gates.start(images)
+        found = slopes(net, couplings, gates, net(images)[:, 0].sum())
+    assert not any(p.requires_grad for p in net.parameters())
+    rows = {c.root: len(found[c.root]) for c in couplings}
+    assert {rows[c.root] for c in couplings if not c.inner} == {1}
+    assert any(count == 3 for count in rows.values())  # the hidden layers of the perceptrons
+    stream = next(c for c in couplings if not c.inner)
+    makers = [m for m in stream.members if m.axis == "out" and m.tensor.endswith("weight")]
+    net.zero_grad()
+    for m in makers:
+        net.get_parameter(m.tensor).requires_grad_(True)
+    net(images)[:, 0].sum().backward()
+    expected = torch.zeros(stream.width, dtype=torch.double)
+    for m in makers:
+        weight = net.get_parameter(m.tensor)
+        if weight.ndim > 1:
+            assert weight.grad is not None
+            product = (weight.grad * weight).detach().double().movedim(m.dim, 0).flatten(1).sum(1)
+            expected += torch.stack([product[list(s)].sum() for s in m.slices])
+    torch.testing.assert_close(found[stream.root][0], expected, rtol=1e-3, atol=1e-5)
 
 
 def test_magnitude_by_hand(small) -> None:  # type: ignore[no-untyped-def]

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from edgeprune.prune.coupling import Coupling, Couplings
@@ -47,15 +48,18 @@ class Measured:
             return scores
         widths = {root: (one.kept, one.divergence) for root, one in seen.items()}
         return {
-            c.root: scores[c.root] * _factor(c, scores[c.root], *widths[c.root])
-            if c.root in widths
-            else scores[c.root]
+            c.root: _scaled(c, scores[c.root], *widths[c.root]) if c.root in widths else scores[c.root]
             for c in couplings
         }
 
 
-def _factor(coupling: Coupling, score: Tensor, kept: int, divergence: float) -> float:
-    """What makes the damage of keeping `kept` channels the divergence that was measured; 1 where no damage is seen."""
+def _scaled(coupling: Coupling, score: Tensor, kept: int, divergence: float) -> Tensor:
+    """The score (C,) so that the damage of keeping `kept` channels is the divergence that was measured.
+
+    Where Taylor saw nothing and the measurement did, all channels are worth the same.
+    """
     one = ladder(coupling, score, Rules(multiple=1, floor=0.0))
     damage = one.damage[one.widths.index(kept)]
-    return max(divergence, LEAST) / damage if damage > 0 else 1.0
+    if damage <= 0 and divergence > LEAST:
+        return _scaled(coupling, torch.ones_like(score), kept, divergence)
+    return score * (max(divergence, LEAST) / damage) if damage > 0 else score

@@ -115,20 +115,23 @@ class TaylorLabels:
 def slopes(module: nn.Module, couplings: Couplings, gates: Gates, scalar: Tensor) -> dict[str, Tensor]:
     """{root: (B, C)} derivatives of the scalar by the gates, float64 on the CPU.
 
-    A coupling that could not be gated has (1, C): the sum over images of w * d scalar / d w over the weights
+    A coupling that could not be gated everywhere has (1, C): the sum over images of w * d scalar / d w over the weights
     that make the channel, which is the derivative by its gate there, but images may cancel.
     """
-    bare = [c for c in couplings if c.root not in gates.values]
-    weights = {m.tensor: module.get_parameter(m.tensor) for c in bare for m in _makers(module, c)}
-    weights = {n: w for n, w in weights.items() if w.requires_grad}
+    missed = {c.root: _missed(module, c, gates) for c in couplings}
+    doubtful = [c for c in couplings if missed[c.root] or c.root not in gates.values]
+    names = {n for c in doubtful for n in (*missed[c.root], *(m.tensor for m in _makers(module, c)))}
+    weights = {name: module.get_parameter(name) for name in sorted(names)}
     wanted = [*gates.values.values(), *weights.values()]
     found = torch.autograd.grad(scalar, wanted, retain_graph=True, allow_unused=True)
+    by_name = dict(zip(weights, found[len(gates.values) :], strict=True))
+    # what no gate is on, and took part: a head that runs in training alone did not
+    passed = {root for root, some in missed.items() if any(by_name[name] is not None for name in some)}
     slopes = {}
     for root, g in zip(gates.values, found, strict=False):
-        if g is not None:
+        if g is not None and root not in passed:
             slopes[root] = g.double().cpu()
-    by_name = dict(zip(weights, found[len(gates.values) :], strict=True))
-    for coupling in bare:
+    for coupling in (c for c in doubtful if c.root not in slopes):
         parts = []
         for m in _makers(module, coupling):
             slope = by_name.get(m.tensor)
@@ -138,6 +141,18 @@ def slopes(module: nn.Module, couplings: Couplings, gates: Gates, scalar: Tensor
         if parts:
             slopes[coupling.root] = torch.stack(parts).sum(0)[None]
     return slopes
+
+
+def _missed(module: nn.Module, coupling: Coupling, gates: Gates) -> list[str]:
+    """The tensors that read a coupling and whose layer no gate was put before."""
+    names = dict(module.named_parameters(remove_duplicate=False))
+    return [
+        m.tensor
+        for m in coupling.members
+        if m.axis == "in"
+        and m.tensor in names
+        and (m.tensor.rpartition(".")[0], coupling.root) not in gates.reached
+    ]
 
 
 def _makers(module: nn.Module, coupling: Coupling) -> list[Any]:

@@ -12,7 +12,7 @@ here batches are averaged. Ours: couplings in place of layers, and batch-norm by
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -25,7 +25,7 @@ from edgeprune.data.pixels import Pixels
 from edgeprune.errors import DataError
 from edgeprune.images import Preprocess
 from edgeprune.prune.coupling import Couplings
-from edgeprune.prune.scores.gates import Gates, gated
+from edgeprune.prune.scores.gates import gated
 from edgeprune.prune.scores.taylor import slopes
 
 
@@ -95,7 +95,7 @@ class Transfer:
                 logits = module(x)
                 assert taps.features is not None
                 passes.append(Pass(x, taps.features, logits, y))
-                kept.append(Gates(gates.images, gates.values))
+                kept.append(replace(gates))
             scalars = self.losses(passes[0], passes[1])
             found = [slopes(module, couplings, g, v) for g, v in zip(kept, scalars, strict=True)]
         silent = {c.root: torch.zeros(c.width, dtype=torch.double) for c in couplings}

@@ -1,0 +1,31 @@
+"""What training leaves behind, and what changes while it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training did: the validated steps with their scores, and which of them the weights are from.
+
+    watched: accuracy at each validated step when labelled images were given to watch; it decided nothing.
+    """
+
+    chosen_step: int
+    curves: list[dict[str, float]]
+    warnings: list[str] = field(default_factory=list)
+    watched: list[float] = field(default_factory=list)
+
+
+@dataclass
+class State:
+    """What changes while training, beside the weights themselves."""
+
+    step: int = 0
+    curves: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    watched: list[float] = field(default_factory=list)
