@@ -70,7 +70,7 @@ def row(spec: str, folder: Path, point: Point, limit: int) -> Facts:
 
     folder: dense.onnx stays there for other points. limit: seconds; what takes longer has failed.
     """
-    facts: Facts = {"network": spec, "kept": point.kept, "failed": None}
+    facts: Facts = {"network": spec, "kept": point.kept, "failed": None, "cpu": _cpu()}
     step = "open"
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(limit)
@@ -93,6 +93,12 @@ def row(spec: str, folder: Path, point: Point, limit: int) -> Facts:
     finally:
         signal.alarm(0)
     return facts
+
+
+def _cpu() -> str:
+    from edgeprune.bench import machine
+
+    return str(machine.describe()["cpu"]["name"])
 
 
 class _TooLong(BaseException):
@@ -262,7 +268,7 @@ def _save(rows: list[Facts], path: Path) -> None:
     from edgeprune.bench import machine
 
     host = machine.describe()
-    facts = {"command": "python -m benchmarks.coverage", "packages": host["packages"], "cpu": host["cpu"]}
+    facts = {"command": "python -m benchmarks.coverage", "packages": host["packages"]}
     write_atomically(path, (json.dumps({**facts, "rows": rows}, indent=1) + "\n").encode())
 
 

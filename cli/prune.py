@@ -16,7 +16,10 @@ EXAMPLES = (
     "edgeprune prune model.safetensors --target camera/ --params 1.2M --steps 4 --dry-run",
 )
 
+INSIDE = ("owed_before", "steps_before")  # of a cut: what resuming needs
+
 
 def show(facts: page.Facts, console: Console) -> None:
     """Print what `edgeprune.commands.prune` returned."""
-    page.result(facts, console)
+    cuts = [{k: v for k, v in cut.items() if not k.startswith(INSIDE)} for cut in facts.get("cuts", ())]
+    page.result({**facts, "cuts": cuts}, console)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, Any]
 _LAST = ("next", "warnings")
+TURNED = 4  # so few rows that are too wide stand side by side, a fact a line
 
 
 def result(facts: Facts, console: Console) -> None:
@@ -63,6 +64,9 @@ def table(
     keys = _fitting(
         rows, list(columns) or list(dict.fromkeys(k for row in rows for k in row)), console, spare
     )
+    if len(rows) <= TURNED and sum(_width(rows, keys).values()) > console.width:
+        _turned(rows, keys, title, console)
+        return
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for key in keys:
         right = all(_is_number(row.get(key)) for row in rows)
@@ -72,9 +76,27 @@ def table(
     console.print(drawn)
 
 
+def _turned(rows: Sequence[Facts], keys: Sequence[str], title: str, console: Console) -> None:
+    """A column for each of a few rows that are wider than the terminal."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.title, grid.title_justify = title or None, "left"
+    grid.add_column(style="dim", overflow="fold")
+    for _ in rows:
+        grid.add_column(justify="right", overflow="fold")
+    for key in keys:
+        grid.add_row(label(key), *(_plain(row.get(key), key) for row in rows))
+    console.print(grid)
+
+
+def _width(rows: Sequence[Facts], keys: Sequence[str]) -> dict[str, int]:
+    return {k: max(len(label(k)), *(len(text(row.get(k), k)) for row in rows)) + 3 for k in keys}
+
+
 def _fitting(rows: Sequence[Facts], keys: list[str], console: Console, spare: Sequence[str]) -> list[str]:
     keys = [k for k in keys if any(row.get(k) not in (None, "") for row in rows)]
-    width = {k: max(len(label(k)), *(len(text(row.get(k), k)) for row in rows)) + 3 for k in keys}
+    width = _width(rows, keys)
     for key in spare:
         if sum(width[k] for k in keys) > console.width and key in keys:
             keys.remove(key)

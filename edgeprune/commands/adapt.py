@@ -270,7 +270,9 @@ def _result(
     unheard = _unheard(options, how, data)
     if fit is None:
         return AdaptResult(run, *facts, warnings=unheard)
-    following = start.words("edgeprune", "prune", run, "--target", options.target, "--macs", "0.5")
+    following = start.words(
+        "edgeprune", "prune", run, "--target", options.target, "--macs", "0.5", *start.trusted(network)
+    )
     return AdaptResult(run, *facts, fit.chosen_step, *accuracies, following, (*unheard, *fit.warnings))
 
 

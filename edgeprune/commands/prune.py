@@ -209,6 +209,9 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
     job.warnings += [*parts.unfilled(job), *start.unread(job.target, "--target")]
     now, params = macs.measure(job.network.module, example)
     job.warnings += parts.exceeded(job, {"macs": now, "params": params})
+    job.warnings += prune_words.unlike_the_words(options, job, widths(job.dense, job.network))
+    measured = timing.outcome(job) if job.budget.timed else None
+    job.warnings += timing.outside(measured or {})
     was, dense_params = macs.measure(job.dense, example)
     run = job.run.path if job.run else None
     return PruneResult(
@@ -223,10 +226,10 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         *accuracy,
         widths(job.dense, job.network),
         tuple(job.trace),
-        start.words("edgeprune", "export", run) if run else None,
+        start.words("edgeprune", "export", run, *start.trusted(job.network)) if run else None,
         tuple(job.warnings),
         macs.padded(job.network.module, example, options.width_multiple),
-        timing.outcome(job) if job.budget.timed else None,
+        measured,
         *job.channels,
         len(job.labelled) if job.labelled is not None else None,
         low_rank(job.network),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +178,17 @@ def unlike_the_run(job: Job, method: Callable[[Job], None]) -> list[str]:
     if learned := getattr(method, "learns_ranks", None):
         notes.append(f"shown is what --score {options.score} says: {learned}")
     return notes
+
+
+def unlike_the_words(options: PruneOptions, job: Job, widths: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Warnings of a result that may surprise: nothing was cut, or widths of another multiple."""
+    found = []
+    if not widths and not any(plan.low_rank for plan in job.plans):
+        found.append("nothing was cut: the network is within the budget as it is")
+    off = [name for name, (_, new) in widths.items() if new % options.width_multiple]
+    if off and options.width_multiple > PruneOptions().width_multiple:
+        found.append(
+            f"{len(off)} of {len(widths)} layers have no multiple of {options.width_multiple} channels, since their "
+            f"groups, heads or own width do not divide so: {', '.join(off[:3])}"
+        )
+    return found

@@ -18,6 +18,7 @@ from edgeprune.options import RunOptions
 
 if TYPE_CHECKING:
     from edgeprune.data.pixels import Pixels
+    from edgeprune.model import Network
     from edgeprune.run import Run
 
 
@@ -88,6 +89,12 @@ def unread(pixels: Pixels, flag: str) -> list[str]:
 def words(*parts: object) -> str:
     """A command line that can be pasted into a shell."""
     return shlex.join(str(part) for part in parts)
+
+
+def trusted(network: Network) -> tuple[str, ...]:
+    """The words that let a command open a run whose network comes from a factory of the user's."""
+    spec = network.spec
+    return ("--trust", spec) if ":" in spec and not spec.startswith(("torchvision:", "timm:")) else ()
 
 
 def seed_everything(options: RunOptions) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from edgeprune.commands.stopwatch import Stopwatch
 from edgeprune.errors import DataError
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
-from edgeprune.prune import macs
+from edgeprune.prune import deadline, macs
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.latency import Timing
 
@@ -73,6 +74,18 @@ def as_begun(job: Job) -> Timing:
         job.timing.clock.dense_ms = begun
     job.run.log(f"dense network: {begun:.4g} ms, as when the run began (now {job.timing.dense_ms:.4g})")
     return replace(job.timing, dense_ms=begun)
+
+
+def outside(facts: Mapping[str, Any]) -> list[str]:
+    """A warning when the finished network does not take what was asked for, as an outcome says."""
+    share = facts.get("of_requested")
+    if share is None or deadline.BAND[0] <= share <= deadline.BAND[1]:
+        return []
+    low, high = deadline.BAND
+    return [
+        f"measured once more, the network takes {share:.2f} of the latency that was asked for, outside {low} to "
+        f"{high}: the machine was busy now or while it was planned; `edgeprune bench` says more"
+    ]
 
 
 def outcome(job: Job) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from edgeprune.prune.macs import Costs
 from edgeprune.prune.scores import Relative
 from edgeprune.prune.search import KINDS, LATENCY, Search
 
+FEWEST = 1000.0  # a whole number without a unit from here on is meant as it is
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 
 
@@ -35,7 +36,7 @@ _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 class Budget:
     """Ceilings, all of which must hold: a fraction kept when at most 1, else absolute. None: no ceiling.
 
-    channels: of the channels inside blocks; with it, block outputs stay whole. latency: a fraction of the
+    channels: of the channels inside blocks; alone, it leaves block outputs whole. latency: a fraction of the
     dense network's; milliseconds: the same in absolute time; one of the two.
     """
 
@@ -50,7 +51,7 @@ class Budget:
         *, macs: str | None, params: str | None, channels: str | None, latency: str | None = None
     ) -> Budget:
         """Words such as "0.4", "40%", "120M", a latency "2.0ms" or "0.7x"; UsageError when they are none, or
-        an absolute number has no unit.
+        a number above 1 and below 1,000 has no unit (channels are counted one by one).
         """
         words = {"macs": macs, "params": params, "channels": channels}
         found = {kind: _number(kind, word) for kind, word in words.items() if word is not None}
@@ -83,7 +84,10 @@ class Budget:
         return self.milliseconds if self.latency is None else self.latency * dense_ms
 
     def __str__(self) -> str:
-        said = [f"{kind} {v:g}" for kind, v in self.given.items()]
+        said = [
+            f"{kind} {v / 1e6:.4g} M" if v > 1 and kind != "channels" else f"{kind} {v:g}"
+            for kind, v in self.given.items()
+        ]
         said += [f"latency {self.latency:g}x"] if self.latency is not None else []
         said += [f"latency {self.milliseconds:g} ms"] if self.milliseconds is not None else []
         return ", ".join(said)
@@ -112,10 +116,12 @@ def _number(kind: str, word: str) -> float:
     unit = found[2] if found else ""
     value = value / 100 if unit == "%" else value * _UNITS[unit]
     scientific = "e" in word.lower()
-    if not value > 0 or (value > 1 and unit in ("", "%") and not scientific):
-        raise UsageError(
-            f"--{kind} {word}: expected what is kept: a fraction such as 0.4, or an absolute 120M (K, M or G)"
+    counted = value >= FEWEST or (kind == "channels" and value >= 2 and value.is_integer())
+    if not value > 0 or (value > 1 and (unit == "%" or (unit == "" and not scientific and not counted))):
+        absolute = (
+            "a number such as 250" if kind == "channels" else "an absolute 120M (K, M or G) or 120000000"
         )
+        raise UsageError(f"--{kind} {word}: expected what is kept: a fraction such as 0.4, or {absolute}")
     return value
 
 
@@ -196,7 +202,7 @@ def _ladders(
     out, scales = [], _scales(costs, couplings, scores)
     for coupling in couplings:
         one = ladder(coupling, scores[coupling.root], rules, scales[coupling.root])
-        stays = "channels" in limits and not coupling.inner
+        stays = set(limits) == {"channels"} and not coupling.inner  # only those inside blocks are counted
         out.append(replace(one, widths=one.widths[-1:], worth=(), damage=(0.0,)) if stays else one)
     return out
 

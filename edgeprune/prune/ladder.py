@@ -57,14 +57,26 @@ def legal(coupling: Coupling, rules: Rules) -> tuple[int, ...]:
     width = coupling.width
     base = rules.dense.get(coupling.root, width) if rules.dense else width
     grain = coupling.unit * coupling.sections
-    each = math.lcm(coupling.unit, rules.multiple)  # of every section: a device computes them one by one
-    jump = (
-        coupling.sections * each if base >= 2 * coupling.sections * each else math.lcm(grain, rules.multiple)
-    )
-    if jump > base // 2 and grain > 1:
-        jump = grain
+    jump = _step(coupling, base, rules.multiple)
     low = max(jump, math.ceil(round(rules.floor * base / jump, 9)) * jump)
     return (*range(low, width, jump), width) if width > rules.multiple or grain > 1 else (width,)
+
+
+def _step(coupling: Coupling, base: int, multiple: int) -> int:
+    """What the widths of a coupling that is `base` wide in the dense network are multiples of.
+
+    Of the multiple, in every section if that fits, since a device computes them one by one. Where units or sections do
+    not divide so, half of the multiple is tried, and so on.
+    """
+    grain = coupling.unit * coupling.sections
+    if grain == 1:
+        return multiple
+    while True:
+        each = coupling.sections * math.lcm(coupling.unit, multiple)
+        jump = each if base >= 2 * each else math.lcm(grain, multiple)
+        if jump <= base // 2 or multiple == 1:
+            return jump
+        multiple = multiple // 2 if multiple % 2 == 0 else 1
 
 
 @dataclass(frozen=True)

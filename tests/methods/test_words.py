@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from edgeprune.commands import prune_words, timing
 from edgeprune.commands.prune import prune
 from edgeprune.errors import UsageError
 from edgeprune.methods import learning
+from edgeprune.methods.job import Job
 from edgeprune.options import PruneOptions
 
 
@@ -152,3 +155,23 @@ def test_a_plan_in_place_of_a_method_is_said(options: PruneOptions) -> None:
 def test_labels_and_low_rank_do_not_go_together(options: PruneOptions) -> None:
     with pytest.raises(UsageError, match="--then dalr: its recovery learns from the dense network alone"):
         prune(replace(options, method="tana", then="dalr", labelled_target=options.target))
+
+
+def test_results_that_may_surprise_are_told() -> None:
+    job = cast(Job, SimpleNamespace(plans=[]))
+    said = prune_words.unlike_the_words(PruneOptions(precision="int8"), job, {})
+    assert said == ["nothing was cut: the network is within the budget as it is"]
+    widths = {"a": (64, 32), "b": (48, 20)}
+    (told,) = prune_words.unlike_the_words(PruneOptions(precision="int8"), job, widths)
+    assert told == (
+        "1 of 2 layers have no multiple of 32 channels, since their groups, heads or own width do not divide so: b"
+    )
+    assert prune_words.unlike_the_words(PruneOptions(), job, widths) == []
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.94, True), (0.96, False), (1.02, False), (1.03, True)])
+def test_a_latency_outside_its_band_is_told(share: float, told: bool) -> None:
+    said = timing.outside({"of_requested": share})
+    assert bool(said) == told
+    assert not told or f"takes {share:.2f} of the latency" in said[0]
+    assert timing.outside({"predicted_ms": 2.0}) == []  # another machine's

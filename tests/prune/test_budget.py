@@ -94,6 +94,11 @@ def test_a_budget_of_channels_leaves_block_outputs_whole() -> None:
     plan = budget.choose(costs, outer, scores_of(outer, 0), {"channels": limit}, Rules())
     assert list(outer)[1].root not in {c.root for c in plan.cuts}
     assert plan.why["achieved"]["channels"] == limit == 48
+    # beside another budget, which they alone can meet, they go
+    low = {"channels": limit, "macs": 0.2 * float(costs.macs(costs.full))}
+    both = budget.choose(costs, outer, scores_of(outer, 0), low, Rules())
+    assert list(outer)[1].root in {c.root for c in both.cuts}
+    assert all(both.why["achieved"][kind] <= ceiling for kind, ceiling in low.items())
 
 
 def _outer(coupling: Coupling, is_outer: bool) -> Coupling:
@@ -128,6 +133,9 @@ def test_the_weakest_channels_go_and_ties_are_deterministic() -> None:
         (Coupling("heads", 192, (), unit=64), Rules(8, 0.1), (64, 128, 192)),
         (Coupling("few heads", 60, (), unit=20), Rules(8, 0.1), (20, 40, 60)),
         (Coupling("groups", 48, (), sections=3), Rules(8, 0.1), (24, 48)),
+        (Coupling("two groups", 32, (), sections=2), Rules(32, 0.1), (16, 32)),
+        (Coupling("four groups", 48, (), sections=4), Rules(32, 0.1), (16, 32, 48)),
+        (Coupling("heads, int8", 96, (), unit=12), Rules(32, 0.1), (48, 96)),
         (Coupling("wide groups", 128, (), sections=4), Rules(8, 0.1), (32, 64, 96, 128)),
     ],
 )
@@ -260,7 +268,12 @@ def test_of_equal_macs_the_plan_that_moves_less() -> None:
 
 def test_words() -> None:
     assert Budget.parse(macs="0.4", params="1.2M", channels="40%") == Budget(0.4, 1.2e6, 0.4)
-    assert str(Budget(0.4, 1.2e6)) == "macs 0.4, params 1.2e+06"
+    assert str(Budget(0.4, 1.2e6, 250)) == "macs 0.4, params 1.2 M, channels 250"
+    assert Budget.parse(macs="200000", params=None, channels="250") == Budget(2e5, None, 250)
+    with pytest.raises(
+        UsageError, match=r"--channels 1\.5: .* a fraction such as 0\.4, or a number such as 250"
+    ):
+        Budget.parse(macs=None, params=None, channels="1.5")
     assert Budget().empty
     with pytest.raises(UsageError, match="--macs 12: expected what is kept"):
         Budget.parse(macs="12", params=None, channels=None)
