@@ -54,6 +54,11 @@ def write(path: Path, network: Network) -> artifact.Artifact:
     return artifact.Artifact(path, "checkpoint", artifact.sha256(path))
 
 
+def needs_trust(spec: str) -> bool:
+    """Whether a checkpoint of such a network wants `--trust`: its factory is not ours."""
+    return is_factory(spec) and not spec.startswith("edgeprune.")
+
+
 def read(path: Path, trust: Iterable[str] = ()) -> Network:
     """Rebuild the network of a checkpoint (a file or a run folder), on the CPU and in eval mode.
 
@@ -63,8 +68,7 @@ def read(path: Path, trust: Iterable[str] = ()) -> Network:
     head = header.read(path)
     document = head.document
     spec = str(document["spec"])
-    ours = spec.startswith("edgeprune.")
-    if is_factory(spec) and not ours and spec not in set(trust):
+    if needs_trust(spec) and spec not in set(trust):
         raise UntrustedFactory(
             f"{head.path}: wants to import {spec}, which runs code; if you trust it: --trust {spec}"
         )

@@ -61,11 +61,8 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs, taught=taught):
         loop = _Loop(network, objective, (target, source, held), settings, run, teacher, stage)
-        loop.begun, loop.title, loop.watch = (
-            begun,
-            title or stage,
-            watch.spread(validate.IMAGES) if watch else None,
-        )
+        loop.begun, loop.title = begun, title or stage
+        loop.watch = watch.spread(validate.IMAGES) if watch else None
         try:
             with inference.several_values():
                 result = loop.work(check)

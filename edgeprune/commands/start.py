@@ -93,8 +93,9 @@ def words(*parts: object) -> str:
 
 def trusted(network: Network) -> tuple[str, ...]:
     """The words that let a command open a run whose network comes from a factory of the user's."""
-    spec = network.spec
-    return ("--trust", spec) if ":" in spec and not spec.startswith(("torchvision:", "timm:")) else ()
+    from edgeprune.checkpoint import needs_trust
+
+    return ("--trust", network.spec) if needs_trust(network.spec) else ()
 
 
 def seed_everything(options: RunOptions) -> None:
