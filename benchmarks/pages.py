@@ -48,7 +48,12 @@ def page(rows: Sequence[Row]) -> str:
         "recovery began with the same images and channels were ranked by `--score taylor`; they are to be made again.",
     ]
     if machines := sorted({r["machine"] for r in rows if "machine" in r}):
-        lines += ["", "Machines: " + "; ".join(machines) + ". Rows start from models that were trained on the same one;"]
+        lines += [
+            "",
+            "Machines: "
+            + "; ".join(machines)
+            + ". Rows start from models that were trained on the same one;",
+        ]
         lines += ["minutes are longer where several rows ran at once."]
     for task in TASKS:
         adapted = [r for r in rows if r["task"] == task and r["stage"] == "adapt"]

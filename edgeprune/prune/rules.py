@@ -303,26 +303,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), _batch_norm
     ),
-    **dict.fromkeys(
-        [
-            "mean",
-            "sum",
-            "amax",
-            "amin",
-            "max",
-            "min",
-            "var",
-            "std",
-            "var_mean",
-            "std_mean",
-            "linalg_vector_norm",
-            "norm",
-            "prod",
-            "any",
-            "all",
-        ],
-        _reduce,
-    ),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "var", "std"), _reduce),
+    **dict.fromkeys(("var_mean", "std_mean", "linalg_vector_norm", "norm", "prod", "any", "all"), _reduce),
     "argmax": _which,
     "argmin": _which,
     **dict.fromkeys(
