@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import budgets, planner, recovery, scores
 
 Row = dict[str, Any]
+SAME = 0.003  # of the answers
 
 
 def page() -> str:
@@ -51,7 +52,11 @@ def _recovery(rows: Sequence[Row]) -> list[str]:
         kept = next(r["macs_kept"] for r in rows if r["key"].startswith(f"{name}, "))
         cells = " | ".join(found.get(f"{name}, {point}", "") for point in points)
         lines.append(f"| {name} | {kept:.3f} | {cells} |")
-    return lines
+    accuracy = {r["key"]: r["accuracy"] for r in rows}
+    ahead = [accuracy[f"ours, {p}"] - accuracy[f"torch-pruning, {p}"] for p in points]
+    aims = zip(("cut", "statistics", "1 pass", "3 passes"), ahead, (3, 3, 3, 0), strict=True)
+    said = [f"{point} {gap:+.2f} (aim: at least {least:+})" for point, gap, least in aims]
+    return [*lines, "", f"Ours less Torch-Pruning's: {', '.join(said)}."]
 
 
 def _budgets(rows: Sequence[Row]) -> list[str]:
@@ -80,7 +85,19 @@ def _budgets(rows: Sequence[Row]) -> list[str]:
                 )
                 cells.append(f"{row['agreement']:.3f}{second} ({row['of_requested']:.2f})")
         lines.append(f"| {network} | {share:g}x | {' | '.join(cells)} |")
-    return lines
+    return [*lines, "", *(_above(made, way) for way in ("macs", "uniform"))]
+
+
+def _above(made: Mapping[tuple[str, float, str], Row], way: str) -> str:
+    """How often `--latency` keeps more answers than another way; differences below SAME are none."""
+    gaps = [
+        row["agreement"] - made[network, share, way]["agreement"]
+        for (network, share, mine), row in made.items()
+        if mine == "latency" and "agreement" in row and "agreement" in made.get((network, share, way), {})
+    ]
+    more, less = sum(g > SAME for g in gaps), sum(g < -SAME for g in gaps)
+    other = {"macs": "a MACs budget", "uniform": "uniform width"}[way]
+    return f"- against {other}: above in {more} of {len(gaps)}, below in {less} (the aim: above in all)"
 
 
 def _scores(rows: Sequence[Row]) -> list[str]:
