@@ -78,7 +78,7 @@ def same_images(run: Run, stage: str, names: Mapping[str, Sequence[str]]) -> Non
     """RunError when a stage that goes on has other images than it began with; a stage that begins notes its own."""
     file = run.resume_dir / f"{stage}.images"
     now = {
-        kind: [len(some), hashlib.sha256("\n".join(some).encode()).hexdigest()]
+        kind: [len(some), hashlib.sha256("\n".join(some).encode("utf-8", "surrogateescape")).hexdigest()]
         for kind, some in names.items()
     }
     if not file.is_file():

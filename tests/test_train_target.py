@@ -96,7 +96,7 @@ def test_other_images_than_a_run_began_with_are_refused(tmp_path: Path) -> None:
         more = images(32, True, False)
         with pytest.raises(RunError, match="adapt began with 24 target images, and there are 32 images now"):
             train.fit(network(), MCC(TASK), more, source, settings(2), run=run)
-        renamed = Pixels(target.images, None, [*target.names[1:], "other"])
+        renamed = Pixels(target.images, None, [*target.names[1:], "no UTF-8: \udcff"])
         with pytest.raises(
             RunError, match="adapt began with 24 target images, and there are other files now"
         ):

@@ -211,7 +211,8 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
     job.warnings += parts.exceeded(job, {"macs": now, "params": params})
     job.warnings += prune_words.unlike_the_words(options, job, widths(job.dense, job.network))
     measured = timing.outcome(job) if job.budget.timed else None
-    job.warnings += timing.outside(measured or {})
+    planned = job.trace[-1].get("latency_of_requested") if job.trace else None
+    job.warnings += timing.outside(measured or {}, planned)
     was, dense_params = macs.measure(job.dense, example)
     run = job.run.path if job.run else None
     return PruneResult(

@@ -76,12 +76,15 @@ def as_begun(job: Job) -> Timing:
     return replace(job.timing, dense_ms=begun)
 
 
-def outside(facts: Mapping[str, Any]) -> list[str]:
-    """A warning when the finished network does not take what was asked for, as an outcome says."""
-    share = facts.get("of_requested")
-    if share is None or deadline.BAND[0] <= share <= deadline.BAND[1]:
+def outside(facts: Mapping[str, Any], planned: float | None) -> list[str]:
+    """A warning when the finished network does not take what was asked for, as an outcome says.
+
+    planned: the share of the request that the plan was measured to take. Below the band is no surprise where it was
+    planned (another budget is the tighter one), or where nothing measured a plan.
+    """
+    share, (low, high) = facts.get("of_requested"), deadline.BAND
+    if share is None or low <= share <= high or (share < low and (planned is None or planned < low)):
         return []
-    low, high = deadline.BAND
     return [
         f"measured once more, the network takes {share:.2f} of the latency that was asked for, outside {low} to "
         f"{high}: the machine was busy now or while it was planned; `edgeprune bench` says more"

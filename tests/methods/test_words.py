@@ -169,9 +169,20 @@ def test_results_that_may_surprise_are_told() -> None:
     assert prune_words.unlike_the_words(PruneOptions(), job, widths) == []
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.94, True), (0.96, False), (1.02, False), (1.03, True)])
-def test_a_latency_outside_its_band_is_told(share: float, told: bool) -> None:
-    said = timing.outside({"of_requested": share})
+@pytest.mark.parametrize(
+    ("share", "planned", "told"),
+    [
+        (0.94, 0.99, True),
+        (0.94, 0.6, False),
+        (0.94, None, False),
+        (0.96, 0.99, False),
+        (1.02, 1.0, False),
+        (1.03, 1.0, True),
+        (1.03, None, True),
+    ],
+)
+def test_a_latency_outside_its_band_is_told(share: float, planned: float | None, told: bool) -> None:
+    said = timing.outside({"of_requested": share}, planned)
     assert bool(said) == told
     assert not told or f"takes {share:.2f} of the latency" in said[0]
-    assert timing.outside({"predicted_ms": 2.0}) == []  # another machine's
+    assert timing.outside({"predicted_ms": 2.0}, None) == []  # another machine's
