@@ -223,14 +223,13 @@ def _export(network: Network, folder: Path, facts: Facts) -> Facts:
 
 
 def _time(folder: Path) -> Facts:
-    from edgeprune.bench import inputs
+    from edgeprune.bench import inputs, undisturbed
     from edgeprune.bench.compare import compare
-    from edgeprune.bench.measure import measure
     from edgeprune.runtime import ort
 
     with ort.open(folder / "dense.onnx") as dense, ort.open(folder / "slim.onnx") as slim:
         feeds = {"dense": inputs.synthetic(dense.inputs), "slim": inputs.synthetic(slim.inputs)}
-        samples = measure({"dense": dense, "slim": slim}, feeds, warmup_s=0.3, min_s=0.8, min_runs=20)
+        samples, _ = undisturbed.measure({"dense": dense, "slim": slim}, feeds, seconds=0.8)
     verdict = compare(samples["dense"], samples["slim"])
     return {"speedup": verdict.speedup, "speedup_low": verdict.ci_low, "speedup_high": verdict.ci_high}
 

@@ -13,7 +13,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Samples:
 
     settled: whether two warm-up windows agreed within 2%. warmup_s, warmup_runs: what the warm-up took.
     parts_s: what a latency is made of, each (n,). rate: (rounds,) calls a second of all streams together, where
-    several ran. facts: what a mode adds, as JSON values.
+    several ran. facts: what a mode adds, as JSON values. waited: share of the measured time, in 0..1, in which the
+    calling thread did not run; for a device or other threads, where they did the work, else because it had to.
     """
 
     latency_s: NDArray[np.float64]
@@ -45,6 +46,7 @@ class Samples:
     parts_s: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     rate: NDArray[np.float64] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    waited: float | None = None
 
     @property
     def rounds(self) -> int:
@@ -92,18 +94,21 @@ def measure(
         sizes = {name: _block_size(w.typical_s, min_s, min_runs) for name, w in warm.items()}
         blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in runners}
         parts: dict[str, list[Mapping[str, float]]] = {name: [] for name in runners}
-        spent = dict.fromkeys(runners, 0.0)
+        spent, ran = dict.fromkeys(runners, 0.0), dict.fromkeys(runners, 0.0)
         order, random, rounds = list(runners), np.random.default_rng(seed), 0
         fewest = FEWEST_ROUNDS if min_s > 0 else 1
         while rounds < fewest or any(spent[n] < min_s or rounds * sizes[n] < min_runs for n in runners):
             random.shuffle(order)
             for name in order:
-                blocks[name].append(_block(runners[name], feeds[name], sizes[name], parts[name]))
-                spent[name] += float(blocks[name][-1].sum())
+                times, processor = _block(runners[name], feeds[name], sizes[name], parts[name])
+                blocks[name].append(times)
+                spent[name] += float(times.sum())
+                ran[name] += processor
             rounds += 1
             if observe is not None:
                 observe()
-    return {name: _samples(blocks[name], warm[name], parts[name]) for name in runners}
+    found = {name: _samples(blocks[name], warm[name], parts[name]) for name in runners}
+    return {n: replace(s, waited=max(0.0, 1 - ran[n] / max(spent[n], 1e-9))) for n, s in found.items()}
 
 
 @dataclass(frozen=True)
@@ -134,18 +139,24 @@ def warm_up(runner: Runner, feeds: Feeds, least_s: float) -> Warm:
         previous = median
 
 
-def _block(runner: Runner, feeds: Feeds, size: int, parts: list[Mapping[str, float]]) -> NDArray[np.float64]:
-    """Seconds of each call. A runner that has `spans` (milliseconds of the last call's parts) is asked in between."""
+def _block(
+    runner: Runner, feeds: Feeds, size: int, parts: list[Mapping[str, float]]
+) -> tuple[NDArray[np.float64], float]:
+    """Seconds of each call, and processor seconds of this thread meanwhile.
+
+    A runner that has `spans` (milliseconds of the last call's parts) is asked in between.
+    """
     clock, infer, spans = time.perf_counter_ns, runner.infer, getattr(runner, "spans", None)
     times = np.empty(size, np.int64)
     infer(feeds)
+    ran = time.thread_time()
     for i in range(size):
         begin = clock()
         infer(feeds)
         times[i] = clock() - begin
         if spans is not None:
             parts.append(spans())
-    return times.astype(np.float64) * 1e-9
+    return times.astype(np.float64) * 1e-9, time.thread_time() - ran
 
 
 def _block_size(typical_s: float, min_s: float, min_runs: int) -> int:

@@ -20,6 +20,7 @@ from edgeprune.commands.bench_open import Opened, Setting
 from edgeprune.device_options import BenchOptions
 from edgeprune.errors import EdgePruneError, UsageError
 
+SHARED = 0.05  # of the time; a machine at rest shows below 0.01
 LAUNCH_BOUND = 0.8  # trtexec's threshold: enqueueing against computing
 
 
@@ -60,7 +61,7 @@ def row(options: BenchOptions, opened: Opened, samples: Samples, extra: Mapping[
         gpu_ms=gpu,
         parts_ms=parts or None,
         rounds_ms=tuple(round(float(s) * 1e3, 6) for s in samples.for_comparing().per_round()),
-        warnings=tuple(_warnings(options, samples, lacking)),
+        warnings=tuple(_warnings(options, opened, samples, lacking)),
         reasons=reasons,
         **extra,
     )
@@ -102,9 +103,17 @@ def _rate(options: BenchOptions, samples: Samples) -> float | None:
     return 1e3 / summary(samples.for_comparing().latency_s).p50
 
 
-def _warnings(options: BenchOptions, samples: Samples, lacking: Mapping[str, str]) -> list[str]:
+def _warnings(
+    options: BenchOptions, opened: Opened, samples: Samples, lacking: Mapping[str, str]
+) -> list[str]:
     """Sentences about this row; the table says which row it is."""
     found = []
+    alone = str(opened.config["device"]).startswith("cpu") and opened.config["threads"] == 1
+    if alone and samples.waited is not None and samples.waited > SHARED:
+        found.append(
+            f"other work had the processor for {samples.waited:.0%} of the time: the ratio between two "
+            "networks can be wrong, too; measure again on a quiet machine"
+        )
     if not samples.settled:
         found.append("the warm-up did not settle within 2%: the machine is busy or its clocks move")
     if options.mode != "cold" and spread(samples.for_comparing().per_round()) > STEADY:

@@ -21,7 +21,7 @@ class Clock:
     """Stands in for `time`: it moves only when a runner works."""
 
     def __init__(self) -> None:
-        self.now = 0
+        self.now = self.ran = 0
 
     def perf_counter_ns(self) -> int:
         return self.now
@@ -29,12 +29,16 @@ class Clock:
     def perf_counter(self) -> float:
         return self.now * 1e-9
 
+    def thread_time(self) -> float:
+        return self.ran * 1e-9
+
 
 class Worker:
     """Takes `cost(call)` microseconds."""
 
     name, inputs, outputs = "fake", (), ()
     settings: Mapping[str, Any] = {}
+    runs = 1.0  # share of its time that the calling thread runs
 
     def __init__(self, clock: Clock, letter: str, calls: list[str], cost: Any = lambda i: 1000) -> None:
         self.clock, self.letter, self.calls, self.cost, self.n = clock, letter, calls, cost, 0
@@ -42,6 +46,7 @@ class Worker:
 
     def infer(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         self.clock.now += int(self.cost(self.n) * 1000)
+        self.clock.ran += int(self.cost(self.n) * self.runs * 1000)
         self.n += 1
         self.calls.append(self.letter)
         self.collecting.append(gc.isenabled())
@@ -137,6 +142,14 @@ def test_a_runner_that_tells_its_parts_is_asked_after_each_recorded_call(clock: 
     assert len(samples.parts_s["gpu"]) == len(samples.latency_s)
     assert samples.parts_s["gpu"][-1] == engine.n * 1e-3
     assert len(set(samples.parts_s["gpu"])) == len(samples.latency_s), "of each call its own"
+
+
+def test_time_in_which_the_calling_thread_did_not_run_is_told_apart(clock: Clock) -> None:
+    workers, _ = both(clock, a=lambda i: 1000, b=lambda i: 500)
+    workers["b"].runs = 0.25
+    made = measure(workers, {"a": {}, "b": {}}, warmup_s=0, min_s=0.1, min_runs=4)
+    assert made["a"].waited == pytest.approx(0)
+    assert made["b"].waited == pytest.approx(0.75)
 
 
 def test_observer_is_called_each_round_outside_the_timed_part(clock: Clock) -> None:

@@ -93,6 +93,16 @@ def test_what_went_in_is_recorded(pair: tuple[str, str], monkeypatch: pytest.Mon
         bench(replace(QUICK, artifacts=pair[:1], input="noise"))
 
 
+def test_a_processor_that_other_work_had_is_told(
+    pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.thread_time", lambda: 0.0)  # as if this thread never ran
+    alone, many = bench(replace(QUICK, artifacts=pair[:1], threads="1,2")).results
+    said = "other work had the processor for 100% of the time"
+    assert any(said in line for line in alone.warnings)
+    assert not any(said in line for line in many.warnings), "the calling thread waits for others there"
+
+
 def test_a_rate_is_that_of_the_mode(pair: tuple[str, str]) -> None:
     (paced,) = bench(replace(QUICK, artifacts=pair[1:], mode="paced", fps=100.0)).results
     missed = paced.config["missed_frames"]
