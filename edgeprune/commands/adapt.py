@@ -102,6 +102,7 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     knobs = parse(kind.Knobs, options.set, name)
     kind.Knobs(**knobs)  # refuses values that make no sense
     start.seed_everything(options)
+    start.keep_freed_memory()
     names = images.classes(images.find(options.source)) if options.source else ()
     network, fresh = open_network(options.model, options, names)
     adaptable.check(options, network, kind, fresh=fresh)

@@ -94,6 +94,7 @@ def prune(options: PruneOptions) -> PruneResult:
         method = Given(plan, method if isinstance(method, DALR) else DALR(), method)
     knobs = prune_words.of_objective(options, method)
     start.seed_everything(options)
+    start.keep_freed_memory()
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import math
+import os
 import platform
 import shlex
 import time
@@ -106,6 +108,23 @@ def seed_everything(options: RunOptions) -> None:
     fabric_seed(options.seed, verbose=False)
     if options.threads:
         torch.set_num_threads(options.threads)
+
+
+_FOR_MALLOC = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what torch frees instead of giving it back to the system; whether it took it.
+
+    glibc maps every large tensor anew, and each of its pages faults when it is first written: a third of the time of
+    training a depthwise network on a CPU. What a user says about it in the environment stands; others than glibc are
+    left alone. The constants are those of <malloc.h>.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _FOR_MALLOC):
+        return False
+    trim_threshold, mmap_max = -1, -4
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def config(options: Any) -> dict[str, Any]:
