@@ -1,0 +1,55 @@
+"""What a working command sets up before it works."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource
+import torch
+from edgeprune.commands.start import keep_freed_memory
+
+def work():
+    for _ in range(5):
+        torch.ones(16_000_000)  # 64 MB, freed at once
+
+def faults():
+    work()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+print(keep_freed_memory(), first, faults())
+"""
+
+
+def pages(**environment: str) -> tuple[str, int, int]:
+    """Whether memory is kept, and page faults of the same work before and after."""
+    words = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES" and not k.startswith("MALLOC_")}
+    out = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**words, **environment},
+    ).stdout.split()
+    return out[0], int(out[1]), int(out[2])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back at once")
+def test_freed_memory_is_kept() -> None:
+    kept, before, after = pages()
+    assert kept == "True"
+    assert before > 100, "each large tensor is mapped anew, even where pages are huge"
+    assert after < before / 10
+
+
+def test_what_the_user_says_about_memory_stands() -> None:
+    kept, _, _ = pages(MALLOC_MMAP_MAX_="65536")
+    assert kept == "False"
