@@ -150,7 +150,7 @@ TASKS = {
             ("--batch", "64"),
             (),
             ("--steps", "400", "--lr", "1e-4"),
-            ("--recover", "3", "--lr", "1e-3"),
+            ("--recover", "6", "--lr", "1e-3"),
             ("--trust", "examples.resnet_cifar:resnet56"),
         ),
     )

@@ -7,7 +7,8 @@
 torchvision's ImageFolder decoding JPEG or PNG with PIL in a DataLoader, the same views, network, loss and optimiser,
 and none of the rest. All variants of a row are measured in one process, interleaved round by round; ratios are of
 medians with a 99% interval. A turn pays for as many batches as it takes: it ends when the one made ahead is there.
-`bf16`, `contiguous` and `compile` are the loop with one thing changed. Rows are written to results/training.json as
+`bf16`, `contiguous` and `compile` are the loop with one thing changed. Freed memory is kept, as `edgeprune adapt` does;
+that is the process's, so the plain loop has it, too. Rows are written to results/training.json as
 they finish and skipped when present.
 """
 
@@ -34,6 +35,7 @@ from edgeprune import model, train
 from edgeprune.artifact import write_atomically
 from edgeprune.bench import compare, machine
 from edgeprune.bench.measure import Samples
+from edgeprune.commands import start
 from edgeprune.data import digits, folder
 from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.images import Preprocess
@@ -215,11 +217,11 @@ def measure(work: dict[str, Work], args: argparse.Namespace) -> dict[str, Sample
     for number in range(args.rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
+            begin = time.perf_counter()
             work[name](args.steps)
             if args.device.startswith("cuda"):
                 torch.cuda.synchronize()
-            found[name].append((time.perf_counter() - start) / args.steps)
+            found[name].append((time.perf_counter() - begin) / args.steps)
     order = np.arange(args.rounds)
     return {name: Samples(np.array(times), order) for name, times in found.items()}
 
@@ -262,6 +264,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="steps of each variant in a round")
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
+    start.keep_freed_memory()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     there = {r["key"]: r for r in rows}
     for task in (t for t in TASKS if fnmatch.fnmatch(t, args.task)):
