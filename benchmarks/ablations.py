@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from benchmarks import accuracy
 from benchmarks.accuracy import Place, Row
-from benchmarks.cases import Case
+from benchmarks.cases import Case, partial
 from benchmarks.tasks import TASKS, Task
 
 RESULTS = Path(__file__).with_name("results") / "ablations.json"
@@ -122,6 +122,9 @@ ABLATIONS = (
     Ablation("tuned on source alone", "adapt-then-prune", ("tune=source",)),
     Ablation("cut by label-free Taylor", "adapt-then-prune", ("score=taylor",)),
     Ablation("the baseline", "prune-then-adapt"),
+    Ablation(
+        "with the passes that adapted the others' dense network", "prune-then-adapt", (), ("--recover", "+9")
+    ),
     Ablation("cut by the source's Taylor", "prune-then-adapt", ("score=taylor-labels",)),
     Ablation("the baseline", "uniform"),
     Ablation("within layers by Taylor", "uniform", ("score=taylor",)),
@@ -137,7 +140,15 @@ def cases(seeds: tuple[int, ...]) -> list[Case]:
             for one in ABLATIONS:
                 knobs = tuple(word for knob in one.knobs for word in ("--set", knob))
                 more = tuple(_added(word, task) for word in one.words)
-                words = ("--method", one.method, f"--{kind}", share, *knobs, *more)
+                words = (
+                    "--method",
+                    one.method,
+                    f"--{kind}",
+                    share,
+                    *knobs,
+                    *partial(task, one.method),
+                    *more,
+                )
                 made += [Case("prune", task.name, one.name, seed, words, budget) for seed in seeds]
     return made
 

@@ -14,6 +14,7 @@ import argparse
 import fnmatch
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -112,11 +113,16 @@ def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
 
 
 def made(case: Case, place: Place) -> Row:
-    """Run a row's command unless its run is finished; an earlier kill is resumed. `failed` holds the last line."""
+    """Run a row's command unless its run is finished; an earlier kill is resumed. `failed` holds the last line.
+
+    A finished run of another command is replaced.
+    """
     folder, words = place.run(case), command(case, place)
-    spoken = portable(words, place)
+    spoken, note = portable(words, place), folder / "command.txt"
     if records.is_done(folder):
-        return {**records.results(folder), "command": spoken}
+        if note.exists() and note.read_text() == spoken:
+            return {**records.results(folder), "command": spoken}
+        shutil.rmtree(folder)
     begun = time.monotonic()
     program = [str(Path(sys.executable).with_name("edgeprune")), *words[1:]]
     program += ["--resume"] if folder.exists() else []
@@ -127,6 +133,7 @@ def made(case: Case, place: Place) -> Row:
     if out.returncode != 0:
         lines = out.stderr.strip().splitlines() or ["no message"]
         return {"failed": f"exit {out.returncode}: {lines[-1][:300]}", "command": spoken}
+    note.write_text(spoken)
     return {**records.results(folder), "command": spoken, "seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -248,13 +255,26 @@ def show(cases: list[Case], rows: list[Row]) -> None:
             if r.get("seconds") and (r["stage"], r["task"]) == (case.stage, case.task)
         ]
         expected = f"about {sum(alike) / len(alike) / 60:.0f} min" if alike else "time not known yet"
+        if done is not None and stale(done, rows):
+            done = None
         state = expected if done is None else done.get("failed") or f"{done['chosen']:.1f}%"
         print(f"{'open' if done is None else 'done'}  {case.key:44} {state}")
 
 
+def stale(row: Row, rows: list[Row]) -> bool:
+    """Whether a row was cut from another network than the adapted one that the rows have now."""
+    if "before" not in row or row["stage"] != "prune" or row["name"].startswith(("prune-then", "two-stage")):
+        return False
+    name = "auto+partial" if row["task"] == "pacs-partial" else "auto"
+    key = f"adapt/{row['task']}/{name}/{row['seed']}"
+    start = next((r for r in rows if r["key"] == key), None)
+    return start is not None and start.get("chosen") != row["before"]
+
+
 def work(cases: list[Case], place: Place, file: Path = RESULTS, *, retry: bool = False) -> None:
     """Run the rows that are open, and write each as it finishes; with `retry` those that failed, too."""
-    done = {r["key"] for r in load(file) if not (retry and "failed" in r)}
+    there = load(file)
+    done = {r["key"] for r in there if not ((retry and "failed" in r) or stale(r, there))}
     for case in (c for c in cases if c.key not in done):
         found = row(case, place)
         rows = [r for r in load(file) if r["key"] != case.key]  # another process may have written meanwhile

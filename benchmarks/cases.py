@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmarks.tasks import TASKS
+from benchmarks.tasks import TASKS, Task
 from edgeprune import catalog
 from edgeprune.catalog import OBJECTIVES
 
@@ -76,6 +76,12 @@ def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
                     )
 
 
+def partial(task: Task, method: str) -> tuple[str, ...]:
+    """Words for a method that adapts as the dense network of the partial task was adapted."""
+    adapts = method in ("prune-then-adapt", "adapt-then-prune")
+    return ("--set", "objective.partial=true") if task.name == "pacs-partial" and adapts else ()
+
+
 def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
     """Every method that a task has images for at half and 30% of the MACs; admp and what it is compared with by
     channels and parameters too.
@@ -87,9 +93,7 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                 for name in METHODS:
                     if not task.cloud and "source" in catalog.METHODS[name].needs:
                         continue
-                    words: tuple[str, ...] = ("--method", name, f"--{kind}", share)
-                    if task.name == "pacs-partial" and name in ("prune-then-adapt", "adapt-then-prune"):
-                        words += ("--set", "objective.partial=true")  # as the dense network was adapted
+                    words: tuple[str, ...] = ("--method", name, f"--{kind}", share, *partial(task, name))
                     yield Case("prune", task.name, name, seed, words, budget)
                 for score in ("magnitude", "random"):
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)

@@ -34,7 +34,7 @@ PLAIN = (
     "timm:regnety_002",
 )
 GROUPED = ("timm:regnetx_002", "timm:regnety_002", "torchvision:resnext50_32x4d")
-MOVING, ENOUGH = (0, 48, 100, 150), (6, 1000)
+MOVING, ENOUGH = (0, 48, 150), (6, 1000)
 
 
 def keys() -> Iterator[tuple[str, str, int]]:

@@ -110,7 +110,8 @@ class _Loop:
             module.to(memory_format=torch.channels_last)
         if settings.compile:
             module.compile()
-        self.teacher = teacher.to(self.device).eval() if teacher is not None else None
+        asked = objective.needs.teacher  # its answers cost a forward pass of the dense network
+        self.teacher = teacher.to(self.device).eval() if asked and teacher is not None else None
         objective.to(self.device)
         self.optimizer = optimise.optimizer(network, objective, settings)
         needs, seed = objective.needs, settings.seed

@@ -78,3 +78,9 @@ def test_a_claim_holds_when_the_difference_is_large_enough(
     ours: list[float], theirs: list[float], least: float, word: str
 ) -> None:
     assert pages_claims.verdict(ours, theirs, least)[1] == word
+
+
+def test_a_loss_is_judged_by_how_it_varies_not_by_the_networks_it_is_of() -> None:
+    before, after = [98.8, 97.8, 91.5], [95.8, 94.0, 87.9]
+    assert pages_claims.verdict(after, before, -0.3)[1] == "equal"
+    assert pages_claims.verdict(after, before, -0.3, paired=True)[1] == "no"

@@ -258,6 +258,17 @@ def test_parts_of_training_go_on_through_the_images() -> None:
     assert sorted(seen) == list(range(24))
 
 
+def test_a_teacher_that_nobody_asks_is_not_run() -> None:
+    class Dear(Tiny):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("a forward pass of the dense network")
+
+    target, source = images(24, True, False), images(24, False, True)
+    train.fit(network(), MCC(TASK), target, source, settings(2), teacher=Dear())
+    with pytest.raises(AssertionError, match="a forward pass of the dense network"):
+        train.fit(network(), Distill(TASK), target, source, settings(2), teacher=Dear())
+
+
 def test_helpful_errors() -> None:
     with pytest.raises(UsageError, match="MCC needs labelled source images"):
         train.fit(network(), MCC(TASK), images(8, True, False), None, settings(2))

@@ -1,6 +1,7 @@
 """The plain combinations of pruning and adapting that every joint method has to beat, none of which distils.
 
-All count images as `work` says, so a table compares them at equal work; each says which network it expects.
+All count images as `work` says, from the first cut on; each says which network it expects. What the adapted network of
+the others had seen before is not counted, so those that expect the source network see less in all.
 """
 
 from __future__ import annotations

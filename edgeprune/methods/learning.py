@@ -50,8 +50,8 @@ def make(
 ) -> Objective:
     """An objective for the network as it stands; `beside` and `settled` as in Task.
 
-    What it draws (a discriminator's weights, random maps) follows from the seed of the run alone, not from what was
-    drawn before, so a run that resumes has the same.
+    What it draws (a discriminator's weights, random maps) follows from the seed that torch was last given, that of the
+    run and its last step, not from what was drawn since; so a run that resumes has the same.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())

@@ -55,8 +55,8 @@ def couplings(job: Job) -> Couplings:
 def score(job: Job, found: Couplings) -> Mapping[str, Tensor]:
     """Scores (C,) of every coupling by the chosen criterion, larger = keep."""
     network = job.network
-    name = job.options.score
-    return scores.of(name, network.module, found, network.preprocess, job.target, job.source)
+    name, seed = job.options.score, job.options.seed
+    return scores.of(name, network.module, found, network.preprocess, job.target, job.source, seed)
 
 
 def limits(job: Job) -> list[dict[str, float]]:

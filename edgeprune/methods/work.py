@@ -85,7 +85,8 @@ def learn(
 
     choose: label-free validators choose among its checkpoints, and see a collapse; else the last weights are kept, as
     sure predictions say little where the objective does not ask for them. Batch-norm is re-estimated on the target
-    afterwards: what learns for a few steps, or from the source alone, leaves running statistics of other weights.
+    afterwards: what learns for a few steps, or from the source alone, leaves running statistics of other weights;
+    unless the objective chose the statistics and learned with them as they are.
     """
     count = due(job, objective, passes)
     if count < 1:
@@ -94,7 +95,7 @@ def learn(
         objective.needs = replace(objective.needs, last=True)
     looks = 3 if choose else int(passes >= 1)  # a look takes as long as training on half a pass
     fit = parts.learn(job, objective, count, stage, teacher=teacher, validations=looks)
-    if job.options.bn_recal:
+    if job.options.bn_recal and not objective.needs.frozen_statistics:
         inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
     job.count("images" if job.trace else "images_before", count * images_a_step(job, objective))
     if job.trace:

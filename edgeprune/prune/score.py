@@ -30,10 +30,12 @@ def of(
     pre: Preprocess,
     target: Pixels,
     source: Pixels | None = None,
+    seed: int = 0,
 ) -> Mapping[str, Tensor]:
     """Scores (C,) of every coupling that can be cut, larger = keep; no weight changes.
 
-    name: of the catalogue. UsageError when it needs labelled source images and they are missing.
+    name: of the catalogue. seed: of the criterion that draws. UsageError when it needs labelled source images and they
+    are missing.
     """
     kind = catalog.load(catalog.SCORES, name, "score")
     if not any(True for _ in couplings):
@@ -42,6 +44,8 @@ def of(
     found: Mapping[str, Tensor]
     if kind.looks == "":
         found = kind()(module, couplings)
+    elif kind.looks == "seed":
+        found = kind(seed)(module, couplings)
     elif kind.looks == "target":
         found = kind(Images(target, pre, device))(module, couplings)
     elif source is None or source.labels is None:

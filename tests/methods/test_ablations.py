@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks import ablations, accuracy
 from benchmarks.accuracy import Place
+from benchmarks.cases import Case, pruning
 from benchmarks.tasks import TASKS
 from edgeprune import catalog
 from edgeprune.cli.app import main
@@ -78,3 +81,47 @@ def test_commands_in_results_name_no_place_of_this_machine(tmp_path: Path) -> No
     assert said == (
         "edgeprune prune runs/accuracy/a --target $EDGEPRUNE_DATA/t --weights w.pth --score 'two words'"
     )
+
+
+def test_both_scripts_mean_the_same_command_by_one_key() -> None:
+    """They share run folders and keys."""
+    mine = {case.key: case.words for case in ablations.cases((0,))}
+    theirs = {case.key: case.words for case in pruning((0,))}
+    shared = mine.keys() & theirs.keys()
+    assert len(shared) > 20
+    assert {key: mine[key] for key in shared} == {key: theirs[key] for key in shared}
+
+
+def test_a_row_cut_from_a_network_that_was_made_anew_is_open_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "rows.json"
+    case = next(c for c in pruning((0,)) if c.key == "prune/digits/tcp/macs=0.5/0")
+    start = {"key": "adapt/digits/auto/0", "stage": "adapt", "task": "digits", "name": "auto", "seed": 0}
+    old = {"key": case.key, "stage": "prune", "task": "digits", "name": "tcp", "seed": 0, "before": 90.0}
+    accuracy.save([{**start, "chosen": 91.0}, {**old, "chosen": 80.0}], file)
+    monkeypatch.setattr(accuracy, "row", lambda c, place: {**old, "before": 91.0, "chosen": 85.0})
+    place = Place(None, tmp_path, "cpu")
+    accuracy.work([case], place, file)
+    assert [r["chosen"] for r in accuracy.load(file)] == [91.0, 85.0]
+    monkeypatch.setattr(accuracy, "row", lambda c, place: pytest.fail("it is done"))
+    accuracy.work([case], place, file)
+
+
+def test_a_finished_run_of_another_command_is_not_taken_for_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, case = Place(None, tmp_path, "cpu"), Case("adapt", "digits", "mcc", 0)
+    ran: list[list[str]] = []
+
+    def tool(program: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert "--resume" not in program
+        ran.append(program)
+        place.run(case).mkdir()
+        (place.run(case) / "done.json").write_text(json.dumps({"results": {"accuracy": len(ran)}}))
+        return subprocess.CompletedProcess(program, 0, "", "")
+
+    monkeypatch.setattr("subprocess.run", tool)
+    for steps, runs in (("100", 1), ("100", 1), ("200", 2)):
+        monkeypatch.setattr(accuracy, "command", lambda c, p, s=steps: ["edgeprune", "adapt", "--steps", s])
+        assert accuracy.made(case, place)["accuracy"] == runs

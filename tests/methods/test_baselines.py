@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgeprune.methods.baselines import AdaptThenPrune, PruneThenAdapt, TwoStage
 from edgeprune.methods.itmc import ITMC
 from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import TCP
+from edgeprune.objectives.distill import Distill
 from edgeprune.options import PruneOptions
 
 from .conftest import USELESS
@@ -62,6 +64,28 @@ def test_equal_work(name: str, options: PruneOptions) -> None:
     assert abs(seen - 6 * 8) <= 3 * 8  # half a step of 16 images, or of 24 with a strong view, for each
     assert found.macs <= 0.5 * found.dense_macs
     assert "agreement_after_recovery" in found.cuts[-1]
+
+
+def test_chance_is_drawn_by_the_seed(planted: Callable[..., Job]) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        job = planted(score="random", seed=seed)
+        drawn.append(parts.score(job, parts.couplings(job))["first"])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_statistics_that_an_objective_froze_stay(frozen: bool, planted: Callable[..., Job]) -> None:
+    job = planted()
+    norm = nn.BatchNorm2d(3)
+    job.network.module = nn.Sequential(norm, job.network.module)
+    job.network.classifier = f"1.{job.network.classifier}"
+    job.dense = copy.deepcopy(job.network.module)
+    objective = Distill(learning.task(job.network))
+    objective.needs = replace(objective.needs, frozen_statistics=frozen)
+    work.learn(job, objective, 1.0, "recover")
+    assert (dict(norm.named_buffers())["running_mean"].abs().sum() == 0) == frozen
 
 
 def test_passes_add_up(planted: Callable[..., Job]) -> None:

@@ -26,7 +26,9 @@ def relative(scores: Mapping[str, Tensor]) -> Relative:
 
 
 class Score(Protocol):
-    """A criterion. looks: at "target" images, at labelled "source" images, or at weights alone ("")."""
+    """A criterion. looks: at "target" images, at labelled "source" images, at weights alone (""), or at the
+    "seed".
+    """
 
     looks: ClassVar[str]
 
