@@ -196,6 +196,7 @@ def main() -> int:
     parser.add_argument("--budget", default="*", help="glob over the budgets, such as macs=0.5")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
     parser.add_argument("--list", action="store_true", help="print the rows, their state and expected time")
+    parser.add_argument("--retry", action="store_true", help="rows that failed are open again")
     parser.add_argument("--table", action="store_true", help="print the rows that are there as Markdown")
     parser.add_argument("--data", type=Path, help="folder made by benchmarks.data")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder of the runs")
@@ -213,7 +214,7 @@ def main() -> int:
     if args.list:
         accuracy.show(wanted, accuracy.load(RESULTS))
     else:
-        accuracy.work(wanted, Place(args.data, args.work, args.device), RESULTS)
+        accuracy.work(wanted, Place(args.data, args.work, args.device), RESULTS, retry=args.retry)
     return 0
 
 

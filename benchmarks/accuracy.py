@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -139,7 +140,8 @@ def made(case: Case, place: Place) -> Row:
 
 def portable(words: list[str], place: Place) -> str:
     """The command as it can be typed on another machine, from the repository's root."""
-    roots = {place.work: "runs/accuracy"} | ({place.data: "$EDGEPRUNE_DATA"} if place.data else {})
+    data = place.data or (Path(os.environ["EDGEPRUNE_DATA"]) if "EDGEPRUNE_DATA" in os.environ else None)
+    roots = {place.work: "runs/accuracy"} | ({data: "$EDGEPRUNE_DATA"} if data else {})
     said = []
     for word in words:
         root = next((r for r in roots if Path(word).is_relative_to(r)), None)
@@ -168,10 +170,13 @@ def row(case: Case, place: Place) -> Row:
     }
     if case.budget:
         facts["budget"] = case.budget
-    facts["machine"] = _machine(place)
+    facts["machine"] = machine_of(place)
     if "failed" in found:
         return {**facts, "failed": found["failed"], "command": found["command"]}
     facts |= {k: found[k] for k in _KEPT if k in found}
+    if case.stage == "adapt" and place.tasks[case.task].cloud:
+        cloud = Case("cloud", case.task, "source", case.seed)
+        facts["cloud_command"] = portable(command(cloud, place), place)
     facts |= {"before": _percent(found["accuracy_before"]), "chosen": _percent(found["accuracy"])}
     watched = _watched(place.run(case))
     if watched:
@@ -190,7 +195,7 @@ def row(case: Case, place: Place) -> Row:
     return facts
 
 
-def _machine(place: Place) -> str:
+def machine_of(place: Place) -> str:
     """What the row was made on; rows of one file come from several days and machines."""
     host = machine.describe()
     cpu, torch = host["cpu"], host["packages"]["torch"]

@@ -185,6 +185,9 @@ class Bench:
             "dense_params": before,
             "images": {name: len(pixels) for name, pixels in self.images.items()},
             "seconds": round(time.monotonic() - begun, 1),
+            "command": f"python -m benchmarks.dalr --task {cell.group.task} --layers {cell.group.name} "
+            f"--form {cell.form} --seeds {cell.seed} --images {self.limit}",
+            "machine": accuracy.machine_of(self.place),
         }
 
     @cached_property

@@ -212,7 +212,11 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
         "Least share of the area that a random crop keeps (its aspect varies by a third); 0.7, or 1 up to 64 pixels.",
         panel=_LEARN,
     )
-    bn_recal: bool = option(True, "Re-estimate batch-norm on target images after each cut.", panel=_LEARN)
+    bn_recal: bool = option(
+        True,
+        "Re-estimate batch-norm on target images after each cut; what learns on the target does so in any case.",
+        panel=_LEARN,
+    )
     keep: tuple[str, ...] = option((), "Layers that stay as they are (a glob); repeatable.", panel=_LEARN)
     keep_out: tuple[str, ...] = option(
         (), "Layers whose output channels stay (a glob); repeatable.", panel=_LEARN

@@ -106,7 +106,12 @@ def unheard(options: PruneOptions, method: Callable[[Job], None]) -> list[str]:
     """A warning for each option and each knob that was said and that the method does not look at."""
     usual, flags = PruneOptions(), {"iterations": "steps"}
     who = f"--plan {options.plan}" if options.plan else f"--method {options.method}"
-    idle: dict[str, str] = getattr(method, "idle", lambda options: {})(options)
+    idle: dict[str, str] = {}
+    if options.iterations is not None:
+        idle |= dict.fromkeys(
+            ("cuts", "remove"), f"has no effect: --steps {options.iterations} says how many cuts"
+        )
+    idle |= getattr(method, "idle", lambda options: {})(options)
     takes = "source" in catalog.METHODS[options.method].needs | catalog.SCORES[options.score].needs
     if options.source and not takes and options.objective == "none" and options.method != "adapt-then-prune":
         alone = [f"--source {options.source}: {who} learns from the target; --objective NAME adapts on"]

@@ -39,6 +39,7 @@ from edgeprune.objectives.distill import softened_kl
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, expect
 from edgeprune.objectives.source import labelled
 from edgeprune.objectives.together import Together
+from edgeprune.options import PruneOptions
 from edgeprune.plan import Cut, PruningPlan
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.masks import Layout, Values, masked, project
@@ -60,7 +61,8 @@ class ADMP:
     images, and the teacher from then on is its moving average, or itself.
     threshold: c. pseudo: a, which ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see
     above; rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, over rho for the
-    hard mask under ADMM. passes: over the target with masks, before the cut; the weights learn, too. tune: after it,
+    hard mask under ADMM. passes: over the target with masks, before each cut; the weights learn, too, and where there
+    are several cuts (--steps) those before all but the first are beside --recover. tune: after it,
     "both" goes on with the first line above beside distillation.
     """
 
@@ -82,6 +84,19 @@ class ADMP:
     def __post_init__(self) -> None:
         expect(self, every=AT_LEAST_ONE, rho0=POSITIVE, rho1=POSITIVE, rate=POSITIVE, threshold=SHARE)
         expect(self, passes=NOT_NEGATIVE, pseudo=NOT_NEGATIVE, lam=NOT_NEGATIVE, b=NOT_NEGATIVE)
+
+    def idle(self, options: PruneOptions) -> dict[str, str]:
+        """Knobs that do less, or nothing, with these options -> why."""
+        if not self.passes:
+            masks = ("soft", "admm", "teacher", "b", "rho0", "rho1", "every", "rate")
+            return dict.fromkeys(masks, "has no effect: passes=0 has no masks")
+        found = (
+            {}
+            if self.soft == "adversary"
+            else {"b": f"has no effect: soft={self.soft} is nobody's adversary"}
+        )
+        admm = {} if self.admm else dict.fromkeys(("rho0", "rho1", "every"), "has no effect: admm=false")
+        return found | admm
 
     @property
     def learns_ranks(self) -> str | None:

@@ -77,13 +77,13 @@ class ITMC:
 
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
+        found = {"batches": "has no effect: --score ranks"} if self.score == "given" else {}
         if not self.distill:
-            return dict.fromkeys(
-                ("teacher", "teacher_lr", "tau"), "has no effect: distill=false leaves no teacher"
-            )
-        return (
-            {"teacher_lr": "has no effect: teacher=fixed does not learn"} if self.teacher == "fixed" else {}
-        )
+            why = "has no effect: distill=false leaves no teacher"
+            return found | dict.fromkeys(("teacher", "teacher_lr", "tau"), why)
+        if self.teacher == "fixed":
+            found["teacher_lr"] = "has no effect: teacher=fixed does not learn"
+        return found
 
     def __post_init__(self) -> None:
         expect(self, cuts=AT_LEAST_ONE, batches=AT_LEAST_ONE, teacher_lr=POSITIVE, tau=POSITIVE)

@@ -30,6 +30,7 @@ from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.ranges import NOT_NEGATIVE, POSITIVE, SHARE, SOME_SHARE, expect
 from edgeprune.objectives.swmmd import SWMMD
 from edgeprune.objectives.together import Together
+from edgeprune.options import PruneOptions
 from edgeprune.prune.coupling import Coupling, Couplings, Member
 from edgeprune.prune.masks import Layout
 from edgeprune.prune.scores import group, relative
@@ -67,6 +68,11 @@ class SWMMDPruning:
         """Options that are not looked at -> what is in their place."""
         own = {} if self.score == "given" else {"score": "its own ranks, unless --set score=given"}
         return {"objective": "its own is swmmd", **own}
+
+    def idle(self, options: PruneOptions) -> dict[str, str]:
+        """Knobs that do less, or nothing, with these options -> why."""
+        ranks = dict.fromkeys(("power", "normalise"), "has no effect: --score ranks")
+        return ranks if self.score == "given" else {}
 
     @property
     def learns_ranks(self) -> str | None:

@@ -64,13 +64,18 @@ class TANA:
 
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
+        found = {}
+        if self.statistic == "given":
+            found = dict.fromkeys(
+                ("priority", "level", "most"), "has no effect: --score and --rank say what goes"
+            )
+        elif self.priority == "budget":
+            found = dict.fromkeys(("level", "most"), "has no effect: priority=budget has no threshold")
         if options.labelled_target is None:
-            return {
-                "distill": "has no effect: it goes with --labelled-target; without, the dense network teaches"
-            }
-        return {
-            "layers": "has no effect: --labelled-target is learned from, not the inside of the dense network"
-        }
+            alone = "has no effect: it goes with --labelled-target; without, the dense network teaches"
+            return found | {"distill": alone}
+        learned = "has no effect: --labelled-target is learned from, not the inside of the dense network"
+        return found | {"layers": learned}
 
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""

@@ -68,10 +68,13 @@ class TCP:
 
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
+        found = {"cuts": f"has no effect: channels={self.channels} says how many"} if self.channels else {}
+        if self.variant == "given":
+            found["batches"] = "has no effect: --score ranks"
         if options.objective == "none":
-            return {}
+            return found
         here = "weighs the ranks alone" if self.variant == "paper" else "has no effect"
-        return {"weight": f"{here}: --objective {options.objective} is learned in place of beta MMD"}
+        return found | {"weight": f"{here}: --objective {options.objective} is learned in place of beta MMD"}
 
     def cuts_in(self, job: Job) -> int:
         """How many cuts a run makes of the job; with K channels each, a dry run has made them all."""
