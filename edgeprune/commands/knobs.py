@@ -18,7 +18,7 @@ def parse(kind: type[T], words: Sequence[str], what: str) -> dict[str, Any]:
 
     UsageError says which name is unknown (and the nearest), or which value is not of the field's type.
     """
-    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    fields = {f.name: f for f in _knobs(kind)}
     types = typing.get_type_hints(kind)
     found: dict[str, Any] = {}
     for word in words:
@@ -32,9 +32,14 @@ def parse(kind: type[T], words: Sequence[str], what: str) -> dict[str, Any]:
     return found
 
 
+def _knobs(kind: type[Any]) -> list[dataclasses.Field[Any]]:
+    """The fields that have a default; what has none (images) is given by the tool."""
+    return [f for f in dataclasses.fields(kind) if f.init and f.default is not dataclasses.MISSING]
+
+
 def _listed(kind: type[Any], what: str) -> str:
     """All knobs with their defaults."""
-    known = [f for f in dataclasses.fields(kind) if f.init]
+    known = _knobs(kind)
     said = (f"{f.name}={str(f.default).lower() if isinstance(f.default, bool) else f.default}" for f in known)
     return f"{what} has {', '.join(said)}" if known else f"{what} has no knobs"
 

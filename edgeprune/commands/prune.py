@@ -93,13 +93,14 @@ def prune(options: PruneOptions) -> PruneResult:
     if plan is not None:
         method = Given(plan, method if isinstance(method, DALR) else DALR(), method)
     knobs = prune_words.of_objective(options, method)
+    of_score = prune_words.of_score(options, method)
     start.seed_everything(options)
     start.keep_freed_memory()
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
     job, labelled = _job(options, network, target, budget)
-    job.knobs = knobs
+    job.knobs, job.score_knobs = knobs, of_score
     job.warnings += prune_words.unheard(options, method)
     with contextlib.ExitStack() as stack:
         if budget.timed:

@@ -21,7 +21,10 @@ from edgeprune.prune.ladder import RANKS
 
 SECOND = ("dalr",)  # methods that take what another one leaves
 PRECISIONS = ("fp32", "fp16", "int8")
-OF_OBJECTIVE = "objective."  # how a knob of the objective begins
+OF_OBJECTIVE, OF_SCORE = (
+    "objective.",
+    "score.",
+)  # how a knob of the objective begins, and one of the criterion
 
 
 def check(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
@@ -69,12 +72,12 @@ def check(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
 
 def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
     """What --method, --set and --then say; a knob of the second begins with its name, as in dalr.form=svd, and one of
-    the objective with "objective.".
+    the objective with "objective.", one of the criterion with "score.".
     """
     second = f"{options.then}."
     of_second = tuple(word.removeprefix(second) for word in options.set if word.startswith(second))
     kind = catalog.load(catalog.METHODS, options.method, "method")
-    others = (OF_OBJECTIVE, *((second,) if options.then else ()))
+    others = (OF_OBJECTIVE, OF_SCORE, *((second,) if options.then else ()))
     words = [word for word in options.set if not word.startswith(others)]
     method: Callable[[Job], None] = kind(**parse(kind, words, options.method))
     if options.then is None:
@@ -151,6 +154,19 @@ def of_objective(options: PruneOptions, method: Callable[[Job], None]) -> dict[s
     found = parse(kind.Knobs, [word.removeprefix(OF_OBJECTIVE) for word in words], name)
     kind.Knobs(**found)  # refuses values that make no sense
     return found
+
+
+def of_score(options: PruneOptions, method: Callable[[Job], None]) -> dict[str, Any]:
+    """Knobs of the criterion: `--set score.NAME=value`, typed.
+
+    UsageError when the method ranks by its own, when it has no such knob (with the nearest), or for a value that makes
+    no sense.
+    """
+    words = [word for word in options.set if word.startswith(OF_SCORE)]
+    if words and (instead := getattr(method, "ignores", {}).get("score")):
+        raise UsageError(f"--set {words[0]}: --method {options.method} does not look at --score: {instead}")
+    kind = catalog.load(catalog.SCORES, options.score, "score")
+    return parse(kind, [word.removeprefix(OF_SCORE) for word in words], f"score {options.score}")
 
 
 def read_plan(path: Path) -> PruningPlan:

@@ -44,8 +44,9 @@ class Job:
     from, because the user gave them for that. steps: of each stage that the student has trained: the next goes on
     with the images where the one before left off. older: the network before it was fine-tuned, for an adaptation
     objective that goes on. before: images counted before the first cut, by the name they have in its trace. knobs: of
-    the adaptation objective that goes on. owed: images that stages so far have not seen, less than a step's, by who
-    learns. rough: another method goes on, so a latency is met roughly. blind: what is cut follows from no target image.
+    the adaptation objective that goes on. score_knobs: of the criterion. owed: images that stages so far have not seen,
+    less than a step's, by who learns. rough: another method goes on, so a latency is met roughly. blind: what is cut
+    follows from no target image.
     """
 
     network: Network
@@ -66,6 +67,7 @@ class Job:
     older: Network | None = None
     before: dict[str, int] = field(default_factory=dict)
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    score_knobs: Mapping[str, Any] = field(default_factory=dict)
     owed: dict[str, float] = field(default_factory=dict)
     rough: bool = False
     blind: bool = False

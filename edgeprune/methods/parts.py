@@ -55,8 +55,8 @@ def couplings(job: Job) -> Couplings:
 def score(job: Job, found: Couplings) -> Mapping[str, Tensor]:
     """Scores (C,) of every coupling by the chosen criterion, larger = keep."""
     network = job.network
-    name, seed = job.options.score, job.options.seed
-    return scores.of(name, network.module, found, network.preprocess, job.target, job.source, seed)
+    images, how = (network.preprocess, job.target, job.source), (job.options.seed, job.score_knobs)
+    return scores.of(job.options.score, network.module, found, *images, *how)
 
 
 def limits(job: Job) -> list[dict[str, float]]:

@@ -7,7 +7,8 @@ at: up to 512, evenly spaced over the set.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,29 +32,30 @@ def of(
     target: Pixels,
     source: Pixels | None = None,
     seed: int = 0,
+    knobs: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Tensor]:
     """Scores (C,) of every coupling that can be cut, larger = keep; no weight changes.
 
-    name: of the catalogue. seed: of the criterion that draws. UsageError when it needs labelled source images and they
-    are missing.
+    name: of the catalogue. seed: of the criterion that draws. knobs: fields of the criterion. UsageError when it needs
+    labelled source images and they are missing.
     """
     kind = catalog.load(catalog.SCORES, name, "score")
     if not any(True for _ in couplings):
         return {}
     device = next(module.parameters()).device
     found: Mapping[str, Tensor]
+    drawn = {"seed": seed} if any(f.name == "seed" for f in fields(kind)) else {}
+    asked = {**drawn, **(knobs or {})}
     if kind.looks == "":
-        found = kind()(module, couplings)
-    elif kind.looks == "seed":
-        found = kind(seed)(module, couplings)
+        found = kind(**asked)(module, couplings)
     elif kind.looks == "target":
-        found = kind(Images(target, pre, device))(module, couplings)
+        found = kind(Images(target, pre, device), **asked)(module, couplings)
     elif source is None or source.labels is None:
         raise UsageError(
             f"--score {name} needs labelled source images: give --source DIR, or take --score measured"
         )
     else:
-        found = kind(Labelled(source, pre, device))(module, couplings)
+        found = kind(Labelled(source, pre, device), **asked)(module, couplings)
     return found
 
 

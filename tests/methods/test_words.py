@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from edgeprune import catalog
 from edgeprune.commands import prune_words, timing
 from edgeprune.commands.prune import prune
 from edgeprune.errors import UsageError
@@ -205,3 +206,21 @@ def test_a_latency_outside_its_band_is_told(share: float, planned: float | None,
     assert bool(said) == told
     assert not told or f"takes {share:.2f} of the latency" in said[0]
     assert timing.outside({"predicted_ms": 2.0}, None) == []  # another machine's
+
+
+def test_a_knob_of_the_criterion(options: PruneOptions) -> None:
+    """Mean or sum over a coupling's layers; what a word says reaches the criterion, and only where one is asked."""
+    given = replace(options, method="distill", score="magnitude", dry_run=True)
+    seen: list[Any] = []
+    kind = catalog.load(catalog.SCORES, "magnitude", "score")
+    call = kind.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "__call__", lambda self, *a: (seen.append(self.reduce), call(self, *a))[1])
+        prune(replace(given, set=("score.reduce=sum",)))
+        prune(given)
+    assert set(seen[:1]) == {"sum"}
+    assert set(seen[-1:]) == {"mean"}
+    with pytest.raises(UsageError, match="score magnitude has no knob 'reduc': did you mean 'reduce'"):
+        prune(replace(given, set=("score.reduc=sum",)))
+    with pytest.raises(UsageError, match=r"--set score\.reduce=sum: --method tcp does not look at --score"):
+        prune(replace(given, method="tcp", set=("score.reduce=sum",)))

@@ -26,9 +26,7 @@ def relative(scores: Mapping[str, Tensor]) -> Relative:
 
 
 class Score(Protocol):
-    """A criterion. looks: at "target" images, at labelled "source" images, at weights alone (""), or at the
-    "seed".
-    """
+    """A criterion. looks: at "target" images, at labelled "source" images, or at weights alone ("")."""
 
     looks: ClassVar[str]
 

@@ -17,7 +17,7 @@ from edgeprune.prune.scores import relative
 class Random:
     """Uniform from 0, divided by the coupling's mean: a function of the seed and the coupling's root only."""
 
-    looks: ClassVar[str] = "seed"
+    looks: ClassVar[str] = ""
     seed: int = 0
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
