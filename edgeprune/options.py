@@ -227,7 +227,7 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     plan: Path | None = option(None, "Apply this plan instead of making one.", panel=_LEARN)
     set: tuple[str, ...] = option(
         (),
-        "A knob of the method: name=value; of --objective or --score: objective.name=value, score.name=value; repeatable.",
+        "A knob of the method: name=value; of --objective or --score: objective.name=value, score.name=value.",
         panel=_LEARN,
     )
 
