@@ -214,8 +214,13 @@ def test_a_knob_of_the_criterion(options: PruneOptions) -> None:
     seen: list[Any] = []
     kind = catalog.load(catalog.SCORES, "magnitude", "score")
     call = kind.__call__
+
+    def noted(self: Any, *args: Any) -> Any:
+        seen.append(self.reduce)
+        return call(self, *args)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "__call__", lambda self, *a: (seen.append(self.reduce), call(self, *a))[1])
+        patch.setattr(kind, "__call__", noted)
         prune(replace(given, set=("score.reduce=sum",)))
         prune(given)
     assert set(seen[:1]) == {"sum"}
