@@ -104,8 +104,8 @@ class TCP:
         return max(1, math.ceil(sum(cut.width - len(cut.keep) for cut in plan.cuts) / self.channels))
 
     def objective(self, job: Job, weight: float) -> Objective:
-        """CE on the source + weight MMD, or what --objective names (the journal version has DANN); with a teacher if
-        asked.
+        """CE on the source + weight MMD, or what --objective names (the journal version has DANN, whose discriminator
+        goes on from cut to cut; here each stage of training begins one of its own); with a teacher if asked.
         """
         task = learning.task(job.network)
         kept: Objective
