@@ -21,10 +21,8 @@ from edgeprune.prune.ladder import RANKS
 
 SECOND = ("dalr",)  # methods that take what another one leaves
 PRECISIONS = ("fp32", "fp16", "int8")
-OF_OBJECTIVE, OF_SCORE = (
-    "objective.",
-    "score.",
-)  # how a knob of the objective begins, and one of the criterion
+OF_OBJECTIVE = "objective."  # how a knob of the objective begins
+OF_SCORE = "score."  # how a knob of the criterion begins
 
 
 def check(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:

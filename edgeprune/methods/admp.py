@@ -90,13 +90,10 @@ class ADMP:
         if not self.passes:
             masks = ("soft", "admm", "teacher", "b", "rho0", "rho1", "every", "rate")
             return dict.fromkeys(masks, "has no effect: passes=0 has no masks")
-        found = (
-            {}
-            if self.soft == "adversary"
-            else {"b": f"has no effect: soft={self.soft} is nobody's adversary"}
-        )
-        admm = {} if self.admm else dict.fromkeys(("rho0", "rho1", "every"), "has no effect: admm=false")
-        return found | admm
+        found = {} if self.admm else dict.fromkeys(("rho0", "rho1", "every"), "has no effect: admm=false")
+        if self.soft != "adversary":
+            found["b"] = f"has no effect: soft={self.soft} is nobody's adversary"
+        return found
 
     @property
     def learns_ranks(self) -> str | None:
