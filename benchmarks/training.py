@@ -128,7 +128,7 @@ def ours(task: str, places: tuple[Path, Path], args: argparse.Namespace, variant
     objective = MCC(Task(features, len(net.classes)))
     loop = train._Loop(net, objective, (target, source, None), settings, None, None, "adapt")
     if variant == "contiguous":
-        loop.convolutional = False
+        loop.format = torch.contiguous_format
         net.module.to(memory_format=torch.contiguous_format)
     if variant == "compile":
         net.module.compile()

@@ -105,9 +105,8 @@ class _Loop:
         self.fabric = processes.fabric(settings.device, settings.precision)
         self.device, self.precision = self.fabric.device, self.fabric.strategy.precision
         module = network.module.to(self.device)
-        self.convolutional = any(isinstance(m, nn.Conv2d) for m in module.modules())
-        if self.convolutional:  # half again as fast on a CPU
-            module.to(memory_format=torch.channels_last)
+        self.format = inference.memory_format(module, network.example())
+        module.to(memory_format=self.format)
         if settings.compile:
             module.compile()
         asked = objective.needs.teacher  # its answers cost a forward pass of the dense network
@@ -137,8 +136,7 @@ class _Loop:
         self.objective.cpu()
         if self.teacher is not None:
             self.teacher.cpu()
-        if self.convolutional:
-            self.network.module.to(memory_format=torch.contiguous_format)
+        self.network.module.to(memory_format=torch.contiguous_format)
 
     def work(self, check: Callable[[], None]) -> Fit:
         """Train; `check` is called after each whole step, and may raise KeyboardInterrupt."""
@@ -247,8 +245,7 @@ class _Loop:
         taught: dict[str, Tensor] = {}
         with inference.Taps(self.network.module, self.network.classifier, layers) as taps:
             for place, (name, images) in enumerate(raw.views.items()):
-                x = processes.part(images).to(self.device)
-                x = x.contiguous(memory_format=torch.channels_last) if self.convolutional else x
+                x = processes.part(images).to(self.device).contiguous(memory_format=self.format)
                 with inference.tracking(self.network.module, track and place == 0):
                     logits = self.network.module(x)
                 assert taps.features is not None

@@ -88,12 +88,11 @@ def mixval(network: Network, pixels: Pixels, logits: Tensor, share: float = 0.55
         return 0.0
     first, second = torch.cat([inter, intra]).T
     agrees = []
-    device = next(network.module.parameters()).device
     with inference.evaluating(network.module):
         for a, b in zip(first.split(128), second.split(128), strict=True):
             x = share * batches.normalised(pixels, network.preprocess, a)
             x += (1 - share) * batches.normalised(pixels, network.preprocess, b)
-            agrees.append(network.module(x.to(device)).argmax(1).cpu() == label[a])
+            agrees.append(network.module(inference.shown(network.module, x)).argmax(1).cpu() == label[a])
     right = torch.cat(agrees).double()
     found = [float(part.mean()) for part in (right[: len(inter)], right[len(inter) :]) if len(part)]
     return math.fsum(found) / len(found)

@@ -188,3 +188,37 @@ def test_a_single_value_per_channel_is_said() -> None:
         DataError, match="a batch of one image is too few: batch-norm has one value per channel"
     ):
         inference.reestimate_batchnorm(norm, pixels(1), PRE)
+
+
+class Viewed(nn.Module):
+    """Lays out what it computes by `view`, as many tutorials do: channels-last maps have no such view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3, 2), nn.Linear(4 * 3 * 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        out: Tensor = self.head(x.view(x.size(0), -1))
+        return out
+
+
+def test_images_lie_as_the_network_takes_them() -> None:
+    images = torch.randn(4, 3, 8, 8)
+    plain, viewed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), Viewed()
+    seen: list[Tensor] = []
+    plain.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    last, rows = inference.shown(plain, images), inference.shown(viewed, images)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert rows.is_contiguous()
+    assert torch.equal(last, images)
+    inference.shown(plain, images)
+    assert [len(x) for x in seen] == [2], "tried once, on two images"
+    assert plain[1].num_batches_tracked == 0, "and nothing is learned from them"
+    assert plain.training
+    plain(last)
+    viewed(rows)
+    assert (
+        inference.memory_format(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), images)
+        == torch.contiguous_format
+    )

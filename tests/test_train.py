@@ -258,6 +258,20 @@ def test_parts_of_training_go_on_through_the_images() -> None:
     assert sorted(seen) == list(range(24))
 
 
+def test_a_network_that_views_its_maps_as_rows_learns() -> None:
+    class Viewed(Tiny):
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.body[:3](x)
+            out: Tensor = self.head(maps.view(len(x), 8, -1).mean(2))
+            return out
+
+    torch.manual_seed(0)
+    net = Network(Viewed().eval(), "x", Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3), ("a", "b"), "head")
+    target, source = images(48, True, False), images(48, False, True)
+    train.fit(net, MCC(TASK), target, source, settings(4))
+    assert inference.predict(net, target)[1].isfinite().all()
+
+
 def test_a_teacher_that_nobody_asks_is_not_run() -> None:
     class Dear(Tiny):
         def forward(self, x: Tensor) -> Tensor:

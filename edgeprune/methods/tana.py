@@ -124,7 +124,7 @@ class TANA:
     def _statistics(self, job: Job, found: Couplings) -> dict[str, Tensor]:
         """(C,) above 0 of each coupling, in units of its own."""
         read, _, kind = self.statistic.rpartition("-")
-        images = Images(job.target, job.network.preprocess, next(job.network.module.parameters()).device)
+        images = Images(job.target, job.network.preprocess, job.network.module)
         power = 1 if kind == "mean" else 2
         seen = Activation(images, bool(read), False, power)(job.network.module, found)
         tiny = torch.finfo(torch.double).tiny

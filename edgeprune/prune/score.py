@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune import catalog
-from edgeprune.data.batches import plain
+from edgeprune import catalog, inference
+from edgeprune.data.batches import normalised, plain
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
 from edgeprune.images import Preprocess
@@ -42,33 +42,36 @@ def of(
     kind = catalog.load(catalog.SCORES, name, "score")
     if not any(True for _ in couplings):
         return {}
-    device = next(module.parameters()).device
     found: Mapping[str, Tensor]
     drawn = {"seed": seed} if any(f.name == "seed" for f in fields(kind)) else {}
     asked = {**drawn, **(knobs or {})}
     if kind.looks == "":
         found = kind(**asked)(module, couplings)
     elif kind.looks == "target":
-        found = kind(Images(target, pre, device), **asked)(module, couplings)
+        found = kind(Images(target, pre, module), **asked)(module, couplings)
     elif source is None or source.labels is None:
         raise UsageError(
             f"--score {name} needs labelled source images: give --source DIR, or take --score measured"
         )
     else:
-        found = kind(Labelled(source, pre, device), **asked)(module, couplings)
+        found = kind(Labelled(source, pre, module), **asked)(module, couplings)
     return found
 
 
 @dataclass(frozen=True)
 class Images:
-    """Some images of a set in batches (B,3,H,W), on a device; iterable as often as wanted."""
+    """Some images of a set in batches (B,3,H,W), as `module` is shown them; iterable as often as wanted."""
 
     pixels: Pixels
     pre: Preprocess
-    device: torch.device
+    module: nn.Module
+
+    def __post_init__(self) -> None:
+        _met(self.module, self.pixels, self.pre)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (images.to(self.device) for _, images, _ in plain(self.pixels.spread(IMAGES), self.pre, BATCH))
+        few = self.pixels.spread(IMAGES)
+        return (inference.shown(self.module, images) for _, images, _ in plain(few, self.pre, BATCH))
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,18 @@ class Labelled:
 
     pixels: Pixels
     pre: Preprocess
-    device: torch.device
+    module: nn.Module
+
+    def __post_init__(self) -> None:
+        _met(self.module, self.pixels, self.pre)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _, images, labels in plain(self.pixels.spread(IMAGES), self.pre, BATCH):
             assert labels is not None
-            yield images.to(self.device), labels.to(self.device)
+            x = inference.shown(self.module, images)
+            yield x, labels.to(x.device)
+
+
+def _met(module: nn.Module, pixels: Pixels, pre: Preprocess) -> None:
+    """Find out how the network likes images before a criterion hooks into it."""
+    inference.memory_format(module, normalised(pixels, pre, torch.arange(min(2, len(pixels)))))
