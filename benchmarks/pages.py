@@ -32,9 +32,11 @@ def page(rows: Sequence[Row]) -> str:
         "# Accuracy",
         "",
         "Made by `python -m benchmarks.pages` from `benchmarks/results/accuracy.json`, which has each row's",
-        "command. Percent of the evaluation images, mean and standard deviation over the seeds that were run.",
-        "*Chosen* is the checkpoint that was picked without labels, *oracle* the best validated one, or the",
-        "finished network where that is better; it needs labels to find and is shown for comparison only. MACs are",
+        "command. Percent, mean and standard deviation over the seeds that were run. *Chosen* is the checkpoint that",
+        "was picked without labels, on all evaluation images. *Last* and *oracle* are the last and the best of those",
+        "that were validated, on at most 1,024 of the images, so they may differ from *chosen* by that alone; the",
+        "oracle, or the finished network where that is better, needs labels to find and is shown for comparison only.",
+        "*Regret* is the best validated less the chosen, on the same images. MACs are",
         "work; the speed-up was measured on ONNX Runtime, one CPU thread, batch 1, dense and slim interleaved,",
         "with its 99% interval. MACs, parameters and channels are shares that were kept; images are those shown to",
         "the slim network, source and target, after its first cut (+ those that masks, or a teacher of its own, were",
@@ -43,9 +45,6 @@ def page(rows: Sequence[Row]) -> str:
         "The settings of `auto` were found by comparing variants by labelled accuracy on these tasks (for CIFAR on",
         "half of the test images), which the rules of evaluation forbid: its rows are development results, not",
         "held-out ones.",
-        "",
-        "The rows of `prune` that name no machine in the JSON are of an earlier version, in which each part of a",
-        "recovery began with the same images and channels were ranked by `--score taylor`; they are to be made again.",
     ]
     if machines := sorted({r["machine"] for r in rows if "machine" in r}):
         lines += [
@@ -73,16 +72,19 @@ def plot_name(task: str) -> str:
 
 
 def _adapt_table(rows: Iterable[Row]) -> list[str]:
-    lines = ["| objective | chosen | last | oracle | seeds | minutes |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| objective | chosen | last | oracle | regret | seeds | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
     before = [r["before"] for r in rows if "before" in r]
     if before:
-        lines.append(f"| (the cloud model as it is) | {_spread(before)} | | | | |")
+        lines.append(f"| (the cloud model as it is) | {_spread(before)} | | | | | |")
     for name, group in _by(rows, "name").items():
         good = [r for r in group if "failed" not in r]
         if not good:
-            lines.append(f"| {name} | failed: {group[0]['failed']} | | | | |")
+            lines.append(f"| {name} | failed: {group[0]['failed']} | | | | | |")
             continue
-        cells = [_spread([r[k] for r in good if k in r]) for k in ("chosen", "last", "oracle")]
+        cells = [_spread([r[k] for r in good if k in r]) for k in ("chosen", "last", "oracle", "regret")]
         lines.append(f"| {name} | {' | '.join(cells)} | {len(good)} | {_minutes(good)} |")
     return lines
 

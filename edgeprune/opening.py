@@ -160,6 +160,8 @@ def _set_classes(network: Network, text: str | None, source_classes: tuple[str, 
     fresh = count != len(network.classes)
     if fresh:
         model.replace_classifier(network.module, network.classifier, count)
-    if names or fresh:
-        network.classes = names or tuple(str(i) for i in range(count))
+    numbers = tuple(str(i) for i in range(count))
+    named = text is not None and text.isdecimal() and network.classes != numbers
+    if fresh or (names and not named):  # a number gives no names to a network that has its own
+        network.classes = names or numbers
     return fresh

@@ -132,12 +132,16 @@ def gathered(x: Tensor) -> Tensor:
     return out
 
 
-def mean_gradients(*modules: nn.Module) -> None:
-    """Make each parameter's gradient, and each floating-point buffer, the mean over the processes, in place."""
+def mean_gradients(network: nn.Module, objective: nn.Module) -> None:
+    """Make each parameter's gradient, and each floating-point buffer of the network, the mean over the processes.
+
+    In place. An objective's buffers follow from features and logits of all processes, so they are alike already; they
+    may be banks as large as the target.
+    """
     if size() == 1:
         return
-    tensors = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
-    tensors += [b for m in modules for b in m.buffers() if b.is_floating_point()]
+    tensors = [p.grad for m in (network, objective) for p in m.parameters() if p.grad is not None]
+    tensors += [b for b in network.buffers() if b.is_floating_point()]
     flat = torch.cat([t.detach().float().flatten() for t in tensors])
     dist.all_reduce(flat)
     flat /= size()

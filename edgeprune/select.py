@@ -136,13 +136,16 @@ class Choice:
     why: str = field(default="", compare=False)
 
 
-def choose(curves: Sequence[Mapping[str, float]], chooser: str = CHOOSER, *, partial: bool = False) -> Choice:
+def choose(
+    curves: Sequence[Mapping[str, float]], chooser: str = CHOOSER, *, partial: bool = False, held: int = 0
+) -> Choice:
     """Choose among validated checkpoints, oldest first; a tie goes to the later.
 
     A checkpoint has collapsed whose class histogram has lost more than 40% of the largest entropy so far, its own
     included, or whose batch-norm statistics ran away; so has one before training that later ones show to be degenerate.
     When partial: more than 60% of the entropy before training, or 90% of the largest so far. It is not chosen, nor is
-    one that lost more than `GATE` accuracy on held-out source images, unless all are so. "rank": the best so far gives
+    one that lost more than `GATE` accuracy, and two standard errors of it, on the `held` source images that are held
+    out, unless all are so; 0: what forgets the source on purpose is not judged by it. "rank": the best so far gives
     way to a later one that the majority of MixVal, information maximisation (when partial: entropy) and ClassAMI like
     as well or better; that is a mean rank of two, and needs no weights but those of the best.
     """
@@ -157,8 +160,8 @@ def choose(curves: Sequence[Mapping[str, float]], chooser: str = CHOOSER, *, par
         floor, kept = _floor(curves[: i + 1], partial), curves[best]
         fit, was_fit = not _collapsed(now, floor), not _collapsed(kept, floor)
         passed, had_passed = (
-            fit and not _lost_source(now, curves[0]),
-            was_fit and not _lost_source(kept, curves[0]),
+            fit and not _lost_source(now, curves[0], held),
+            was_fit and not _lost_source(kept, curves[0], held),
         )
         if passed != had_passed:
             best = i if passed else best
@@ -187,8 +190,11 @@ def _floor(curves: Sequence[Mapping[str, float]], partial: bool) -> float:
     return max(COLLAPSE_PARTIAL * first, ONE_CLASS * largest) if partial else COLLAPSE * largest
 
 
-def _lost_source(now: Mapping[str, float], first: Mapping[str, float]) -> bool:
-    return "source" in now and now["source"] < first["source"] - GATE
+def _lost_source(now: Mapping[str, float], first: Mapping[str, float], held: int) -> bool:
+    if not held or "source" not in now:
+        return False
+    share = (first["source"] * held + 1) / (held + 2)  # so that few images, all right, are not sure of it
+    return now["source"] < first["source"] - max(GATE, 2 * math.sqrt(share * (1 - share) / held))
 
 
 def _beats(now: Mapping[str, float], best: Mapping[str, float], chooser: str, partial: bool) -> bool:

@@ -99,7 +99,7 @@ class _Loop:
         self.stage, self.title, self.run, self.begun = stage, stage, run, 0
         self.watch: Pixels | None = None
         self.target, source, held = pixels
-        self.validator = validate.Validator(network, self.target, held)
+        self.validator, self.held = validate.Validator(network, self.target, held), len(held) if held else 0
         self.partial = objective.partial
         self.whole, self.state = False, State()
         self.fabric = processes.fabric(settings.device, settings.precision)
@@ -285,8 +285,9 @@ class _Loop:
             with self._as_kept({}):
                 self.validator.origin = validate.statistics(module)
 
-    def _chosen(self) -> select.Choice:
-        return select.choose(self.state.curves, self.settings.select, partial=self.partial)
+    def _chosen(self, *, gated: bool = True) -> select.Choice:
+        held = self.held if gated and self.source_batches is not None else 0
+        return select.choose(self.state.curves, self.settings.select, partial=self.partial, held=held)
 
     @property
     def _last(self) -> bool:
@@ -301,6 +302,11 @@ class _Loop:
             warnings.append(
                 f"training collapsed {choice.why} ({self.stage}); rolled back to step {chosen}: "
                 "try fewer steps or a smaller learning rate"
+            )
+        if choice and choice.place != (free := self._chosen(gated=False)).place:
+            step = self.state.curves[free.place]["step"]
+            warnings.append(
+                f"step {chosen} is kept in place of {step:.0f}, which forgot the held-out source images ({self.stage})"
             )
         if self.run is not None:
             for warning in warnings:

@@ -124,6 +124,19 @@ def test_a_class_count_that_disagrees_with_the_source() -> None:
         open_network(DIGITS, ModelOptions(weights="none", classes="3"), ("cat", "dog"))
 
 
+def test_a_number_of_classes_renames_none_that_a_network_has(tmp_path: Path) -> None:
+    network, _ = open_network(DIGITS, RANDOM)
+    network.classes = tuple("jihgfedcba")
+    file = tmp_path / "c.safetensors"
+    checkpoint.write(file, network)
+    sorted_by_folder = tuple("abcdefghij")
+    opened, fresh = open_network(str(file), ModelOptions(classes="10"), sorted_by_folder)
+    assert not fresh
+    assert opened.classes == network.classes
+    named, _ = open_network(DIGITS, ModelOptions(weights="none", classes="10"), sorted_by_folder)
+    assert named.classes == sorted_by_folder, "numbers are no names"
+
+
 def test_a_checkpoint_is_no_weights_file(tmp_path: Path) -> None:
     network, _ = open_network(DIGITS, RANDOM)
     checkpoint.write(tmp_path / "c.safetensors", network)

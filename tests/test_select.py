@@ -144,7 +144,7 @@ def test_the_choice_is_the_last_one_or_the_newest(partial: bool) -> None:
             for a, b, c, h, d, s in random.random((7, 6)).tolist()
         ]
         for chooser in ("mixval", "rank"):
-            chosen = [choose(rows[:n], chooser, partial=partial).place for n in range(1, 8)]
+            chosen = [choose(rows[:n], chooser, partial=partial, held=500).place for n in range(1, 8)]
             assert all(now in (before, n) for n, (before, now) in enumerate(itertools.pairwise(chosen), 1))
 
 
@@ -154,7 +154,10 @@ def test_gate_drift_and_partial_alarm() -> None:
             {"information": i, "histogram": 0.9, "source": a, "drift": 0.0} for i, a in enumerate(accuracies)
         ]
 
-    assert choose(held(0.9, 0.86, 0.8)) == Choice(1, False)  # 0.8 lost too much on the source
+    assert choose(held(0.9, 0.86, 0.8), held=1000) == Choice(1, False)  # 0.8 lost too much on the source
+    assert choose(held(0.9, 0.86, 0.8)) == Choice(2, False), "what is free to forget the source"
+    assert choose(held(1.0, 0.9), held=10) == Choice(1, False), "one of ten images is chance"
+    assert choose(held(1.0, 0.7), held=10) == Choice(0, False)
     far = [*curve((0.1, 0.9), (0.9, 0.9))]
     far[1]["drift"] = 3.5
     assert choose(far) == Choice(0, True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     if options.pretrained is not None and not kind.needs.welcome_beside:
         raise UsageError(f"--pretrained is of no use to --objective {name}; auto takes it")
     knobs = parse(kind.Knobs, options.set, name)
+    if options.drop_absent_classes and "partial" in {f.name for f in fields(kind.Knobs)}:
+        knobs = {"partial": True, **knobs}  # what pulls answers onto all classes would keep the absent ones
     kind.Knobs(**knobs)  # refuses values that make no sense
     start.seed_everything(options)
     start.keep_freed_memory()

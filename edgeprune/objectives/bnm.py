@@ -36,6 +36,10 @@ class BNM(WithSource):
 
 
 def nuclear_norm(logits: Tensor) -> Tensor:
-    """||softmax(Z)||_* / B, a scalar, of logits (B, K)."""
+    """||softmax(Z)||_* / B, a scalar, of logits (B, K); no number where one of them is none."""
+    if not bool(
+        logits.isfinite().all()
+    ):  # which has no singular values; the alarm is to see it, not a traceback
+        return logits.sum() * torch.nan
     norm: Tensor = torch.linalg.matrix_norm(logits.softmax(1), "nuc")
     return norm / len(logits)

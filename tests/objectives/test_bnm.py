@@ -43,3 +43,10 @@ def test_terms() -> None:
     terms = BNM(Task(3, 3), BNM.Knobs(weight=3.0)).terms(source, target, Step(0, 1))
     assert set(terms) == {"source", "bnm"}
     assert float(terms["bnm"]) == pytest.approx(-3 * paper(z.double().numpy()), abs=1e-5)
+
+
+def test_logits_that_are_no_numbers_are_no_traceback() -> None:
+    """The alarm of the loop is to see them."""
+    logits = torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
+    assert nuclear_norm(logits).isnan()
+    assert nuclear_norm(torch.tensor([[1.0, float("inf")], [0.0, 1.0]])).isnan()

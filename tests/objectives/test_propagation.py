@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from edgeprune.objectives.propagation import propagate, settled, surest
 
@@ -86,11 +87,37 @@ def test_settled_is_one_where_neighbours_are_called_alike() -> None:
     assert settled(features, 9 * torch.eye(3)[torch.zeros(90, dtype=torch.int64)]) == 0
 
 
-def test_settled_is_kappa() -> None:
+def _kappa(one: Tensor, other: Tensor, classes: int) -> float:
+    agreed = (one == other).double().mean()
+    chance = sum((one == k).double().mean() * (other == k).double().mean() for k in range(classes))
+    return float((agreed - chance) / (1 - chance))
+
+
+def test_settled_is_the_smaller_kappa() -> None:
+    """Of what flowed, and of what the nearest ten say without the image itself."""
     generator = torch.Generator().manual_seed(1)
     features, logits = torch.randn(60, 4, generator=generator), torch.randn(60, 3, generator=generator)
-    own = logits.argmax(1)
-    flowed = propagate([features], logits.softmax(1), level=False).argmax(1)
-    agreed = (own == flowed).double().mean()
-    chance = sum((own == k).double().mean() * (flowed == k).double().mean() for k in range(3))
-    assert settled(features, logits) == pytest.approx(float((agreed - chance) / (1 - chance)))
+    p, own = logits.softmax(1), logits.argmax(1)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    unit = torch.nn.functional.normalize(unit - unit.mean(0), dim=1).double()
+    w = (unit @ unit.T).fill_diagonal_(-1)
+    near = torch.zeros_like(w).scatter_(1, w.topk(10, 1).indices, 1.0) * w.clamp_min(0) ** 3
+    both = near + near.T
+    scale = both.sum(1).rsqrt()
+    asked = (scale[:, None] * both * scale @ p.double()).argmax(1)
+    flowed = propagate([features], p, level=False).argmax(1)
+    expected = min(_kappa(own, asked, 3), _kappa(own, flowed, 3))
+    assert settled(features, logits) == pytest.approx(expected)
+
+
+def test_settled_asks_neighbours_where_classes_are_many_or_few() -> None:
+    """Two answers of five are wrong; with few images a class an image's own answer outweighs what flows to it."""
+    generator = torch.Generator().manual_seed(2)
+    label = torch.arange(600) % 50
+    features = 4 * torch.eye(50)[label] + 0.2 * torch.randn(600, 50, generator=generator)
+    said = torch.where(
+        torch.rand(600, generator=generator) < 0.4, torch.randint(50, (600,), generator=generator), label
+    )
+    assert settled(features, 9 * torch.eye(50)[label]) > 0.9
+    assert settled(features, 9 * torch.eye(50)[said]) < 0.7
+    assert settled(features[:300], 9 * torch.eye(50)[said[:300]]) == 1, "six images a class say nothing"
