@@ -41,6 +41,13 @@ class Network:
     build: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Classes that the network had and that were taken out of it (`--drop-absent-classes`)."""
+        drops = [entry for entry in self.history if entry.get("command") == "drop-absent-classes"]
+        had = {str(name) for entry in drops for name in entry["of"]}
+        return tuple(sorted(had - set(self.classes)))
+
     def example(self, batch: int = 2) -> Tensor:
         """Images of the right shape, (batch, 3, H, W) float32, the same at every call."""
         generator = torch.Generator().manual_seed(0)

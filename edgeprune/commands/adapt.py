@@ -68,6 +68,7 @@ class _Images:
     source: Pixels | None
     labelled: Pixels | None
     held: Pixels | None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,12 @@ def _older(options: AdaptOptions, network: Network, fresh: bool) -> Network | No
 
 def _open_images(options: AdaptOptions, target: Path, network: Network) -> _Images:
     pre, cache = network.preprocess, options.cache
-    source = folder.labelled(options.source, pre, network.classes, cache) if options.source else None
+    known = (pre, network.classes, cache)
+    source = folder.labelled(options.source, *known, dropped=network.dropped) if options.source else None
     labelled = folder.labelled(options.evaluate, pre, network.classes, cache) if options.evaluate else None
     source, held = estimating.hold_out(options, source)
-    return _Images(folder.unlabelled(target, pre, cache), source, labelled, held)
+    left_out = tuple(start.without_dropped(network, options.source))
+    return _Images(folder.unlabelled(target, pre, cache), source, labelled, held, left_out)
 
 
 def _work(
@@ -282,4 +285,5 @@ def _result(
 def _unheard(options: AdaptOptions, how: _Learning, data: _Images) -> tuple[str, ...]:
     needs = how.kind.needs
     needs = replace(needs, averaged=how.knobs.get("teacher") == "average")
-    return adaptable.unheard(options, needs, source_steps=how.source_steps, held=data.held is not None)
+    found = adaptable.unheard(options, needs, source_steps=how.source_steps, held=data.held is not None)
+    return (*found, *data.left_out)

@@ -130,12 +130,15 @@ def _job(options: PruneOptions, network: Network, target: Path, budget: Budget) 
     """The job with its images, and those that accuracy is measured on."""
     pre, cache = network.preprocess, options.cache
     images = folder.unlabelled(target, pre, cache)
-    source, labelled, few = (
+    labelled, few = (
         folder.labelled(root, pre, network.classes, cache) if root else None
-        for root in (options.source, options.evaluate, options.labelled_target)
+        for root in (options.evaluate, options.labelled_target)
     )
+    known = (pre, network.classes, cache)
+    source = folder.labelled(options.source, *known, dropped=network.dropped) if options.source else None
     job = Job.of(network, (images, source), budget, options, None)
     job.labelled = few
+    job.warnings += start.without_dropped(network, options.source)
     job.older = before_fine_tuning(network, options.pretrained, options) if options.pretrained else None
     return job, _unseen(job, labelled)
 

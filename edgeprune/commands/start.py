@@ -88,6 +88,17 @@ def unread(pixels: Pixels, flag: str) -> list[str]:
     )
 
 
+def without_dropped(network: Network, source: Path | None) -> list[str]:
+    """A warning when the source has folders of classes that the network no longer has; they are left out."""
+    from edgeprune import images
+
+    there = images.classes(images.find(source)) if source is not None and network.dropped else ()
+    gone = [name for name in there if name in network.dropped]
+    return [f"--source {source}: left out are classes that the network dropped: {', '.join(gone)}"] * bool(
+        gone
+    )
+
+
 def words(*parts: object) -> str:
     """A command line that can be pasted into a shell."""
     return shlex.join(str(part) for part in parts)

@@ -25,14 +25,21 @@ def unlabelled(root: Path, pre: Preprocess, cache: Path | None = None) -> Pixels
 
 
 def labelled(
-    root: Path, pre: Preprocess, class_names: Sequence[str] | None, cache: Path | None = None
+    root: Path,
+    pre: Preprocess,
+    class_names: Sequence[str] | None,
+    cache: Path | None = None,
+    *,
+    dropped: Sequence[str] = (),
 ) -> Pixels:
     """All images under `root`, labels int64 (N,) indexing `class_names` (None: the folders' own, sorted).
 
-    A folder matches a class by its name; failing that, with case, '_', '-' and blanks set aside. DataError:
-    an unknown class, one that fits two names, or images in no class folder.
+    A folder matches a class by its name; failing that, with case, '_', '-' and blanks set aside. dropped: classes whose
+    folders are left out. DataError: an unknown class, one that fits two names, or images in no class folder.
     """
-    refs = _in_classes(root, images.find(root), class_names)
+    gone = {_plain(name) for name in dropped}
+    found = [r for r in images.find(root) if r.label is None or _plain(r.label) not in gone]
+    refs = _in_classes(root, found, class_names)
     names = tuple(class_names) if class_names is not None else images.classes(refs)
     index = {label: match(label, names, root) for label in images.classes(refs)}
     pixels, kept = decode(refs, pre, cache)

@@ -15,13 +15,14 @@ from edgeprune.commands import estimating
 from edgeprune.commands.adapt import adapt
 from edgeprune.commands.export import export
 from edgeprune.commands.predict import predict
+from edgeprune.commands.prune import prune
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, split
 from edgeprune.device_options import ExportOptions, PredictOptions
 from edgeprune.errors import DataError, ModelError, OutputExists, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
-from edgeprune.options import AdaptOptions
+from edgeprune.options import AdaptOptions, PruneOptions
 
 QUICK = AdaptOptions(
     model="edgeprune.digits_net:digits_net",
@@ -158,6 +159,27 @@ def test_the_estimate_is_made_after_classes_were_dropped(
     assert seen == [(("blue", "green", "red"), 36, 2), (("blue", "red"), 24, 1)]  # before adapting, and after
     assert found.estimate is not None
     assert found.estimate["method"] == "atc"
+
+
+def test_a_network_that_dropped_classes_goes_on_with_its_source(
+    tmp_path: Path, make_images: Callable[..., Path]
+) -> None:
+    images = make_images(tmp_path / "i", ("blue", "green", "red"), count=24)
+    quick = replace(QUICK, steps=1, source_steps=0, drop_absent_classes=True, source=images, target=images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(absent, "present", lambda _: torch.tensor([True, False, True]))
+        adapt(replace(quick, output=tmp_path / "run"))
+    said = f"--source {images}: left out are classes that the network dropped: green"
+    again = replace(quick, model=str(tmp_path / "run"), weights=None, classes=None, size=None)
+    found = adapt(replace(again, drop_absent_classes=False, objective="mcc", output=tmp_path / "again"))
+    assert said in found.warnings
+    words = PruneOptions(
+        model=str(tmp_path / "run"), source=images, target=images, macs="0.7", method="tcp", recover=0.5,
+        output=tmp_path / "slim",
+    )  # fmt: skip
+    assert said in prune(words).warnings
+    with pytest.raises(DataError, match="folder 'green' is no class of the model"):
+        prune(replace(words, evaluate=images, output=None))
 
 
 def test_answers_agree_as_classes_of_before() -> None:
