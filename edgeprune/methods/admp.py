@@ -59,12 +59,10 @@ class ADMP:
     the adversary's begin), or there is none. admm: else straight through the top k. teacher: "frozen"; "ema" and
     "joint" have the full-size network go on learning beside the masks of the first cut, on a quarter of the source
     images, and the teacher from then on is its moving average, or itself.
-    threshold: c. pseudo: a, which ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see
-    above; rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, over rho for the
-    hard mask under ADMM. passes: over the target with masks, before each cut; the weights learn, too, and where there
-    are several cuts (--steps) those before all but the first are beside --recover. tune: after it,
-    "both" goes on with the first line above beside distillation.
-    """
+    threshold: c. pseudo: a, ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see above;
+    rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, over rho for the hard
+    mask under ADMM. passes: over the target with masks, before each cut; weights learn, too; before all cuts but the
+    first they are beside --recover. tune: after it, "both" goes on with the first line beside distillation."""
 
     soft: Literal["adversary", "random", "none"] = "adversary"
     admm: bool = True
@@ -87,13 +85,11 @@ class ADMP:
 
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
+        of_admm, masks = ("rho0", "rho1", "every"), ("soft", "admm", "teacher", "b", "rate")
         if not self.passes:
-            masks = ("soft", "admm", "teacher", "b", "rho0", "rho1", "every", "rate")
-            return dict.fromkeys(masks, "has no effect: passes=0 has no masks")
-        found = {} if self.admm else dict.fromkeys(("rho0", "rho1", "every"), "has no effect: admm=false")
-        if self.soft != "adversary":
-            found["b"] = f"has no effect: soft={self.soft} is nobody's adversary"
-        return found
+            return dict.fromkeys((*masks, *of_admm), "has no effect: passes=0 has no masks")
+        found = {} if self.soft == "adversary" else {"b": f"has no effect: soft={self.soft} is no adversary"}
+        return found | ({} if self.admm else dict.fromkeys(of_admm, "has no effect: admm=false"))
 
     @property
     def learns_ranks(self) -> str | None:
@@ -165,9 +161,8 @@ class Taught:
         file = job.run.resume_dir / f"mask-{number}.done" if job.run else None
         if file is not None and file.is_file():
             begin = "objective/teacher."
-            state = {
-                k.removeprefix(begin): v for k, v in snapshot.read(file)[0].items() if k.startswith(begin)
-            }
+            held = snapshot.read(file)[0].items()
+            state = {name.removeprefix(begin): value for name, value in held if name.startswith(begin)}
             self.network = by_batch(job.dense)
             self.network.load_state_dict(state)
 

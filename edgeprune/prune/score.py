@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from edgeprune import catalog, inference
-from edgeprune.data.batches import normalised, plain
+from edgeprune.data.batches import plain
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
 from edgeprune.images import Preprocess
@@ -66,9 +65,6 @@ class Images:
     pre: Preprocess
     module: nn.Module
 
-    def __post_init__(self) -> None:
-        _met(self.module, self.pixels, self.pre)
-
     def __iter__(self) -> Iterator[Tensor]:
         few = self.pixels.spread(IMAGES)
         return (inference.shown(self.module, images) for _, images, _ in plain(few, self.pre, BATCH))
@@ -82,16 +78,8 @@ class Labelled:
     pre: Preprocess
     module: nn.Module
 
-    def __post_init__(self) -> None:
-        _met(self.module, self.pixels, self.pre)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _, images, labels in plain(self.pixels.spread(IMAGES), self.pre, BATCH):
             assert labels is not None
             x = inference.shown(self.module, images)
             yield x, labels.to(x.device)
-
-
-def _met(module: nn.Module, pixels: Pixels, pre: Preprocess) -> None:
-    """Find out how the network likes images before a criterion hooks into it."""
-    inference.memory_format(module, normalised(pixels, pre, torch.arange(min(2, len(pixels)))))

@@ -173,10 +173,8 @@ def test_a_network_that_dropped_classes_goes_on_with_its_source(
     again = replace(quick, model=str(tmp_path / "run"), weights=None, classes=None, size=None)
     found = adapt(replace(again, drop_absent_classes=False, objective="mcc", output=tmp_path / "again"))
     assert said in found.warnings
-    words = PruneOptions(
-        model=str(tmp_path / "run"), source=images, target=images, macs="0.7", method="tcp", recover=0.5,
-        output=tmp_path / "slim",
-    )  # fmt: skip
+    run, out = str(tmp_path / "run"), tmp_path / "slim"
+    words = PruneOptions(model=run, source=images, target=images, macs="0.7", method="tcp", output=out)
     assert said in prune(words).warnings
     with pytest.raises(DataError, match="folder 'green' is no class of the model"):
         prune(replace(words, evaluate=images, output=None))
