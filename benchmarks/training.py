@@ -7,7 +7,8 @@
 torchvision's ImageFolder decoding JPEG or PNG with PIL in a DataLoader, the same views, network, loss and optimiser,
 and none of the rest. All variants of a row are measured in one process, interleaved round by round; ratios are of
 medians with a 99% interval. A turn pays for as many batches as it takes: it ends when the one made ahead is there.
-`bf16`, `contiguous` and `compile` are the loop with one thing changed. Freed memory is kept, as `edgeprune adapt` does;
+`strong` is the same for FixMatch, whose views cost most. `bf16`, `contiguous` and `compile` are the loop with one thing
+changed. Freed memory is kept, as `edgeprune adapt` does;
 that is the process's, so the plain loop has it, too. Rows are written to results/training.json as
 they finish and skipped when present.
 """
@@ -40,6 +41,7 @@ from edgeprune.data import digits, folder
 from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
+from edgeprune.objectives.fixmatch import FixMatch
 from edgeprune.objectives.mcc import MCC, class_confusion
 from edgeprune.options import AdaptOptions
 from edgeprune.train import Settings
@@ -51,7 +53,7 @@ TASKS = {
     "pacs": ("timm:tf_efficientnet_lite0", 128, 7),
 }
 ROWS = {"data": ("loop", "memory", "plain"), "bf16": ("loop", "bf16"), "contiguous": ("loop", "contiguous")}
-ROWS["compile"] = ("loop", "compile")
+ROWS |= {"compile": ("loop", "compile"), "strong": ("loop", "memory")}
 ALL = 1000  # steps that the schedules are told of
 Work = Callable[[int], None]
 
@@ -110,7 +112,7 @@ class Ready(Batches):
         """Nothing to end."""
 
 
-def ours(task: str, places: tuple[Path, Path], args: argparse.Namespace, variant: str) -> Work:
+def ours(task: str, row: str, places: tuple[Path, Path], args: argparse.Namespace, variant: str) -> Work:
     """Steps of the training loop."""
     net = network(task)
     source = folder.labelled(places[0], net.preprocess, None, args.work / "cache")
@@ -125,7 +127,7 @@ def ours(task: str, places: tuple[Path, Path], args: argparse.Namespace, variant
         ema=AdaptOptions().ema,
     )
     features = int(net.module.get_submodule(net.classifier).in_features)  # type: ignore[arg-type]
-    objective = MCC(Task(features, len(net.classes)))
+    objective = (FixMatch if row == "strong" else MCC)(Task(features, len(net.classes)))
     loop = train._Loop(net, objective, (target, source, None), settings, None, None, "adapt")
     if variant == "contiguous":
         loop.format = torch.contiguous_format
@@ -151,8 +153,8 @@ def ours(task: str, places: tuple[Path, Path], args: argparse.Namespace, variant
             loop.source_batches,
             loop.target_batches,
         ):  # what is made ahead is paid for in this turn
-            if batches is not None and variant != "memory" and batches._next is not None:
-                batches._next[1].result()
+            for made_ahead in () if batches is None or variant == "memory" else batches._next.values():
+                made_ahead.result()
 
     return work
 
@@ -229,7 +231,10 @@ def measure(work: dict[str, Work], args: argparse.Namespace) -> dict[str, Sample
 def row(task: str, name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One row: images a second of each variant, and their ratios to the loop."""
     places = folders(task, args.data, args.work)
-    work = {v: plain(task, places, args) if v == "plain" else ours(task, places, args, v) for v in ROWS[name]}
+    work = {
+        v: plain(task, places, args) if v == "plain" else ours(task, name, places, args, v)
+        for v in ROWS[name]
+    }
     times = measure(work, args)
     images = 2 * args.batch  # source and target
     facts: dict[str, Any] = {"key": key(task, name, args), "task": task, "row": name}

@@ -26,6 +26,8 @@ from edgeprune.waist import Batch, Objective, Step
 
 __all__ = ["Fit", "Settings", "fit"]
 
+AHEAD = 4  # batches of a domain that are made at once where a GPU would wait for them; on a CPU training has the cores
+
 
 def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     network: Network,
@@ -125,7 +127,8 @@ class _Loop:
         s = self.settings
         batch, pre = processes.divided(min(s.batch, len(pixels))), self.network.preprocess
         crop = s.crop or ((0.7, 1.0) if max(pre.size) > 64 else (1.0, 1.0))
-        return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop)
+        ahead = 1 if self.device.type == "cpu" else AHEAD
+        return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop, ahead=ahead)
 
     def close(self) -> None:
         for batches in (self.target_batches, self.source_batches):

@@ -1,7 +1,7 @@
 """Batches of views, each a pure function of (seed, step): a resumed run needs no state of an iterator.
 
-One step is made ahead in a thread, with generators of its own, so the global
-random state of training is never touched.
+Steps are made ahead, each in a thread and with generators of its own, so the global random state of training is never
+touched.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import torch
@@ -41,7 +42,8 @@ class Batches:
 
     Views: "plain" the evaluation geometry; "train" random resized crop and flip; "weak" flip and a small
     shift; "strong" two random operations and a cutout. `crop` is the range of the area that "train" keeps;
-    `flip=False` is for images whose mirror image means something else (digits, letters).
+    `flip=False` is for images whose mirror image means something else (digits, letters). `ahead`: how many of the next
+    steps are made at once, each in a thread; they are the same for any number.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Batches:
         *,
         flip: bool = True,
         crop: tuple[float, float] = (0.7, 1.0),
+        ahead: int = 1,
     ) -> None:
         """Make batches of `batch` images; DataError when there are none, UsageError for an unknown view."""
         if not len(pixels):
@@ -75,8 +78,9 @@ class Batches:
         self._views = {name: made[name] for name in views}
         self._scale, self._shift = _affine(pre)
         self._orders: dict[int, Tensor] = {}
-        self._pool = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, Future[RawBatch]] | None = None
+        self._ordering = Lock()
+        self._ahead, self._pool = ahead, ThreadPoolExecutor(ahead, "batches")
+        self._next: dict[int, Future[RawBatch]] = {}
 
     @property
     def steps_per_pass(self) -> int:
@@ -85,17 +89,18 @@ class Batches:
 
     def at(self, step: int) -> RawBatch:
         """The batch of `step` (0, 1, ...): the same for the same seed, whatever was asked for before."""
-        ahead, self._next = self._next, None
-        if ahead is not None and ahead[0] == step:
-            made = ahead[1].result()
-        else:
-            # Through the one thread also when it was not foreseen: `_orders` belongs to that thread.
-            made = self._pool.submit(self._make, step).result()
-        self._next = (step + 1, self._pool.submit(self._make, step + 1))
+        foreseen, self._next = self._next, {}
+        here = foreseen.pop(step, None)
+        made = (here or self._pool.submit(self._make, step)).result()
+        for later in range(step + 1, step + 1 + self._ahead):
+            known = foreseen.pop(later, None)
+            self._next[later] = known or self._pool.submit(self._make, later)
+        for unwanted in foreseen.values():
+            unwanted.cancel()
         return made
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _make(self, step: int) -> RawBatch:
@@ -120,11 +125,12 @@ class Batches:
         return index
 
     def _order(self, number: int) -> Tensor:
-        if number not in self._orders:
-            self._orders = {k: v for k, v in self._orders.items() if k >= number - 1}
-            generator = torch.Generator().manual_seed(_seed(self.seed, 0, number))
-            self._orders[number] = torch.randperm(len(self.pixels), generator=generator)
-        return self._orders[number]
+        with self._ordering:
+            if number not in self._orders:
+                self._orders = {k: v for k, v in self._orders.items() if k >= number - 1}
+                generator = torch.Generator().manual_seed(_seed(self.seed, 0, number))
+                self._orders[number] = torch.randperm(len(self.pixels), generator=generator)
+            return self._orders[number]
 
 
 def plain(pixels: Pixels, pre: Preprocess, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

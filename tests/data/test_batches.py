@@ -36,6 +36,16 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert not torch.equal(in_order[0].views["train"], in_order[5].views["train"])
 
 
+@pytest.mark.parametrize("ahead", [2, 5])
+def test_any_number_made_ahead_makes_the_same_batches(ahead: int) -> None:
+    alone, many = (Batches(some(10), PRE, 4, VIEWS, seed=3, ahead=n) for n in (1, ahead))
+    for step in (0, 1, 2, 3, 9, 10, 4, 5):
+        assert same(many.at(step), alone.at(step))
+        assert sorted(many._next) == list(range(step + 1, step + 1 + ahead))
+    for made in (alone, many):
+        made.close()
+
+
 def test_a_view_does_not_depend_on_the_others() -> None:
     both = Batches(some(), PRE, 4, ("strong", "weak")).at(2)
     assert torch.equal(Batches(some(), PRE, 4, ("weak",)).at(2).views["weak"], both.views["weak"])
@@ -192,8 +202,7 @@ def test_an_error_in_the_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     assert made.at(1).index.shape == (4,)
     made.at(2)
-    assert made._next is not None
-    made._next[1].result()  # 3 is made ahead, before the disk goes
+    made._next[3].result()  # 3 is made ahead, before the disk goes
     monkeypatch.setattr(pixels, "take", bad)
     made.at(3)
     with pytest.raises(DataError, match="the disk went away"):
