@@ -27,6 +27,7 @@ import typer
 from edgeprune import errors
 from edgeprune.cli import options, startup
 from edgeprune.cli.options import COMMANDS, Request
+from edgeprune.commands import early, knobs
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as other programs of a pipeline report it
 
@@ -86,7 +87,9 @@ class Program:
             warnings.simplefilter("ignore")
         startup.prepare(request.command, request.options)
         with stdout_to_stderr():
-            result = _implementation(request.command)(request.options)
+            early.check(request.options)
+            asked = "help" in getattr(request.options, "set", ())
+            result = knobs.of(request.options) if asked else _implementation(request.command)(request.options)
             facts: dict[str, Any] = result.to_json()
         if not int(
             os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
@@ -190,9 +189,7 @@ def _keyword(name: str, kind: Any, default: Any, word: Any) -> inspect.Parameter
 
 def _help(field: Field[Any]) -> str:
     text = str(field.metadata.get("help", ""))
-    said = re.findall(r"[\w-]+", text)
-    names = [n for n in NAMES.get(field.name, ()) if n not in said]
-    return f"{text} Names: {', '.join(names)}." if names else text
+    return f"{text} Names: {', '.join(NAMES[field.name])}." if field.name in NAMES else text
 
 
 def _completer(field: str) -> Callable[[str], list[tuple[str, str]]] | None:

@@ -239,7 +239,9 @@ def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     try:
         return table[name]
     except KeyError:
-        raise UsageError(f"no {what} is called {name!r}: {nearest(name, table)}") from None
+        hint, names = nearest(name, table), ", ".join(table)
+        hint = hint if names.partition(",")[0] in hint else f"{hint} There are {names}"
+        raise UsageError(f"no {what} is called {name!r}: {hint}") from None
 
 
 def load(table: Mapping[str, Entry], name: str, what: str) -> Any:

@@ -145,7 +145,7 @@ def missing_package(package: str, extra: str, what: str) -> MissingHere:
 def nearest(word: str, words: Iterable[str]) -> str:
     """End a sentence about an unknown word: the near matches, or else all the choices."""
     choices = sorted(words)
-    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
     return f"the choices are {', '.join(choices)}"

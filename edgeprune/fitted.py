@@ -11,13 +11,15 @@ from torch import Tensor
 class Fit:
     """What training did: the validated steps with their scores, and which of them the weights are from.
 
-    watched: accuracy at each validated step when labelled images were given to watch; it decided nothing.
+    chosen_by: the validator that chose, "" where the last weights are kept. watched: accuracy at each validated step
+    when labelled images were given to watch; it decided nothing.
     """
 
     chosen_step: int
     curves: list[dict[str, float]]
     warnings: list[str] = field(default_factory=list)
     watched: list[float] = field(default_factory=list)
+    chosen_by: str = ""
 
 
 @dataclass

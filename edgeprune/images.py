@@ -153,7 +153,7 @@ def find(root: Path) -> list[ImageRef]:
     if filmed and not seen and not video.available():
         raise video.missing(base / filmed[0])
     if not seen and not filmed:
-        held = f"{len(names)} other files" if names else "nothing"
+        held = f"{len(names)} other files" if names else "it is empty"
         raise DataError(
             f"{root}: no images there ({held}); expected JPEG, PNG, WebP or BMP files, nested in any way"
         )
@@ -189,7 +189,7 @@ def _names(root: Path) -> Iterator[str]:
     if root.is_dir():
         yield from _walk(root)
     elif not root.exists():
-        raise DataError(f"{root}: no such folder or zip, list or video; expected images")
+        raise missing(root)
     else:
         try:
             with zipfile.ZipFile(root) as archive:
@@ -198,6 +198,11 @@ def _names(root: Path) -> Iterator[str]:
             raise DataError(
                 f"{root}: neither a folder nor a whole zip, a .txt list or a video ({err})"
             ) from err
+
+
+def missing(root: Path) -> DataError:
+    """Make the error for images that are not there."""
+    return DataError(f"{root}: there is no such folder, zip, .txt list or video")
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -343,6 +348,8 @@ def batches(
 
 def none_readable(refs: Sequence[ImageRef], lost: Sequence[str]) -> DataError:
     """Make the error for a set in which not one file can be read."""
+    if len(refs) == 1 and lost:
+        return DataError(lost[0])
     where = refs[0].root if refs else "the images"
     first = lost[0] if lost else "-"
     return DataError(f"{where}: none of the {len(refs)} files can be read as an image; the first: {first}")

@@ -31,8 +31,9 @@ class Settings:
     it takes to reach it; decay: how it falls then. head_lr: factor for the classifier. optimizer: AdamW, or SGD with
     Nesterov momentum 0.9. accumulate: batches whose mean gradient makes a step; losses that couple a batch's images
     see one batch at a time. ema: decay of the average of weights that is kept, 0 for none. validations: how often the
-    label-free validators look after the start; 0: at the end alone. flip, crop: see edgeprune.data.batches.Batches;
-    crop None is (0.7, 1), and (1, 1) for images up to 64 pixels, which lose too much: their aspect alone varies.
+    label-free validators look after the start; 0: at the end alone, and not at all if the last weights stay. flip,
+    crop: see edgeprune.data.batches.Batches; crop None is (0.7, 1), and (1, 1) for images up to 64 pixels, which lose
+    too much: their aspect alone varies.
     select: the validator that chooses the checkpoint, see edgeprune.select. precision: as lightning-fabric calls it.
     compile: torch.compile the network while it trains.
     """

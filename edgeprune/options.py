@@ -118,7 +118,9 @@ class AdaptOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
         "Least share of the area that a random crop keeps (its aspect varies by a third); 0.7, or 1 up to 64 pixels.",
         panel=_LEARN,
     )
-    set: tuple[str, ...] = option((), "A knob of the objective: name=value; repeatable.", panel=_LEARN)
+    set: tuple[str, ...] = option(
+        (), "A knob of the objective: name=value; repeatable; 'help' lists them.", panel=_LEARN
+    )
     pretrained: Path | None = option(
         None,
         "Weights before fine-tuning, such as ImageNet's: 'auto' seeks similar images in their features too.",
@@ -227,7 +229,8 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     plan: Path | None = option(None, "Apply this plan instead of making one.", panel=_LEARN)
     set: tuple[str, ...] = option(
         (),
-        "A knob of the method: name=value; of --objective or --score: objective.name=value, score.name=value.",
+        "A knob of the method: name=value; of --objective or --score: objective.name=value, score.name=value; "
+        "'help' lists the method's.",
         panel=_LEARN,
     )
 

@@ -17,10 +17,9 @@ from torch.nn import functional as F
 from edgeprune.errors import UsageError, nearest
 
 COLLAPSE = 0.6  # of the largest entropy that the class histogram had so far
-COLLAPSE_PARTIAL = 0.4  # of that before training, where classes are expected to go
-ONE_CLASS = (
-    0.1  # of the largest so far, there too: two even classes of 1,000 still have log 2 / log 1000 of all
-)
+COLLAPSE_OF_TWO = 0.2  # where there are but two classes: one in 30 images may well be of the rare one
+COLLAPSE_PARTIAL = 0.4  # the same where classes are expected to go
+FEW = 0.5  # nats, of two classes one with a fifth of the images: no collapse where few of many may be present
 DRIFT = 3.0  # standard deviations by which the batch-norm statistics may move
 GATE = 0.05  # accuracy on held-out source images that may be lost
 CHOOSER = "information"
@@ -137,17 +136,23 @@ class Choice:
 
 
 def choose(
-    curves: Sequence[Mapping[str, float]], chooser: str = CHOOSER, *, partial: bool = False, held: int = 0
+    curves: Sequence[Mapping[str, float]],
+    chooser: str = CHOOSER,
+    *,
+    partial: bool = False,
+    held: int = 0,
+    classes: int = 10,
 ) -> Choice:
     """Choose among validated checkpoints, oldest first; a tie goes to the later.
 
-    A checkpoint has collapsed whose class histogram has lost more than 40% of the largest entropy so far, its own
-    included, or whose batch-norm statistics ran away; so has one before training that later ones show to be degenerate.
-    When partial: more than 60% of the entropy before training, or 90% of the largest so far. It is not chosen, nor is
-    one that lost more than `GATE` accuracy, and two standard errors of it, on the `held` source images that are held
-    out, unless all are so; 0: what forgets the source on purpose is not judged by it. "rank": the best so far gives
-    way to a later one that the majority of MixVal, information maximisation (when partial: entropy) and ClassAMI like
-    as well or better; that is a mean rank of two, and needs no weights but those of the best.
+    A checkpoint has collapsed whose class histogram has lost more than 40% (80% where the network has two `classes`) of
+    the largest entropy so far, its own included, or whose batch-norm statistics ran away; so has one before training
+    that later ones show to be degenerate. When partial: more than 60%, and less than two classes that share the images
+    as one to four are left. It is not chosen, nor is one that lost more than `GATE` accuracy, and two standard errors
+    of it, on the `held` source images that are held out, unless all are so; 0: what forgets the source on purpose is
+    not judged by it. "rank": the best so far gives way to a later one that the majority of MixVal, information
+    maximisation (when partial: entropy) and ClassAMI like as well or better; that is a mean rank of two, and needs no
+    weights but those of the best.
     """
     chooser = chooser_of(chooser, partial=partial)
     if chooser != RANK and any(chooser not in c for c in curves):
@@ -157,7 +162,7 @@ def choose(
     # What comes later can only ever be compared with the best so far, whose weights are the ones that are kept.
     best = 0
     for i, now in enumerate(curves):
-        floor, kept = _floor(curves[: i + 1], partial), curves[best]
+        floor, kept = _floor(curves[: i + 1], partial, classes), curves[best]
         fit, was_fit = not _collapsed(now, floor), not _collapsed(kept, floor)
         passed, had_passed = (
             fit and not _lost_source(now, curves[0], held),
@@ -169,7 +174,7 @@ def choose(
             best = i if fit else best
         elif _beats(now, kept, chooser, partial):
             best = i
-    floor = _floor(curves, partial)
+    floor = _floor(curves, partial, classes)
     few = curves[-1]["histogram"] < floor
     why = "onto few classes" if few else "out of its batch-norm statistics"
     return Choice(best, _collapsed(curves[-1], floor), why)
@@ -183,11 +188,13 @@ def _ran_away(now: Mapping[str, float]) -> bool:
     return not now.get("drift", 0.0) <= DRIFT
 
 
-def _floor(curves: Sequence[Mapping[str, float]], partial: bool) -> float:
+def _floor(curves: Sequence[Mapping[str, float]], partial: bool, classes: int) -> float:
     """The least entropy of a class histogram that is no collapse, as the steps until now have it."""
     first = curves[0]["histogram"]
     largest = max((c["histogram"] for c in curves if not _ran_away(c)), default=first)
-    return max(COLLAPSE_PARTIAL * first, ONE_CLASS * largest) if partial else COLLAPSE * largest
+    if not partial:
+        return (COLLAPSE if classes > 2 else COLLAPSE_OF_TWO) * largest
+    return min(COLLAPSE_PARTIAL * largest, FEW / math.log(max(2, classes)))
 
 
 def _lost_source(now: Mapping[str, float], first: Mapping[str, float], held: int) -> bool:

@@ -1,7 +1,6 @@
 """The only training loop: a network, an objective, and batches that are a pure function of (seed, step).
 
-It knows no objective by name. What it keeps is chosen without labels, a collapse rolls back to the best, and a run
-that was killed at any step goes on to the same weights.
+It knows no objective by name. What it keeps is chosen without labels, and a killed run goes on to the same weights.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +47,10 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     """Train `network.module` in place and leave the chosen weights in it, on the CPU and in eval mode.
 
     `stage` names this part of a run: finished parts are taken from the resume folder. `watch`: labelled images whose
-    accuracy is written beside each validation, for the reader alone. `held`: labelled source images outside training;
-    validators look at them too. `begun`: steps of earlier parts of training on the same images; batches go on from
-    there, so that short parts do not all see the same first ones. UsageError when what the objective needs is not
-    given; Interrupted after Ctrl-C, with a snapshot written. `title`: what progress shows, `stage` when empty.
+    accuracy is written beside each validation, for the reader alone. `held`: labelled source images for validators
+    alone. `begun`: steps of earlier parts on the same images; batches go on from there, so that short parts do not all
+    see the same first ones. UsageError when what the objective needs is not given; Interrupted after Ctrl-C, with a
+    snapshot written. `title`: what progress shows, `stage` when empty.
     """
     labelled = source is not None and source.labels is not None
     objective.needs.require(type(objective).__name__, source=labelled, teacher=teacher is not None)
@@ -176,10 +176,7 @@ class _Loop:
 
     @contextmanager
     def _as_kept(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """With other weights, and batch-norm statistics of plain target images.
-
-        Running ones lag behind weights that learn, and are of views that are changed.
-        """
+        """With other weights, and statistics of plain target images: running ones lag, and are of other views."""
         module = self.network.module
         with weights.swapped(module, values):
             if self.target_batches is not None and not self.frozen:
@@ -270,18 +267,20 @@ class _Loop:
     def _validate(self) -> None:
         """Score the weights that would be kept now (the averaged ones, if there are any), without labels.
 
-        The network as it came keeps its own statistics; how far they drift is told from the target's.
+        Where no look was asked for and the last weights stay, they are kept without. The network as it came keeps its
+        own statistics; how far they drift is told from the target's.
         """
         module, first = self.network.module, not self.state.step
         with weights.swapped(module, {}) if first else self._as_kept(self.state.ema):
-            scores = self.validator()
-            self.state.curves.append({"step": self.state.step, **scores})
-            facts: dict[str, float] = {}
+            facts: dict[str, Any] = {}
+            if self.settings.validations or not self._last:
+                facts["validators"] = self.validator()
+                self.state.curves.append({"step": self.state.step, **facts["validators"]})
             if self.watch is not None:
                 facts["accuracy"] = inference.evaluate(self.network, self.watch)
                 self.state.watched.append(facts["accuracy"])
-            if self.run:
-                self.run.metric(stage=self.stage, step=self.state.step, validators=scores, **facts)
+            if self.run and facts:
+                self.run.metric(stage=self.stage, step=self.state.step, **facts)
             if self._last or self._chosen().place == len(self.state.curves) - 1:
                 self.state.best = {k: v.clone() for k, v in module.state_dict().items()}
         if first:
@@ -290,7 +289,8 @@ class _Loop:
 
     def _chosen(self, *, gated: bool = True) -> select.Choice:
         held = self.held if gated and self.source_batches is not None else 0
-        return select.choose(self.state.curves, self.settings.select, partial=self.partial, held=held)
+        curves, asked, count = self.state.curves, self.settings.select, len(self.network.classes)
+        return select.choose(curves, asked, partial=self.partial, held=held, classes=count)
 
     @property
     def _last(self) -> bool:
@@ -300,7 +300,7 @@ class _Loop:
     def _choose(self) -> Fit:
         choice, warnings = None if self._last else self._chosen(), []
         weights.take(self.network.module, self.state.best)
-        chosen = int(self.state.curves[choice.place if choice else -1]["step"])
+        chosen = int(self.state.curves[choice.place]["step"]) if choice else self.state.step
         if choice and choice.collapsed:
             warnings.append(
                 f"training collapsed {choice.why} ({self.stage}); rolled back to step {chosen}: "
@@ -314,7 +314,8 @@ class _Loop:
         if self.run is not None:
             for warning in warnings:
                 self.run.log(warning)
-        return Fit(chosen, self.state.curves, warnings, self.state.watched)
+        by = select.chooser_of(self.settings.select, partial=self.partial) if choice else ""
+        return Fit(chosen, self.state.curves, warnings, self.state.watched, by)
 
     def save(self) -> None:
         """Write a snapshot from which the very same weights follow; the first process does."""

@@ -86,7 +86,8 @@ def _opened(path: Path) -> Any:
     try:
         container = av.open(str(path))
     except (av.error.FFmpegError, OSError, ValueError) as err:
-        raise DataError(f"{path}: not a video that can be read ({err})") from err
+        why = getattr(err, "strerror", None) or err
+        raise DataError(f"{path}: not a video that can be read ({why})") from err
     if not container.streams.video:
         container.close()
         raise DataError(f"{path}: holds no picture, expected a video")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -129,7 +129,8 @@ class Objective(nn.Module):
     """Something to minimise. Its parameters and buffers are trained, saved and resumed with the network's.
 
     `Knobs` is a frozen dataclass: what a user may set with --set, typed, with defaults. `partial`: the target may lack
-    classes of the source, so a validator must not want all of them.
+    classes of the source, so a validator must not want all of them, and batch-norm statistics of the target are those
+    of other classes, too: they are blended in as far as they help, and stay as they are.
     """
 
     Knobs: type = NoKnobs
@@ -141,6 +142,8 @@ class Objective(nn.Module):
         self.task = task
         self.knobs = knobs if knobs is not None else self.Knobs()
         self.partial = self.partial or bool(getattr(self.knobs, "partial", False))
+        if self.partial:
+            self.needs = replace(self.needs, statistics=True, frozen_statistics=True)
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Take in features (M, D) and logits (M, K) of the whole target; called before each pass when asked for."""

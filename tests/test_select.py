@@ -130,8 +130,23 @@ def test_the_alarm_goes_by_the_largest_histogram_so_far() -> None:
 def test_no_alarm_for_a_partial_target_of_two_even_classes() -> None:
     for classes in (5, 31, 345, 1000):
         two = math.log(2) / math.log(classes)
-        rows = [{"mixval": 0.5, "histogram": h} for h in (two, 1.0, two)]
-        assert choose(rows, "mixval", partial=True) == Choice(2, False), classes
+        for before in (two, 0.9):
+            rows = [{"mixval": 0.5, "histogram": h} for h in (before, 1.0, two)]
+            assert choose(rows, "mixval", partial=True, classes=classes) == Choice(2, False), classes
+        one = [{"mixval": 0.5, "histogram": h} for h in (0.9, 1.0, 0.4 * two)]
+        assert choose(one, "mixval", partial=True, classes=classes) == Choice(1, True), classes
+
+
+def test_one_of_two_classes_may_be_rare() -> None:
+    """Nine of ten images without a defect are no collapse; all of them are."""
+
+    def entropy(share: float) -> float:
+        return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+
+    rare, none = curve((0.1, 1.0), (0.2, entropy(0.05))), curve((0.1, 1.0), (0.2, entropy(0.01)))
+    assert choose(rare, classes=2) == Choice(1, False)
+    assert choose(none, classes=2) == Choice(0, True)
+    assert choose(rare, classes=7) == Choice(0, True)
 
 
 @pytest.mark.parametrize("partial", [False, True])

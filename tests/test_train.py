@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def test_ctrl_c_writes_a_snapshot_and_resuming_gives_the_same_weights(tmp_path: 
 
 _KILLED = """
 import sys, time, importlib.util
+from dataclasses import replace
 from pathlib import Path
 spec = importlib.util.spec_from_file_location("t", sys.argv[1]); t = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(t)
@@ -281,6 +283,23 @@ def test_a_teacher_that_nobody_asks_is_not_run() -> None:
     train.fit(network(), MCC(TASK), target, source, settings(2), teacher=Dear())
     with pytest.raises(AssertionError, match="a forward pass of the dense network"):
         train.fit(network(), Distill(TASK), target, source, settings(2), teacher=Dear())
+
+
+def test_short_stages_keep_their_last_weights_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No look was asked for and none is needed to choose; batch-norm is still of plain target images."""
+    target, source = images(64, True, False), images(64, False, True)
+    seen, unseen = network(), network()
+    for one, looks in ((seen, 1), (unseen, 0)):
+        objective = MCC(TASK)
+        objective.needs = replace(objective.needs, last=True)
+        if not looks:
+            monkeypatch.setattr(validate.Validator, "__call__", None)
+        found = train.fit(one, objective, target, source, Settings(steps=6, batch=16, validations=looks))
+        assert (found.chosen_step, len(found.curves)) == (6, 2 * looks)
+    for ours, theirs in zip(
+        seen.module.state_dict().values(), unseen.module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def test_helpful_errors() -> None:

@@ -1,5 +1,7 @@
 """Frozen batch-norm statistics: blended by a share that is found without labels, and still while weights learn."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from edgeprune import inference, select, train, validate
 from edgeprune.data.pixels import Pixels
 from edgeprune.model import Network
 from edgeprune.objectives.auto import Auto
+from edgeprune.objectives.mcc import MCC
+from edgeprune.objectives.shot import SHOT
 from tests.test_train import TASK, images, network, settings
 
 MILD = Auto.Knobs(view="weak", statistics="frozen", near=3)
@@ -49,6 +53,23 @@ def test_weights_learn_and_statistics_stay() -> None:
     torch.testing.assert_close(norm(net).running_var, norm(settled).running_var)
     assert not torch.equal(norm(net).weight, norm(settled).weight)
     assert not norm(net).training
+
+
+def test_statistics_of_a_partial_target_are_taken_as_far_as_they_help() -> None:
+    """They are those of other classes, too, for every objective that knows of it."""
+    target, source = images(24, True, False), images(24, False, True)
+    settled = network()
+    validate.settle_batchnorm(settled, target)
+    for objective in (MCC(TASK, MCC.Knobs(partial=True)), SHOT(TASK, SHOT.Knobs(partial=True))):
+        net = network()
+        train.fit(net, objective, target, source, settings(4, validations=2))
+        torch.testing.assert_close(norm(net).running_mean, norm(settled).running_mean)
+        assert not torch.equal(norm(net).weight, norm(settled).weight)
+
+
+def test_without_batch_norm_there_is_nothing_to_settle() -> None:
+    plain = replace(network(), module=nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)))
+    assert validate.settle_batchnorm(plain, images(4, True, False)) == 1.0
 
 
 @pytest.mark.parametrize("frozen", [True, False])

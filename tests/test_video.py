@@ -92,7 +92,7 @@ def test_a_broken_video_says_so(tmp_path: Path) -> None:
 
 def test_without_a_decoder_videos_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"x" * 300)
-    with pytest.raises(DataError, match=r"no such folder or zip, list or video"):
+    with pytest.raises(DataError, match=r"there is no such folder, zip, .txt list or video"):
         images.find(tmp_path / "none.mp4")
     monkeypatch.setattr(video, "available", lambda: False)
     with pytest.raises(

@@ -33,8 +33,9 @@ from edgeprune.waist import Objective
 class AdaptResult:
     """What `adapt` did. Accuracies are shares in 0..1, and None unless `--evaluate` was given.
 
-    macs, params: of the network on one image. chosen_step: whose weights were kept; None in a dry run. estimate: of
-    accuracy without labels, see edgeprune.estimate. present_classes: which the target seems to hold, when partial.
+    macs, params: of the network on one image. chosen_step: whose weights were kept; None in a dry run. chosen_by: the
+    validator that chose it, None where the last weights are kept. estimate: of accuracy without labels, see
+    edgeprune.estimate. present_classes: which the target seems to hold, when partial.
     """
 
     run: Path | None
@@ -45,6 +46,7 @@ class AdaptResult:
     macs: int
     params: int
     chosen_step: int | None = None
+    chosen_by: str | None = None
     accuracy_before: float | None = None
     accuracy: float | None = None
     next: str | None = None
@@ -218,7 +220,10 @@ def _work(
     said = estimating.of(network, held, statistics, logits, options.seed, kept)
     after = inference.evaluate(network, labelled) if labelled else None
     result = _result(options, how, network, data, run.path, fit, (before, after))
-    result = replace(result, estimate=said, present_classes=there)
+    doubts = estimating.doubts(options, network, logits[1], held)
+    for doubt in doubts:
+        run.log(doubt)
+    result = replace(result, estimate=said, present_classes=there, warnings=(*result.warnings, *doubts))
     network.history.append(
         start.history_entry(
             "adapt", replace(options, lr=settings.lr), objective=how.name, metrics=result.to_json()
@@ -279,7 +284,8 @@ def _result(
     following = start.words(
         "edgeprune", "prune", run, "--target", options.target, "--macs", "0.5", *start.trusted(network)
     )
-    return AdaptResult(run, *facts, fit.chosen_step, *accuracies, following, (*unheard, *fit.warnings))
+    by = fit.chosen_by or None
+    return AdaptResult(run, *facts, fit.chosen_step, by, *accuracies, following, (*unheard, *fit.warnings))
 
 
 def _unheard(options: AdaptOptions, how: _Learning, data: _Images) -> tuple[str, ...]:

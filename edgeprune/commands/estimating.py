@@ -19,6 +19,8 @@ from edgeprune.model import Network
 from edgeprune.options import AdaptOptions
 
 HELD_OUT = 0.1
+ONE_CLASS = 0.95  # of the answers: hardly any target is so
+FEW_IMAGES = 20  # of a class that is there, more than ten have to be sure
 
 
 def check_words(options: AdaptOptions) -> None:
@@ -106,6 +108,42 @@ def after_cutting(history: Sequence[Mapping[str, Any]], share: float, images: in
     """The estimate for a pruned network that gives `share` of the dense one's answers, whose history says the rest."""
     said = (entry.get("metrics", {}).get("estimate") for entry in reversed(history))
     return estimate.carried(next((e for e in said if e), None), share, images).to_json()
+
+
+def doubts(options: AdaptOptions, network: Network, logits: Tensor, held: Pixels | None) -> tuple[str, ...]:
+    """What should be known before the estimate is believed, or the classes that are called present.
+
+    logits (M, K): of target images. held: source images kept from training.
+    """
+    said = []
+    if held is not None and (where := _learned_before(options, network)):
+        said.append(
+            f"an earlier run of this model learned from images of {where} that are held out now, so they are not new "
+            "to it, and the estimate may be far too high: hold them out from the first run on, with the same --seed"
+        )
+    counts = np.bincount(logits.argmax(1).numpy(), minlength=logits.shape[1])
+    if logits.shape[1] > 1 and counts.max() >= ONE_CLASS * counts.sum():
+        name = network.classes[int(counts.argmax())]
+        said.append(
+            f"{counts.max()} of {counts.sum()} target images are called {name!r}: unless that is so, the model has "
+            "collapsed, and its estimate and its present classes mean nothing"
+        )
+    if options.drop_absent_classes and len(logits) < FEW_IMAGES:
+        said.append(
+            f"{len(logits)} target images are too few to say which classes are absent: give at least {FEW_IMAGES}"
+        )
+    return tuple(said)
+
+
+def _learned_before(options: AdaptOptions, network: Network) -> Path | None:
+    """The source, if an earlier command of the network's history learned from what is held out of it now."""
+    for entry in network.history:
+        was = entry.get("options", {})
+        if was.get("source") and options.source and Path(was["source"]).resolve() == options.source.resolve():
+            same = was.get("hold_out") == options.hold_out and was.get("seed") == options.seed
+            if not (same and options.hold_out):
+                return options.source
+    return None
 
 
 def measure(network: Network, labelled: Pixels) -> Statistics:

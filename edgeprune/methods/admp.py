@@ -54,15 +54,15 @@ MEMORY = 0.95  # of the moving averages of the masks' gradients
 class ADMP:
     """See the top of this file; UsageError without labelled source images. How many channels of a layer stay is the
     plan's by --score and --rank (local: the same share everywhere); which of them is the hard mask's.
-
-    soft: the soft mask is the adversary's, or chance's in its place (each channel of each image as likely to stay as
-    the adversary's begin), or there is none. admm: else straight through the top k. teacher: "frozen"; "ema" and
+    soft: the soft mask is the adversary's, or chance's in its place (a channel of an image as likely to stay as the
+    adversary's begin), or there is none. admm: else straight through the top k. teacher: "frozen"; "ema" and
     "joint" have the full-size network go on learning beside the masks of the first cut, on a quarter of the source
     images, and the teacher from then on is its moving average, or itself.
-    threshold: c. pseudo: a, ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda. b, rho0, rho1: see above;
-    rho grows geometrically. every: steps between updates of z and u. rate: of the masks' steps, over rho for the hard
-    mask under ADMM. passes: over the target with masks, before each cut; weights learn, too; before all cuts but the
-    first they are beside --recover. tune: after it, "both" goes on with the first line beside distillation."""
+    threshold: c, how sure T is. pseudo: a, ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda, its weight.
+    b: the adversary's weight of the source. rho0, rho1: ADMM's, from and to, growing geometrically. every: steps
+    between updates of z and u. rate: of the masks' steps, over rho for the hard mask under ADMM. passes: over the
+    target with masks, before each cut; weights learn, too; before all cuts but the first they are beside --recover.
+    tune: after it, "both" goes on with the first line beside distillation."""
 
     soft: Literal["adversary", "random", "none"] = "adversary"
     admm: bool = True

@@ -32,7 +32,7 @@ from edgeprune.objectives.source import Source
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
 from edgeprune.prune.coupling import Couplings
-from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer
+from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer, additive
 from edgeprune.waist import Objective
 
 BEFORE = (
@@ -162,7 +162,8 @@ class ITMC:
             job.options.seed,
         )
         losses = StudentLosses(self, teacher.eval())
-        return Transfer(pairs, losses, job.network.classifier, per_layer=True)(job.network.module, found)
+        transfer = Transfer(pairs, losses, job.network.classifier, per_layer=True)
+        return additive(transfer(job.network.module, found))
 
 
 @dataclass(frozen=True)

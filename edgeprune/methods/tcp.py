@@ -5,7 +5,8 @@ Expects an adapted network (the paper's base: fine-tuned by cross entropy and MM
 The paper's: the score, the loss CE(source) + beta MMD, beta = 4 / (1 + exp(-i / n)) - 2 at iteration i of n, short
 fine-tunes between and a long one at the end. Ours: a budget in place of a number of channels, couplings in place of
 single layers, widths that a device likes, and no look at target labels, which the paper's stopping rule and checkpoints
-take. The paper removes the lowest scores whatever they cost, which is `--rank threshold`.
+take. The paper removes the lowest scores whatever they cost, which is `--rank threshold`; the usual `--rank global`
+weighs the squares, which keep the paper's order, by what they save.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from edgeprune.objectives.source import Source
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
 from edgeprune.prune.coupling import Couplings
-from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer
+from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer, additive
 from edgeprune.waist import Objective
 
 CODE_WEIGHT = 2 / (1 + math.exp(-1)) - 1  # of the MMD while ranking: the code calls its ramp at e = 1 of 10
@@ -134,7 +135,7 @@ class TCP:
         combine: Literal["sum", "min", "max"] = "sum"
         if self.variant in ("code", "max"):
             combine = "min" if self.variant == "code" else "max"
-        return Transfer(pairs, losses, job.network.classifier, combine)(job.network.module, found)
+        return additive(Transfer(pairs, losses, job.network.classifier, combine)(job.network.module, found))
 
 
 @dataclass(frozen=True)

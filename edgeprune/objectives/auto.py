@@ -38,7 +38,8 @@ class Auto(WithSource):
     class Knobs:
         """information: weight of the H-terms. pseudo: of the pseudo-labels. sure: share of each class that teaches.
 
-        near: neighbours of an image. flow: alpha, how far labels flow, 0 to 1. partial. rare: images of a class.
+        near: neighbours of an image. flow: alpha, how far labels flow, 0 to 1. partial: fewer classes.
+        rare: that many images called a class, or fewer, do not teach it when partial.
         view: what images learn on, "strong" or "weak". statistics: batch-norm's, "live", or "frozen" at a blend of the
         network's own and the target's. Where the shift is small and no source is there (task.settled of SMALL or more),
         "auto" is "weak" and "frozen", and sure is 0.9 unless it is given; else "strong", "live" and 0.7. teacher: whose
@@ -76,7 +77,9 @@ class Auto(WithSource):
         super().__init__(task, knobs)
         small = task.settled is not None and task.settled >= SMALL
         weak = self.knobs.view == "weak" or (self.knobs.view == "auto" and small)
-        frozen = self.knobs.statistics == "frozen" or (self.knobs.statistics == "auto" and small)
+        frozen = self.knobs.statistics == "frozen" or (
+            self.knobs.statistics == "auto" and (small or self.partial)
+        )
         view = "weak" if weak else "strong"
         averaged = self.knobs.teacher == "average"
         needs = replace(type(self).needs, views=(view,), source_view=view, averaged=averaged)

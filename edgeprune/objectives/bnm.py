@@ -16,7 +16,8 @@ class BNM(WithSource):
     """CE on the source - weight * ||P||_* / B, P = softmax of the target's logits (B, K).
 
     Cui et al., Towards Discriminability and Diversity: Batch Nuclear-norm Maximization, CVPR 2020, arXiv 2003.12237,
-    eq. 10 and 11. The batch should hold at least K images. `partial` weights the source alone: diversity stays.
+    eq. 10 and 11. The batch should hold at least K images. When `partial`, columns of P count by PADA's class weights,
+    relative to the largest (ours), else absent classes would be asked for.
     """
 
     @dataclass(frozen=True)
@@ -31,15 +32,20 @@ class BNM(WithSource):
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """`source` with labels, `target` with logits (N, K)."""
         assert target is not None
-        norm = nuclear_norm(target.logits.float())
+        norm = nuclear_norm(target.logits.float(), self.gamma if self.knobs.partial else None)
         return {"source": self.labelled(source), "bnm": -self.knobs.weight * norm}
 
 
-def nuclear_norm(logits: Tensor) -> Tensor:
-    """||softmax(Z)||_* / B, a scalar, of logits (B, K); no number where one of them is none."""
+def nuclear_norm(logits: Tensor, counted: Tensor | None = None) -> Tensor:
+    """||softmax(Z) diag(w)||_* / B, a scalar, of logits (B, K); no number where one of them is none.
+
+    w = counted / max counted, for counted (K,); 1 where None.
+    """
     if not bool(
         logits.isfinite().all()
     ):  # which has no singular values; the alarm is to see it, not a traceback
         return logits.sum() * torch.nan
-    norm: Tensor = torch.linalg.matrix_norm(logits.softmax(1), "nuc")
+    p = logits.softmax(1)
+    p = p if counted is None else p * (counted / counted.max())
+    norm: Tensor = torch.linalg.matrix_norm(p, "nuc")
     return norm / len(logits)

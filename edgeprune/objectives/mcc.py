@@ -21,7 +21,7 @@ class MCC(WithSource):
 
     @dataclass(frozen=True)
     class Knobs(PartialKnobs):
-        """temperature: T of eq. 1. weight: mu of eq. 9. ramp: share of the steps until mu is reached."""
+        """temperature: T of eq. 1, of softmax. weight: mu of eq. 9. ramp: share of the steps until mu is reached."""
 
         temperature: float = 2.5
         weight: float = 1.0
@@ -34,12 +34,16 @@ class MCC(WithSource):
         """`source` with labels, `target` with logits (N, K)."""
         assert target is not None
         ramp = min(1.0, step.progress / self.knobs.ramp) if self.knobs.ramp else 1.0
-        confusion = class_confusion(target.logits.float(), self.knobs.temperature)
+        counted = self.gamma if self.knobs.partial else None
+        confusion = class_confusion(target.logits.float(), self.knobs.temperature, counted)
         return {"source": self.labelled(source), "mcc": self.knobs.weight * ramp * confusion}
 
 
-def class_confusion(logits: Tensor, temperature: float) -> Tensor:
+def class_confusion(logits: Tensor, temperature: float, counted: Tensor | None = None) -> Tensor:
     """The loss of eq. 6, a scalar, for logits (B, K).
+
+    counted (K,): how much each class counts in the mean, the same where None. With it (ours) a class that the target
+    lacks gains nothing from images that are surely of it.
 
     Y = softmax(Z / T); W_ii = B (1 + exp(-H_i)) / sum_j (1 + exp(-H_j)), a constant (eq. 4); C = Y' W Y (eq. 5);
     rows of C normalised (eq. 7); the loss is the mean over classes of the off-diagonal sum. C keeps the precision of
@@ -54,4 +58,6 @@ def class_confusion(logits: Tensor, temperature: float) -> Tensor:
         confusion = (y * weight[:, None]).T @ y
     tiny = torch.finfo(y.dtype).tiny  # a class that nobody predicts confuses nobody
     confusion = confusion / confusion.sum(1, keepdim=True).clamp_min(tiny)
-    return (confusion.sum() - confusion.trace()) / y.shape[1]
+    if counted is None:
+        return (confusion.sum() - confusion.trace()) / y.shape[1]
+    return (counted / counted.sum() * (confusion.sum(1) - confusion.diagonal())).sum()

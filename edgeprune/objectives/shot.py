@@ -22,7 +22,9 @@ class SHOT(Objective):
 
     @dataclass(frozen=True)
     class Knobs:
-        """beta: weight of the pseudo-labels. partial: no diversity term, rare classes get no centroid. rare: images."""
+        """beta: weight of the pseudo-labels. partial: no diversity term, rare classes get no centroid. rare: images of
+        a class that are too few for one.
+        """
 
         beta: float = 0.3
         partial: bool = False

@@ -27,7 +27,7 @@ class SWMMD(Objective):
 
     @dataclass(frozen=True)
     class Knobs:
-        """weight: peak of lambda. entropy: mu. momentum: of the average w. through: gradient through w.
+        """weight: peak of lambda. entropy: mu, its weight. momentum: of the average w. through: gradient through w.
 
         partial: always, since w is what it is made of.
         """

@@ -33,7 +33,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_images: Make) -> 
     """A working directory with images/cat and images/dog."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("EDGEPRUNE_NO_MALLOPT", "1")
     make_images(Path("images"), count=4)
 
 

@@ -1,12 +1,15 @@
 """Knobs keep their types, and a wrong word says what would have been right."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
 
+from edgeprune import catalog
+from edgeprune.commands import knobs
 from edgeprune.commands.knobs import parse
 from edgeprune.errors import UsageError
+from edgeprune.options import AdaptOptions, PruneOptions
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,45 @@ def test_values_take_the_type_of_their_field() -> None:
     ("word", "message"),
     [
         ("temprature=1", "mcc has no knob 'temprature': did you mean 'temperature'"),
-        ("rounds=many", "expected a value of type int"),
+        ("rounds=many", "expected a whole number"),
         ("hard=perhaps", "expected true or false"),
         ("kind=cubid", "did you mean 'cubic'"),
-        ("share=most", "expected a value of type float"),
+        ("share=most", "expected a number"),
         ("rounds", "expected name=value"),
     ],
 )
 def test_helpful_errors(word: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(Knobs, [word], "mcc")
+
+
+@pytest.mark.parametrize("name", catalog.OBJECTIVES)
+def test_every_knob_of_an_objective_is_explained(name: str) -> None:
+    found = knobs.of(replace(AdaptOptions(), objective=name))
+    assert [(k["name"], len(k["means"]) > 3) for k in found.knobs] == [(k["name"], True) for k in found.knobs]
+
+
+@pytest.mark.parametrize("name", catalog.METHODS)
+def test_every_knob_of_a_method_is_explained(name: str) -> None:
+    found = knobs.of(replace(PruneOptions(), method=name)).to_json()
+    assert [k["name"] for k in found["knobs"] if len(k["means"]) <= 3] == []
+    assert found["what"] == catalog.METHODS[name].summary
+
+
+def test_meanings_are_read_from_a_docstring() -> None:
+    text = """weight: peak, in nats. near, far: neighbours;
+        see eq. 3. kind: "a", or\n "b"."""
+    said = {"weight": "peak, in nats", "near": "neighbours; see eq. 3", "kind": '"a", or "b"'}
+    assert knobs.meanings(text) == {**said, "far": said["near"]}
+    assert knobs.meanings("Nothing is explained here.") == {}
+
+
+def test_knobs_say_what_they_take() -> None:
+    rows = {
+        k["name"]: (k["default"], k["takes"])
+        for k in knobs.of(replace(AdaptOptions(), objective="auto")).knobs
+    }
+    assert rows["near"] == ("10", "a whole number")
+    assert rows["sure"] == ("by itself", "a number")
+    assert rows["view"] == ("auto", "auto, strong, weak")
+    assert rows["partial"] == ("false", "true or false")

@@ -174,7 +174,7 @@ def test_a_wrong_knob_suggests_the_nearest(options: PruneOptions) -> None:
     for method, word, message in (
         ("tcp", "varient=code", "tcp has no knob 'varient': did you mean 'variant'"),
         ("tcp", "variant=cod", "did you mean 'code'"),
-        ("itmc", "tau=warm", "expected a value of type float"),
+        ("itmc", "tau=warm", "expected a number"),
         ("two-stage", "source_shar=1", "did you mean 'source_share'"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -16,7 +16,7 @@ from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import CODE_WEIGHT, TCP, Losses, beta
 from edgeprune.prune import graph
 from edgeprune.prune.scores.random import Random
-from edgeprune.prune.scores.transfer import Transfer
+from edgeprune.prune.scores.transfer import Pairs, Transfer
 
 WIDTH = 5
 
@@ -207,6 +207,20 @@ def test_what_it_learns(planted: Callable[..., Job]) -> None:
     found = parts.couplings(job)
     given = TCP(variant="given").score(planted(score="random"), found, 0.5)
     assert torch.equal(given["first"], Random()(job.network.module, found)["first"])
+
+
+@pytest.mark.parametrize("knobs", [TCP(batches=2), TCP(batches=2, variant="code")])
+def test_a_plan_is_given_squares_in_the_same_order(knobs: TCP, planted: Callable[..., Job]) -> None:
+    job = planted()
+    assert job.source is not None
+    found = parts.couplings(job)
+    pairs = Pairs(job.source, job.target, job.network.preprocess, 2, job.options.batch, job.options.seed)
+    combine: Any = "min" if knobs.variant == "code" else "sum"
+    plain = Transfer(pairs, Losses(knobs.variant, 0.5), job.network.classifier, combine)
+    for root, score in plain(job.network.module, found).items():
+        scored = knobs.score(job, found, 0.5)[root]
+        assert torch.equal(scored, score.square())
+        assert torch.equal(scored.argsort(stable=True), score.argsort(stable=True))
 
 
 def test_attention_used_as_a_function_is_scored() -> None:

@@ -30,6 +30,27 @@ def test_value_and_gradient(count: int, classes: int, dtype: torch.dtype, slope:
     np.testing.assert_allclose(logits.grad.numpy(), slope(paper, z), atol=close)
 
 
+def test_partial_counts_columns_by_class(slope: Slope) -> None:
+    """P diag(w), w relative to the largest: what is said of a class that counts nothing changes nothing."""
+    z, gamma = np.random.default_rng(1).normal(0, 2, (8, 4)), np.array([2.0, 1.0, 1.0, 0.0])
+
+    def reading(z: Array) -> float:
+        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        return float(np.linalg.svd(p @ np.diag(gamma / 2))[1].sum() / len(z))
+
+    logits = torch.tensor(z, requires_grad=True)
+    loss = nuclear_norm(logits, torch.tensor(gamma))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == pytest.approx(reading(z), abs=1e-7)
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad.numpy(), slope(reading, z), atol=1e-7)
+    objective = BNM(Task(4, 4), BNM.Knobs(partial=True))
+    objective.gamma = torch.tensor(gamma, dtype=torch.float32)
+    target = Batch(logits.detach(), logits.detach(), None, torch.arange(8))
+    source = Batch(logits.detach(), logits.detach(), torch.arange(8) % 4, torch.arange(8))
+    assert float(objective.terms(source, target, Step(0, 9))["bnm"]) == pytest.approx(-reading(z), abs=1e-5)
+
+
 def test_sure_and_diverse_is_the_most() -> None:
     sure = torch.eye(3).repeat(4, 1) * 100
     assert float(nuclear_norm(sure)) == pytest.approx(np.sqrt(3 / 12))

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,31 @@ def test_value_and_gradient(temperature: float, count: int, classes: int, dtype:
         expected[place] = (paper(z + step, temperature, w) - paper(z - step, temperature, w)) / 2e-5
     assert logits.grad is not None
     np.testing.assert_allclose(logits.grad.numpy(), expected, atol=close)
+
+
+def test_partial_counts_classes_in_the_mean(
+    slope: Callable[[Callable[[Array], float], Array], Array],
+) -> None:
+    """sum_j gamma_j (1 - C_jj) / sum_j gamma_j: a class that counts nothing may be as confused as it is."""
+    z, gamma = np.random.default_rng(2).normal(0, 3, (9, 3)), np.array([2.0, 1.0, 0.0])
+    w = weights(z, 2.5)
+
+    def reading(z: Array) -> float:
+        y = softmax(z / 2.5)
+        c = y.T @ np.diag(w) @ y
+        return float(sum(g * (1 - c[j, j] / c[j].sum()) for j, g in enumerate(gamma)) / gamma.sum())
+
+    logits = torch.tensor(z, requires_grad=True)
+    loss = class_confusion(logits, 2.5, torch.tensor(gamma))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert float(loss.detach()) == pytest.approx(reading(z), abs=1e-7)
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad.numpy(), slope(reading, z), atol=1e-7)
+    assert float(class_confusion(logits.detach(), 2.5, torch.ones(3))) == pytest.approx(paper(z, 2.5, w))
+    objective = MCC(Task(3, 3), MCC.Knobs(partial=True, ramp=0.0, weight=1.0))
+    objective.gamma = torch.tensor(gamma, dtype=torch.float32)
+    terms = objective.terms(batch(logits.detach(), torch.arange(9) % 3), batch(logits.detach()), Step(0, 9))
+    assert float(terms["mcc"]) == pytest.approx(reading(z), abs=1e-5)
 
 
 def test_sure_and_spread_predictions_are_not_confused() -> None:

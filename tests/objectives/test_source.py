@@ -100,6 +100,7 @@ def test_partial_is_a_switch_of_every_objective_with_source(kind: type[Objective
     objective = kind(Task(3, 3), kind.Knobs(partial=True, **smooth))
     assert objective.partial
     assert objective.needs.refresh
+    assert (objective.needs.statistics, objective.needs.frozen_statistics) == (True, True)
     seen = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0], [9.0, 0, 0], [9.0, 0, 0], [9.0, 0, 0]])
     objective.refresh(f, seen)
     losses = torch.nn.functional.cross_entropy(z, labels, reduction="none")

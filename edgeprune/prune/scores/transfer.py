@@ -11,7 +11,7 @@ here batches are averaged. Ours: couplings in place of layers, and batch-norm by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -100,6 +100,15 @@ class Transfer:
             found = [slopes(module, couplings, g, v) for g, v in zip(kept, scalars, strict=True)]
         silent = {c.root: torch.zeros(c.width, dtype=torch.double) for c in couplings}
         return [{**silent, **{root: g.sum(0) for root, g in one.items()}} for one in found]
+
+
+def additive(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The squares: the same order, in a form that a plan can add up, as `--rank global` does.
+
+    First-order changes of many channels have either sign, so together they grow as the root of the sum of squares.
+    Sums of absolute values count what cancels, and favour wide layers of small ones over the streams between blocks.
+    """
+    return {root: score.square() for root, score in scores.items()}
 
 
 def unit(score: Tensor) -> Tensor:

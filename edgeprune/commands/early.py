@@ -1,0 +1,40 @@
+"""What can be refused before torch is loaded, which takes seconds: unknown names, paths that are not there.
+
+Must say what the command itself would say later, and import nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeprune import catalog, images, run_folder
+from edgeprune.errors import OutputExists
+from edgeprune.options import AdaptOptions, PruneOptions
+from edgeprune.records import is_done, read_json
+
+_IMAGES = ("target", "source", "evaluate", "labelled_target")
+_NAMES: Mapping[str, Mapping[str, catalog.Entry]] = {
+    "objective": catalog.OBJECTIVES,
+    "method": catalog.METHODS,
+    "score": catalog.SCORES,
+}
+
+
+def check(options: Any) -> None:
+    """UsageError, DataError or OutputExists for what the options of any command get wrong."""
+    for field, table in _NAMES.items():
+        name = getattr(options, field, None)
+        if isinstance(name, str) and name not in ("", "none"):
+            catalog.entry(table, name, field)
+    for field in _IMAGES:
+        path = getattr(options, field, None)
+        if isinstance(path, Path) and not path.exists():
+            raise images.missing(path)
+    if not isinstance(options, AdaptOptions | PruneOptions) or options.force or options.dry_run:
+        return
+    if options.output is not None and options.output.is_dir():
+        marker = read_json(options.output / "run.json")
+        if marker is not None and (is_done(options.output) or not options.resume):
+            raise OutputExists(run_folder.occupied(options.output, marker))

@@ -1,0 +1,65 @@
+"""What needs no network is refused in a moment, in the words of the command itself."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeprune.commands import early
+from edgeprune.device_options import BenchOptions, ExportOptions
+from edgeprune.errors import DataError, OutputExists, UsageError
+from edgeprune.options import AdaptOptions, PruneOptions
+from edgeprune.run import Run
+
+
+def test_paths_and_names(tmp_path: Path, make_images: Callable[..., Path]) -> None:
+    there = make_images(tmp_path / "images")
+    early.check(AdaptOptions(target=there, source=there))
+    early.check(BenchOptions())
+    gone = tmp_path / "gone"
+    for options in (
+        AdaptOptions(target=gone),
+        AdaptOptions(source=gone),
+        PruneOptions(target=there, evaluate=gone),
+    ):
+        with pytest.raises(DataError, match=r"gone: there is no such folder, zip, \.txt list or video"):
+            early.check(options)
+    with pytest.raises(
+        UsageError, match=r"no objective is called 'mmc': did you mean 'mcc'\? There are auto, source"
+    ):
+        early.check(AdaptOptions(objective="mmc"))
+    with pytest.raises(UsageError, match="no objective is called 'list': the choices are adabn, auto"):
+        early.check(AdaptOptions(objective="list"))
+    with pytest.raises(UsageError, match="no method is called 'tpc': did you mean 'tcp'"):
+        early.check(PruneOptions(method="tpc"))
+
+
+def test_a_folder_that_is_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with Run.create(folder, command="adapt", model="x", config={}) as run:
+        pass
+    for options in (AdaptOptions(output=folder, resume=True), PruneOptions(output=folder, force=True)):
+        early.check(options)
+    early.check(AdaptOptions(output=folder, dry_run=True))
+    early.check(ExportOptions(output=folder))
+    with pytest.raises(OutputExists, match="--resume"):
+        early.check(AdaptOptions(output=folder))
+    with Run.create(folder, command="adapt", model="x", config={}, resume=True) as run:
+        run.finish({})
+    with pytest.raises(OutputExists, match="nothing is left to resume"):
+        early.check(AdaptOptions(output=folder, resume=True))
+
+
+def test_torch_is_not_loaded_for_it() -> None:
+    code = """
+import sys
+from edgeprune.cli.app import main
+code = main(["adapt", "timm:resnet18", "--target", "not/there"])
+heavy = [name for name in ("torch", "torchvision", "timm", "sklearn") if name in sys.modules]
+print(code, heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]"), done.stdout
+    assert "not/there: there is no such folder" in done.stderr
