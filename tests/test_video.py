@@ -84,9 +84,7 @@ def _all(count: int) -> Any:
 def test_a_broken_video_says_so(tmp_path: Path) -> None:
     pytest.importorskip("av")
     (tmp_path / "bad.mp4").write_bytes(b"x" * 300)
-    with pytest.raises(
-        DataError, match=r"none of the 1 files can be read .*bad.mp4: not a video that can be read"
-    ):
+    with pytest.raises(DataError, match=r"bad.mp4: not a video that can be read"):
         folder.unlabelled(tmp_path / "bad.mp4", PRE, tmp_path / ".c")
 
 

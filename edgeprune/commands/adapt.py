@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edgeprune import absent, checkpoint, follower, images, inference, train, validate
+from edgeprune import absent, checkpoint, follower, images, inference, select, train, validate
 from edgeprune.commands import adaptable, estimating, start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
@@ -33,9 +33,9 @@ from edgeprune.waist import Objective
 class AdaptResult:
     """What `adapt` did. Accuracies are shares in 0..1, and None unless `--evaluate` was given.
 
-    macs, params: of the network on one image. chosen_step: whose weights were kept; None in a dry run. chosen_by: the
-    validator that chose it, None where the last weights are kept. estimate: of accuracy without labels, see
-    edgeprune.estimate. present_classes: which the target seems to hold, when partial.
+    macs, params: of the network on one image. plan: of a dry run, how it would train. chosen_step: whose weights were
+    kept; None in a dry run. chosen_by: the validator that chose it, None where the last weights are kept. estimate: of
+    accuracy without labels, see edgeprune.estimate. present_classes: which the target seems to hold, when partial.
     """
 
     run: Path | None
@@ -45,6 +45,7 @@ class AdaptResult:
     steps: int
     macs: int
     params: int
+    plan: Mapping[str, Any] | None = None
     chosen_step: int | None = None
     chosen_by: str | None = None
     accuracy_before: float | None = None
@@ -280,16 +281,39 @@ def _result(
     facts = (how.name, len(data.target), len(data.target.skipped), steps, cost, params)
     unheard = _unheard(options, how, data)
     if fit is None:
-        return AdaptResult(run, *facts, warnings=unheard)
+        return AdaptResult(run, *facts, plan=_plan(options, how, data), warnings=unheard)
     following = start.words(
         "edgeprune", "prune", run, "--target", options.target, "--macs", "0.5", *start.trusted(network)
     )
     by = fit.chosen_by or None
-    return AdaptResult(run, *facts, fit.chosen_step, by, *accuracies, following, (*unheard, *fit.warnings))
+    said = (fit.chosen_step, by, *accuracies, following, (*unheard, *fit.warnings))
+    return AdaptResult(run, *facts, None, *said)
+
+
+def _plan(options: AdaptOptions, how: _Learning, data: _Images) -> dict[str, Any]:
+    """What a dry run says of training; where an objective looks at the target first, it may choose otherwise."""
+    needs, source = how.kind.needs, data.source
+    takes = source is not None and (needs.source or needs.welcome_source)
+    partial = how.kind.partial or bool(how.knobs.get("partial"))
+    return {
+        "source_steps": how.source_steps,
+        "batch": options.batch,
+        "learning_rate": options.lr if options.lr is not None else learning.LR,
+        "learns_from_source": len(source) if takes and source is not None else 0,
+        "held_out": len(data.held) if data.held is not None else 0,
+        "views": ", ".join(needs.views),
+        "partial": partial,
+        "chooses": select.chooser_of(options.select, partial=partial)
+        if needs.views and not needs.last
+        else None,
+        "device": options.device,
+    }
 
 
 def _unheard(options: AdaptOptions, how: _Learning, data: _Images) -> tuple[str, ...]:
     needs = how.kind.needs
     needs = replace(needs, averaged=how.knobs.get("teacher") == "average")
     found = adaptable.unheard(options, needs, source_steps=how.source_steps, held=data.held is not None)
-    return (*found, *data.left_out)
+    sets = {"--target": data.target, "--source": data.source, "--evaluate": data.labelled}
+    lost = (w for flag, pixels in sets.items() if pixels is not None for w in start.unread(pixels, flag))
+    return (*found, *data.left_out, *lost)

@@ -20,7 +20,7 @@ from edgeprune.options import AdaptOptions
 
 HELD_OUT = 0.1
 ONE_CLASS = 0.95  # of the answers: hardly any target is so
-FEW_IMAGES = 20  # of a class that is there, more than ten have to be sure
+FEW_IMAGES = 20  # say little of which classes are there: of one that is, more than ten have to be sure
 
 
 def check_words(options: AdaptOptions) -> None:
@@ -122,7 +122,7 @@ def doubts(options: AdaptOptions, network: Network, logits: Tensor, held: Pixels
             "to it, and the estimate may be far too high: hold them out from the first run on, with the same --seed"
         )
     counts = np.bincount(logits.argmax(1).numpy(), minlength=logits.shape[1])
-    if logits.shape[1] > 1 and counts.max() >= ONE_CLASS * counts.sum():
+    if logits.shape[1] > 1 and len(logits) >= FEW_IMAGES and counts.max() >= ONE_CLASS * counts.sum():
         name = network.classes[int(counts.argmax())]
         said.append(
             f"{counts.max()} of {counts.sum()} target images are called {name!r}: unless that is so, the model has "

@@ -132,6 +132,8 @@ def test_dry_run_writes_nothing(options: AdaptOptions, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     found = adapt(replace(options, dry_run=True, cache=tmp_path.parent / "cache"))
     assert (found.run, found.images, found.next) == (None, 8, None)
+    assert found.plan is not None
+    assert (found.plan["chooses"], found.plan["batch"]) == ("information", options.batch)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -179,7 +181,7 @@ def test_mistakes_leave_no_folder(options: AdaptOptions, tmp_path: Path, make_im
     wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
         (UsageError, "--target is missing", {"target": None}),
         (DataError, "empty", {"target": tmp_path / "empty"}),
-        (DataError, "none of the 1 files can be read as an image", {"target": tmp_path / "bad"}),
+        (DataError, r"a\.png: .*(not|no) ", {"target": tmp_path / "bad"}),
         (DataError, "--classes 2, but the source has 3: cat, cow, dog", {"source": three}),
         (DataError, "folder 'cow' is no class of the model", {"evaluate": three}),
         (WeightsError, r"features.0.0.weight", {"weights": str(tmp_path / "other.safetensors")}),

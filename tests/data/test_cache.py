@@ -148,7 +148,7 @@ def test_what_a_kill_left_behind_goes(tmp_path: Path) -> None:
 def test_all_bad_is_an_error_and_leaves_no_rows(tmp_path: Path, limit: int) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "1.png").write_bytes(b"no")
-    with pytest.raises(DataError, match="none of the 1 files can be read"):
+    with pytest.raises(DataError, match=r"1\.png: "):
         opened(tmp_path / "d", tmp_path / "c", limit=limit)
     assert not [p for p in (tmp_path / "c").iterdir() if p.suffix != ".lock"]
 
