@@ -9,13 +9,14 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks import ablations, accuracy, dalr
+from benchmarks import ablations, accuracy, cases, dalr
 from benchmarks.accuracy import Row
 
 UNPRUNED = "its own network before the cut"
 TANA_UNIFORM = (
     "tana+statistic=given+rank=local+score=magnitude"  # as many cuts, so the structure alone differs
 )
+TWINS = tuple(c.name.removesuffix("+partial") for c in cases.adapting((0,)) if c.name.endswith("+partial"))
 HALFWAY = "halfway from distill+magnitude to the network before the cut"
 
 
@@ -95,6 +96,14 @@ CLAIMS = (
         for right in ("swmmd+momentum=1", "dan")
     ),
     Claim("plain MMD suffers from absent classes", "source", "dan", "pacs-partial", ""),
+    *(
+        Claim("partial=true beats its plain twin (ours)", f"{n}+partial", n, "pacs-partial", "")
+        for n in TWINS
+    ),
+    *(
+        Claim("no partial method falls below the source alone (ours)", name, "source", "pacs-partial", "")
+        for name in (*(f"{n}+partial" for n in TWINS), "swmmd")
+    ),
     *(
         Claim("SWMMD loses at most 1 in a large cut", "swmmd", UNPRUNED, "pacs-partial", budget, -1.0)
         for budget in ("macs=0.5", "macs=0.3")
