@@ -1,8 +1,8 @@
 """Words are parsed, one library function is called, its result printed; one object owns the exit code.
 
 Typer only parses: a command's callback returns a `Request`, which runs here, outside the parser. The module
-`edgeprune.commands.<name>` is imported when its command runs, not before. Stdout holds the result and
-nothing else; whatever a library prints while it works goes to stderr.
+`edgeprune.commands.<name>` is imported when its command runs, after a check of what needs no network. Stdout holds the
+result and nothing else; whatever a library prints while it works goes to stderr.
 
 Exit codes: those of edgeprune.errors; 2 for words that make no sense; 141 when the reader of stdout is gone.
 """
@@ -27,7 +27,6 @@ import typer
 from edgeprune import errors
 from edgeprune.cli import options, startup
 from edgeprune.cli.options import COMMANDS, Request
-from edgeprune.commands import early, knobs
 
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as other programs of a pipeline report it
 
@@ -87,9 +86,7 @@ class Program:
             warnings.simplefilter("ignore")
         startup.prepare(request.command, request.options)
         with stdout_to_stderr():
-            early.check(request.options)
-            asked = "help" in getattr(request.options, "set", ())
-            result = knobs.of(request.options) if asked else _implementation(request.command)(request.options)
+            result = _result(request)
             facts: dict[str, Any] = result.to_json()
         if not int(
             os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0
@@ -148,6 +145,15 @@ PARSER_ERRORS: tuple[type[Exception], ...] = tuple(
 def words(command: str) -> ModuleType:
     """The module edgeprune.cli.<command>: examples, and how the result is shown."""
     return importlib.import_module(f"edgeprune.cli.{command}")
+
+
+def _result(request: Request) -> Any:
+    from edgeprune.commands import early, knobs  # not before `startup.prepare`: they load numpy
+
+    if "help" in getattr(request.options, "set", ()):
+        return knobs.of(request.options)
+    early.check(request.options)
+    return _implementation(request.command)(request.options)
 
 
 def _implementation(command: str) -> Any:

@@ -239,8 +239,8 @@ def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     try:
         return table[name]
     except KeyError:
-        hint, names = nearest(name, table), ", ".join(table)
-        hint = hint if names.partition(",")[0] in hint else f"{hint} There are {names}"
+        hint = nearest(name, table)
+        hint += f" There are {', '.join(table)}" if hint.endswith("?") else ""
         raise UsageError(f"no {what} is called {name!r}: {hint}") from None
 
 

@@ -192,9 +192,17 @@ def _floor(curves: Sequence[Mapping[str, float]], partial: bool, classes: int) -
     """The least entropy of a class histogram that is no collapse, as the steps until now have it."""
     first = curves[0]["histogram"]
     largest = max((c["histogram"] for c in curves if not _ran_away(c)), default=first)
+    plain = (COLLAPSE if classes > 2 else COLLAPSE_OF_TWO) * largest
     if not partial:
-        return (COLLAPSE if classes > 2 else COLLAPSE_OF_TWO) * largest
-    return min(COLLAPSE_PARTIAL * largest, FEW / math.log(max(2, classes)))
+        return plain
+    return min(COLLAPSE_PARTIAL * largest, FEW / math.log(max(2, classes)), plain)
+
+
+def surest(scores: Sequence[Mapping[str, float]], classes: int) -> int:
+    """Place of the surest answers of a partial target among those that have not collapsed; a tie goes to the last."""
+    floor = _floor(scores, True, classes)
+    fit = [i for i, now in enumerate(scores) if not _collapsed(now, floor)]
+    return max(fit or range(len(scores)), key=lambda i: (scores[i]["entropy"], i))
 
 
 def _lost_source(now: Mapping[str, float], first: Mapping[str, float], held: int) -> bool:

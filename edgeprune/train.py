@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgeprune import inference, optimise, processes, select, snapshot, validate, weights
 from edgeprune.data.batches import Batches, RawBatch
+from edgeprune.data.cache import Streamed
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted
 from edgeprune.fitted import Fit, State
@@ -101,7 +102,8 @@ class _Loop:
         self.stage, self.title, self.run, self.begun = stage, stage, run, 0
         self.watch: Pixels | None = None
         self.target, source, held = pixels
-        self.validator, self.held = validate.Validator(network, self.target, held), len(held) if held else 0
+        self.held, self.frozen = len(held) if held else 0, objective.needs.frozen_statistics
+        self.validator = validate.Validator(network, self.target, held, frozen=self.frozen)
         self.partial = objective.partial
         self.whole, self.state = False, State()
         self.fabric = processes.fabric(settings.device, settings.precision)
@@ -116,18 +118,15 @@ class _Loop:
         objective.to(self.device)
         self.optimizer = optimise.optimizer(network, objective, settings)
         needs, seed = objective.needs, settings.seed
-        self.frozen = needs.frozen_statistics
         self.target_batches = self._batches(self.target, needs.views, seed) if needs.views else None
-        source = source if needs.source or needs.welcome_source else None
-        self.source_batches = (
-            self._batches(source, (needs.source_view,), seed + 1) if source is not None else None
-        )
+        taken = source if needs.source or needs.welcome_source else None
+        self.source_batches = self._batches(taken, (needs.source_view,), seed + 1) if taken else None
 
     def _batches(self, pixels: Pixels, views: tuple[str, ...], seed: int) -> Batches:
         s = self.settings
         batch, pre = processes.divided(min(s.batch, len(pixels))), self.network.preprocess
         crop = s.crop or ((0.7, 1.0) if max(pre.size) > 64 else (1.0, 1.0))
-        ahead = 1 if self.device.type == "cpu" else AHEAD
+        ahead = 1 if self.device.type == "cpu" or isinstance(pixels.images, Streamed) else AHEAD
         return Batches(pixels, pre, batch, views, seed, flip=s.flip, crop=crop, ahead=ahead)
 
     def close(self) -> None:
@@ -169,8 +168,8 @@ class _Loop:
         return self._choose()
 
     def _take_statistics(self) -> None:
-        blend = self.objective.needs.blend
-        share = validate.begin_statistics(self.network, self.target, frozen=self.frozen, blend=blend)
+        needs = self.objective.needs
+        share = validate.begin_statistics(self.network, self.target, needs, partial=self.partial)
         if self.run is not None and share != 1:
             self.run.log(f"batch-norm: {100 * share:.3g}% of the target's statistics, the rest its own")
 
@@ -288,7 +287,9 @@ class _Loop:
                 self.validator.origin = validate.statistics(module)
 
     def _chosen(self, *, gated: bool = True) -> select.Choice:
-        held = self.held if gated and self.source_batches is not None else 0
+        # a partial target's objectives forget classes on purpose
+        judged = gated and self.source_batches is not None and not self.partial
+        held = self.held if judged else 0
         curves, asked, count = self.state.curves, self.settings.select, len(self.network.classes)
         return select.choose(curves, asked, partial=self.partial, held=held, classes=count)
 

@@ -7,7 +7,7 @@ nothing in the network, and draw no number from the global generator, which belo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from edgeprune.data import batches
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
 from edgeprune.model import Network
+from edgeprune.waist import Needs
 
 IMAGES = 1024
 MIXED = 256  # pairs of each kind
@@ -32,11 +33,14 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the target, in a blend of batch-norm 
 class Validator:
     """Scores a network's weights as they are at each call; batch-norm statistics as at the first call are the origin.
 
-    `origin` is what a snapshot keeps. source: labelled images that took no part in training, or None.
+    `origin` is what a snapshot keeps. source: labelled images that took no part in training, or None. frozen: training
+    normalises the source by the network's statistics, not by its own.
     """
 
-    def __init__(self, network: Network, target: Pixels, source: Pixels | None = None) -> None:
-        self.network, self.target = network, target.spread(IMAGES)
+    def __init__(
+        self, network: Network, target: Pixels, source: Pixels | None = None, *, frozen: bool = False
+    ) -> None:
+        self.network, self.target, self.frozen = network, target.spread(IMAGES), frozen
         self.source = source.spread(SOURCE_IMAGES) if source is not None else None
         self.origin: dict[str, Tensor] = {}
 
@@ -60,9 +64,11 @@ class Validator:
         return scores
 
     def _of_source(self, source: Pixels) -> tuple[Tensor, Tensor]:
-        """Features and logits of the source under batch-norm statistics of its own, as in training: else a change of
-        the statistics alone would look like something forgotten.
+        """Features and logits of the source under batch-norm statistics of its own, if training has it so: else a
+        change of the statistics alone would look like something forgotten.
         """
+        if self.frozen:
+            return inference.predict(self.network, source)
         module = self.network.module
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
         inference.reestimate_batchnorm(module, source, self.network.preprocess)
@@ -134,9 +140,11 @@ def take_statistics(network: Network, target: Pixels, blend: float = 1.0) -> flo
     return share
 
 
-def begin_statistics(network: Network, target: Pixels, *, frozen: bool, blend: float = 1.0) -> float:
+def begin_statistics(network: Network, target: Pixels, needs: Needs, *, partial: bool) -> float:
     """What training begins with: statistics that stay as they are (settle_batchnorm), or the target's; the share."""
-    return settle_batchnorm(network, target) if frozen else take_statistics(network, target, blend)
+    if needs.frozen_statistics:
+        return settle_batchnorm(network, target, partial=partial)
+    return take_statistics(network, target, needs.blend)
 
 
 def require_batchnorm(network: Network) -> None:
@@ -148,12 +156,13 @@ def require_batchnorm(network: Network) -> None:
         )
 
 
-def settle_batchnorm(network: Network, target: Pixels) -> float:
+def settle_batchnorm(network: Network, target: Pixels, *, partial: bool = False) -> float:
     """Blend the target's statistics into batch-norm by one of SHARES, and return it: that of the most information.
 
     Information is mean entropy against entropy of the mean, as select.validators has it, on up to 512 images. A blend
     often beats both ends when the shift is small or the images are few (Schneider et al., NeurIPS 2020, arXiv
-    2006.16971); choosing the share without labels is ours.
+    2006.16971); choosing the share without labels is ours. partial: statistics of a target without some classes spread
+    its answers over them, which information would reward; so the surest answers decide that have not collapsed.
     """
     module, probe = network.module, target.spread(512)
     own = _running(module)
@@ -164,10 +173,14 @@ def settle_batchnorm(network: Network, target: Pixels) -> float:
     scores = []
     for share in SHARES:
         _blend(module, own, theirs, share)
-        scores.append(select.validators(*inference.predict(network, probe))["information"])
-    best = SHARES[scores.index(max(scores))]
+        scores.append(select.validators(*inference.predict(network, probe)))
+    best = SHARES[select.surest(scores, len(network.classes)) if partial else _most(scores, "information")]
     _blend(module, own, theirs, best)
     return best
+
+
+def _most(scores: Sequence[Mapping[str, float]], name: str) -> int:
+    return max(range(len(scores)), key=lambda i: scores[i][name])
 
 
 def _running(module: nn.Module) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def test_a_link_to_a_parent_does_not_go_round_for_ever(tmp_path: Path) -> None:
 def test_helpful_errors_of_find(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such folder, zip"):
         images.find(tmp_path / "none")
-    with pytest.raises(DataError, match=r"no images there \(nothing\); expected JPEG, PNG"):
+    with pytest.raises(DataError, match=r"no images there \(it is empty\); expected JPEG, PNG"):
         images.find(tmp_path)
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(DataError, match=r"no images there \(1 other files\)"):

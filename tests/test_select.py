@@ -19,6 +19,7 @@ from edgeprune.select import (
     class_ami,
     deep_embedded_risk,
     soft_neighbourhood_density,
+    surest,
     validators,
 )
 
@@ -137,6 +138,14 @@ def test_no_alarm_for_a_partial_target_of_two_even_classes() -> None:
         assert choose(one, "mixval", partial=True, classes=classes) == Choice(1, True), classes
 
 
+def test_the_surest_of_a_partial_target_that_has_not_collapsed() -> None:
+    rows = [(-0.9, 0.9), (-0.7, 0.6), (-0.5, 0.5), (-0.1, 0.05)]
+    scores = [{"entropy": e, "histogram": h} for e, h in rows]
+    assert surest(scores, 7) == 2
+    assert surest([*scores[:2], scores[1]], 7) == 2  # a tie goes to the last, which is the network's own
+    assert surest(scores[3:], 7) == 0
+
+
 def test_one_of_two_classes_may_be_rare() -> None:
     """Nine of ten images without a defect are no collapse; all of them are."""
 
@@ -147,6 +156,8 @@ def test_one_of_two_classes_may_be_rare() -> None:
     assert choose(rare, classes=2) == Choice(1, False)
     assert choose(none, classes=2) == Choice(0, True)
     assert choose(rare, classes=7) == Choice(0, True)
+    fewer = [{"mixval": 0.5, **row} for row in rare]
+    assert choose(fewer, classes=2, partial=True) == Choice(1, False)
 
 
 @pytest.mark.parametrize("partial", [False, True])

@@ -121,7 +121,6 @@ def test_ctrl_c_writes_a_snapshot_and_resuming_gives_the_same_weights(tmp_path: 
 
 _KILLED = """
 import sys, time, importlib.util
-from dataclasses import replace
 from pathlib import Path
 spec = importlib.util.spec_from_file_location("t", sys.argv[1]); t = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(t)

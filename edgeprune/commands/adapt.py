@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edgeprune import absent, checkpoint, follower, images, inference, select, train, validate
+from edgeprune import absent, checkpoint, follower, images, inference, processes, select, train, validate
 from edgeprune.commands import adaptable, estimating, start
 from edgeprune.commands.knobs import parse
 from edgeprune.data import folder
@@ -260,7 +260,10 @@ def _present(
     classes, rows = network.classes, keep.nonzero().flatten()
     names = tuple(classes[i] for i in rows.tolist())
     run.log(f"the target seems to hold {len(names)} of {len(classes)} classes: {', '.join(names)}")
-    if not options.drop_absent_classes or len(names) == len(classes):
+    if not options.drop_absent_classes or len(names) in (
+        1,
+        len(classes),
+    ):  # of one class, nothing is left to say
         return names, None
     absent.drop(network, keep)
     network.history.append({"command": "drop-absent-classes", "kept": list(names), "of": list(classes)})
@@ -285,28 +288,36 @@ def _result(
     following = start.words(
         "edgeprune", "prune", run, "--target", options.target, "--macs", "0.5", *start.trusted(network)
     )
-    by = fit.chosen_by or None
-    said = (fit.chosen_step, by, *accuracies, following, (*unheard, *fit.warnings))
-    return AdaptResult(run, *facts, None, *said)
+    before, after = accuracies
+    return AdaptResult(
+        run,
+        *facts,
+        chosen_step=fit.chosen_step,
+        chosen_by=fit.chosen_by or None,
+        accuracy_before=before,
+        accuracy=after,
+        next=following,
+        warnings=(*unheard, *fit.warnings),
+    )
 
 
 def _plan(options: AdaptOptions, how: _Learning, data: _Images) -> dict[str, Any]:
     """What a dry run says of training; where an objective looks at the target first, it may choose otherwise."""
     needs, source = how.kind.needs, data.source
-    takes = source is not None and (needs.source or needs.welcome_source)
     partial = how.kind.partial or bool(how.knobs.get("partial"))
+    trains = needs.train or how.source_steps > 0
+    taught = needs.source or needs.welcome_source or how.source_steps > 0
+    chooses = needs.train and needs.views and not needs.last
     return {
         "source_steps": how.source_steps,
         "batch": options.batch,
-        "learning_rate": options.lr if options.lr is not None else learning.LR,
-        "learns_from_source": len(source) if takes and source is not None else 0,
+        "learning_rate": (options.lr or learning.LR) if trains else None,
+        "learns_from_source": len(source) if source is not None and taught else 0,
         "held_out": len(data.held) if data.held is not None else 0,
         "views": ", ".join(needs.views),
         "partial": partial,
-        "chooses": select.chooser_of(options.select, partial=partial)
-        if needs.views and not needs.last
-        else None,
-        "device": options.device,
+        "chooses": select.chooser_of(options.select, partial=partial) if chooses else None,
+        "device": str(processes.fabric(options.device, learning.AMP[options.amp]).device),
     }
 
 

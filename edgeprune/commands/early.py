@@ -23,7 +23,9 @@ _NAMES: Mapping[str, Mapping[str, catalog.Entry]] = {
 
 
 def check(options: Any) -> None:
-    """UsageError, DataError or OutputExists for what the options of any command get wrong."""
+    """UsageError, DataError or OutputExists for what the options of `adapt` and `prune` get wrong."""
+    if not isinstance(options, AdaptOptions | PruneOptions):
+        return
     for field, table in _NAMES.items():
         name = getattr(options, field, None)
         if isinstance(name, str) and name not in ("", "none"):
@@ -32,9 +34,8 @@ def check(options: Any) -> None:
         path = getattr(options, field, None)
         if isinstance(path, Path) and not path.exists():
             raise images.missing(path)
-    if not isinstance(options, AdaptOptions | PruneOptions) or options.force or options.dry_run:
-        return
-    if options.output is not None and options.output.is_dir():
+    writes = not (options.force or options.dry_run or getattr(options, "export_stats", None))
+    if writes and options.output is not None and options.output.is_dir():
         marker = read_json(options.output / "run.json")
         if marker is not None and (is_done(options.output) or not options.resume):
             raise OutputExists(run_folder.occupied(options.output, marker))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edgeprune import artifact, estimate, inference, select
+from edgeprune import artifact, catalog, estimate, inference, select
 from edgeprune.data.pixels import Pixels, split
 from edgeprune.errors import DataError, OutputExists, UsageError
 from edgeprune.estimate import Statistics
@@ -43,7 +43,7 @@ def hold_out(options: AdaptOptions, source: Pixels | None) -> tuple[Pixels | Non
 
     UsageError when they are too few for the validator that --select names.
     """
-    share = options.hold_out or (HELD_OUT if options.select in select.NEED_SOURCE else 0.0)
+    share = _held_share(options.hold_out, options.select)
     if source is None or not share:
         return source, None
     taught, held = split(source, share, options.seed)
@@ -135,15 +135,31 @@ def doubts(options: AdaptOptions, network: Network, logits: Tensor, held: Pixels
     return tuple(said)
 
 
+def _held_share(asked: float, chooser: str) -> float:
+    return asked or (HELD_OUT if chooser in select.NEED_SOURCE else 0.0)
+
+
 def _learned_before(options: AdaptOptions, network: Network) -> Path | None:
     """The source, if an earlier command of the network's history learned from what is held out of it now."""
+    now = _held_share(options.hold_out, options.select)
     for entry in network.history:
         was = entry.get("options", {})
-        if was.get("source") and options.source and Path(was["source"]).resolve() == options.source.resolve():
-            same = was.get("hold_out") == options.hold_out and was.get("seed") == options.seed
-            if not (same and options.hold_out):
-                return options.source
+        if not (options.source and was.get("source")) or not _takes_source(entry["command"], was):
+            continue
+        shares = [_held_share(was.get("hold_out", 0.0), was.get("select", "")), now]
+        if Path(was["source"]).resolve() == options.source.resolve() and (
+            shares[0] != shares[1] or was.get("seed") != options.seed or network.dropped
+        ):
+            return options.source
     return None
+
+
+def _takes_source(command: str, was: Mapping[str, Any]) -> bool:
+    """Whether a command with these options learned from the source that it was given."""
+    objective = catalog.OBJECTIVES.get(was.get("objective", ""))
+    learned = was.get("objective") == "auto" or (objective is not None and "source" in objective.needs)
+    method = catalog.METHODS.get(was.get("method", "")) if command == "prune" else None
+    return learned or bool(was.get("source_steps")) or (method is not None and "source" in method.needs)
 
 
 def measure(network: Network, labelled: Pixels) -> Statistics:

@@ -43,7 +43,7 @@ class Knobs:
 
     name: str
     what: str
-    source: str
+    paper: str
     knobs: tuple[Mapping[str, str], ...]
 
     def to_json(self) -> dict[str, Any]:

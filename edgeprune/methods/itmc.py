@@ -125,7 +125,7 @@ class ITMC:
         begun = sum(job.steps)  # as many as the student
         train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage, begun=begun)
         job.count("images_beside", count * work.images_a_step(job, adapting))
-        if job.options.bn_recal:
+        if job.options.bn_recal and not adapting.needs.frozen_statistics:
             inference.reestimate_batchnorm(teacher, job.target, job.network.preprocess)
 
     def _adapting(self, job: Job, teacher: nn.Module) -> Objective:

@@ -41,8 +41,8 @@ class Auto(WithSource):
         near: neighbours of an image. flow: alpha, how far labels flow, 0 to 1. partial: fewer classes.
         rare: that many images called a class, or fewer, do not teach it when partial.
         view: what images learn on, "strong" or "weak". statistics: batch-norm's, "live", or "frozen" at a blend of the
-        network's own and the target's. Where the shift is small and no source is there (task.settled of SMALL or more),
-        "auto" is "weak" and "frozen", and sure is 0.9 unless it is given; else "strong", "live" and 0.7. teacher: whose
+        network's own and the target's. Where the shift is small and no source is there, "auto" is "weak" and "frozen",
+        and sure is 0.9 unless it is given; else "strong", "live" ("frozen" when partial) and 0.7. teacher: whose
         answers become pseudo-labels, the network's or those of the running average of its weights, a mean teacher.
         """
 

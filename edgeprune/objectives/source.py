@@ -17,7 +17,7 @@ HALFWAY = 0.5  # from the class weights before to those of a new look at the tar
 
 @dataclass(frozen=True)
 class PartialKnobs:
-    """partial: the target has fewer classes than the source; source images count by their class's weight."""
+    """partial: the target has fewer classes than the source; classes count as the target seems to hold of them."""
 
     partial: bool = False
 
@@ -73,7 +73,9 @@ class Source(WithSource):
 
     @dataclass(frozen=True)
     class Knobs:
-        """smoothing: of the labels, in 0..1 (SHOT trains its source model with 0.1). partial: as in PartialKnobs."""
+        """smoothing: of the labels, in 0..1 (SHOT trains its source model with 0.1). partial: the target has
+        fewer classes, and source images count by how much it seems to hold of theirs.
+        """
 
         smoothing: float = 0.1
         partial: bool = False

@@ -14,8 +14,8 @@ from edgeprune.model import Network
 from edgeprune.options import AdaptOptions
 
 
-def network(**options: Any) -> Network:
-    history = [{"command": "adapt", "options": options}] if options else []
+def network(*, command: str = "adapt", **options: Any) -> Network:
+    history = [{"command": command, "options": options}] if options else []
     return Network(nn.Identity(), "x", Preprocess((8, 8)), ("a", "b", "c"), "head", history=history)
 
 
@@ -35,9 +35,13 @@ def test_nothing_to_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "doubted"),
     [
-        ({"hold_out": 0.0, "seed": 0}, True),
-        ({"hold_out": 0.2, "seed": 1}, True),
-        ({"hold_out": 0.2, "seed": 0}, False),
+        ({"objective": "mcc", "hold_out": 0.0, "seed": 0}, True),
+        ({"objective": "auto", "hold_out": 0.2, "seed": 1}, True),
+        ({"objective": "shot", "hold_out": 0.0, "seed": 0, "source_steps": 9}, True),
+        ({"command": "prune", "method": "tcp", "objective": "none", "seed": 0}, True),
+        ({"objective": "mcc", "hold_out": 0.2, "seed": 0}, False),
+        ({"objective": "shot", "hold_out": 0.0, "seed": 0}, False),
+        ({"command": "prune", "method": "auto", "objective": "none", "seed": 0}, False),
     ],
 )
 def test_images_that_an_earlier_run_learned_from(tmp_path: Path, was: dict[str, Any], doubted: bool) -> None:
@@ -46,6 +50,13 @@ def test_images_that_an_earlier_run_learned_from(tmp_path: Path, was: dict[str, 
     assert bool(said) == doubted
     assert all("are not new to it, and the estimate may be far too high" in one for one in said)
     assert not estimating.doubts(options, network(source="elsewhere", **was), answers(20, 20, 0), HELD)
+
+
+def test_what_a_validator_held_out_is_new_as_well(tmp_path: Path) -> None:
+    options = AdaptOptions(source=tmp_path, select="dev", seed=0)
+    was: dict[str, Any] = {"objective": "mcc", "select": "dev", "hold_out": 0.0, "seed": 0, "source": str(tmp_path)}
+    assert estimating.doubts(options, network(**was), answers(20, 20, 0), HELD) == ()
+    assert estimating.doubts(options, network(**{**was, "select": "snd"}), answers(20, 20, 0), HELD)
 
 
 def test_answers_of_one_class() -> None:

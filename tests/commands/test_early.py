@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.commands import early
-from edgeprune.device_options import BenchOptions, ExportOptions
+from edgeprune.device_options import BenchOptions, ExportOptions, InspectOptions
 from edgeprune.errors import DataError, OutputExists, UsageError
 from edgeprune.options import AdaptOptions, PruneOptions
 from edgeprune.run import Run
@@ -30,6 +30,8 @@ def test_paths_and_names(tmp_path: Path, make_images: Callable[..., Path]) -> No
         UsageError, match=r"no objective is called 'mmc': did you mean 'mcc'\? There are auto, source"
     ):
         early.check(AdaptOptions(objective="mmc"))
+    with pytest.raises(UsageError, match=r"did you mean 'auto'\? There are auto, source"):
+        early.check(AdaptOptions(objective="autoo"))
     with pytest.raises(UsageError, match="no objective is called 'list': the choices are adabn, auto"):
         early.check(AdaptOptions(objective="list"))
     with pytest.raises(UsageError, match="no method is called 'tpc': did you mean 'tcp'"):
@@ -43,6 +45,8 @@ def test_a_folder_that_is_taken(tmp_path: Path) -> None:
     for options in (AdaptOptions(output=folder, resume=True), PruneOptions(output=folder, force=True)):
         early.check(options)
     early.check(AdaptOptions(output=folder, dry_run=True))
+    early.check(AdaptOptions(output=folder, export_stats=tmp_path / "stats.json"))
+    early.check(InspectOptions(target=tmp_path / "gone"))
     early.check(ExportOptions(output=folder))
     with pytest.raises(OutputExists, match="--resume"):
         early.check(AdaptOptions(output=folder))
@@ -56,10 +60,11 @@ def test_torch_is_not_loaded_for_it() -> None:
     code = """
 import sys
 from edgeprune.cli.app import main
+assert "numpy" not in sys.modules, "startup.prepare has to come before"
 code = main(["adapt", "timm:resnet18", "--target", "not/there"])
 heavy = [name for name in ("torch", "torchvision", "timm", "sklearn") if name in sys.modules]
 print(code, heavy)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]"), done.stdout
+    assert done.stdout.split() == [str(DataError.exit_code), "[]"]
     assert "not/there: there is no such folder" in done.stderr

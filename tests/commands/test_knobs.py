@@ -1,11 +1,13 @@
 """Knobs keep their types, and a wrong word says what would have been right."""
 
+import json
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
 
 from edgeprune import catalog
+from edgeprune.cli.app import main
 from edgeprune.commands import knobs
 from edgeprune.commands.knobs import parse
 from edgeprune.errors import UsageError
@@ -53,6 +55,17 @@ def test_every_knob_of_a_method_is_explained(name: str) -> None:
     found = knobs.of(replace(PruneOptions(), method=name)).to_json()
     assert [k["name"] for k in found["knobs"] if len(k["means"]) <= 3] == []
     assert found["what"] == catalog.METHODS[name].summary
+
+
+def test_knobs_are_shown_by_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing else has to make sense then."""
+    words = ["adapt", "any", "--objective", "shot", "--set", "help", "--target", "nowhere"]
+    assert main(words) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Paper Liang et al." in shown
+    assert all(word in shown for word in ("beta", "0.3", "a number", "true or false"))
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["paper"] == catalog.OBJECTIVES["shot"].paper
 
 
 def test_meanings_are_read_from_a_docstring() -> None:
