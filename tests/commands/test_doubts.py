@@ -54,7 +54,13 @@ def test_images_that_an_earlier_run_learned_from(tmp_path: Path, was: dict[str, 
 
 def test_what_a_validator_held_out_is_new_as_well(tmp_path: Path) -> None:
     options = AdaptOptions(source=tmp_path, select="dev", seed=0)
-    was: dict[str, Any] = {"objective": "mcc", "select": "dev", "hold_out": 0.0, "seed": 0, "source": str(tmp_path)}
+    was: dict[str, Any] = {
+        "objective": "mcc",
+        "select": "dev",
+        "hold_out": 0.0,
+        "seed": 0,
+        "source": str(tmp_path),
+    }
     assert estimating.doubts(options, network(**was), answers(20, 20, 0), HELD) == ()
     assert estimating.doubts(options, network(**{**was, "select": "snd"}), answers(20, 20, 0), HELD)
 
