@@ -66,6 +66,7 @@ def test_result_log_and_history(options: AdaptOptions, images: Path) -> None:
         if "bn" not in k and k.rsplit(".", 1)[1] in ("weight", "bias")
     )
     assert found.macs > 1e6
+    assert found.chosen_by == "information"
     assert found.accuracy is not None
     assert found.accuracy_before is not None
     assert found.next == f"edgeprune prune {options.output} --target {images} --macs 0.5"
@@ -245,7 +246,7 @@ def test_a_full_disk_loses_nothing(
 
 def test_options_that_nothing_looks_at_are_warned_of(options: AdaptOptions) -> None:
     made = adapt(replace(options, objective="source", source_steps=0, crop=0.5))
-    assert made.warnings == ()
+    assert (made.warnings, made.chosen_by, made.chosen_step) == ((), None, 4)
     again = replace(options, model=str(made.run), weights=None, classes=None, size=None, source_steps=None)
     again = replace(again, output=options.output.with_name("again"), crop=0.5)  # type: ignore[union-attr]
     crop, source = (

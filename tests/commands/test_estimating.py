@@ -82,6 +82,7 @@ def test_held_out_source_gives_curves_and_an_estimate(place: Path) -> None:
         m["validators"] for m in records.metrics(place / "run") if "validators" in m and m["stage"] == "adapt"
     ]
     assert len(scores) == 7
+    assert facts["chosen_by"] == "mixval", "the run is partial"
     expected = {
         "information",
         "entropy",

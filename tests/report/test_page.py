@@ -278,3 +278,17 @@ def test_the_ends_of_a_curve_lie_on_the_axes() -> None:
     (left, low), (right, high) = ([float(v) for v in pair.split(",")] for pair in line.split())
     assert (left, right) == (46.0, 310.0)
     assert low > high, "up is more"
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        ("mixval", "The dashed line is step 6, chosen without labels, by mixval."),
+        (None, "The dashed line is step 6, whose weights are kept."),
+    ],
+)
+def test_who_chose_the_step_is_said(run: Path, by: str | None, said: str) -> None:
+    done = json.loads((run / "done.json").read_text())
+    done["results"]["chosen_by"] = by
+    write(run / "done.json", done)
+    assert said in text_of(render([run]))
