@@ -77,7 +77,13 @@ def test_it_holds_what_the_run_holds(run: Path) -> None:
         "Test CPU",
     ):
         assert part in said, part
-    for part in ("package.nets:net", "objective shot", "whose weights are kept", "Labels were used", "stem.*"):
+    for part in (
+        "package.nets:net",
+        "objective shot",
+        "whose weights are kept",
+        "Labels were used",
+        "stem.*",
+    ):
         assert part in said, part
     assert "conv2 " not in said
     assert page.count("<figure>") == 2
