@@ -123,7 +123,7 @@ def test_words_of_the_options(tmp_path: Path) -> None:
     for field, word, hint in (
         ("optimizer", "adam", "did you mean 'adamw'"),
         ("decay", "linear", "did you mean 'inverse'"),
-        ("amp", "fp32", "did you mean 'fp16'"),
+        ("amp", "fp32", "the choices are bf16, fp16, none"),
     ):
         with pytest.raises(UsageError, match=rf"--{field} '{word}' is not known: {hint}"):
             learning.check_words(replace(AdaptOptions(), **{field: word}))  # type: ignore[arg-type]

@@ -117,7 +117,7 @@ def test_calibration_without_images(tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "empty").mkdir()
     assert f"{tmp_path}/empty" in fails(source, 4, "--precision", "int8", "--images", str(tmp_path / "empty"))
     line = fails(source, 4, "--precision", "int8", "--images", str(tmp_path / "nowhere"))
-    assert "nowhere: no such folder" in line
+    assert "nowhere: there is no such folder" in line
 
 
 def test_output_that_cannot_be_written(tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,10 +40,9 @@ def test_every_row_is_its_own_and_is_listed(capsys: pytest.CaptureFixture[str]) 
 def test_a_row_is_a_command_that_can_be_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Up to the images, which are not here: the words themselves are understood."""
+    """Up to the network, which is not here: the words themselves are understood."""
     monkeypatch.setattr(accuracy, "made", lambda case, place: {})
-    absent = tmp_path / "absent"
-    there = dataclasses.replace(TASKS["digits"], images=lambda work, data: (absent, absent, absent))
+    there = dataclasses.replace(TASKS["digits"], images=lambda work, data: (tmp_path, tmp_path, tmp_path))
     monkeypatch.setitem(TASKS, "digits", there)
     case = next(c for c in ablations.cases((0,)) if c.task == "digits" and c.name == "tcp+variant=max")
     words = accuracy.command(case, Place(None, tmp_path, "cpu"))
