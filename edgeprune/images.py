@@ -91,9 +91,8 @@ class Preprocess:
         if len(self.size) != 2 or min(self.size) < 1:
             raise DataError(f"image size {self.size}: expected a height and a width of at least 1 pixel")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            raise DataError(
-                f"mean {self.mean}, std {self.std}: expected three numbers each, one a channel, std > 0"
-            )
+            said = "expected three numbers each, one a channel, std > 0"
+            raise DataError(f"mean {self.mean}, std {self.std}: {said}")
         if self.interpolation not in _FILTERS:
             raise DataError(
                 f"interpolation {self.interpolation!r} is not known; {nearest(self.interpolation, _FILTERS)}"
@@ -154,9 +153,8 @@ def find(root: Path) -> list[ImageRef]:
         raise video.missing(base / filmed[0])
     if not seen and not filmed:
         held = f"{len(names)} other files" if names else "it is empty"
-        raise DataError(
-            f"{root}: no images there ({held}); expected JPEG, PNG, WebP or BMP files, nested in any way"
-        )
+        said = f"{root}: no images there ({held}); expected JPEG, PNG, WebP or BMP files, nested in any way"
+        raise DataError(said)
     folders = [PurePosixPath(n).parts[:-1] for n in (*seen, *filmed)]
     depth = 0
     while all(len(f) > depth for f in folders) and len({f[depth] for f in folders}) == 1:
@@ -195,9 +193,8 @@ def _names(root: Path) -> Iterator[str]:
             with zipfile.ZipFile(root) as archive:
                 yield from (i.filename for i in archive.infolist() if not i.is_dir())
         except (zipfile.BadZipFile, OSError) as err:
-            raise DataError(
-                f"{root}: neither a folder nor a whole zip, a .txt list or a video ({err})"
-            ) from err
+            said = f"{root}: neither a folder nor a whole zip, a .txt list or a video ({err})"
+            raise DataError(said) from err
 
 
 def missing(root: Path) -> DataError:
@@ -348,8 +345,6 @@ def batches(
 
 def none_readable(refs: Sequence[ImageRef], lost: Sequence[str]) -> DataError:
     """Make the error for a set in which not one file can be read."""
-    if len(refs) == 1 and lost:
-        return DataError(lost[0])
-    where = refs[0].root if refs else "the images"
-    first = lost[0] if lost else "-"
-    return DataError(f"{where}: none of the {len(refs)} files can be read as an image; the first: {first}")
+    first, where = lost[0] if lost else "-", refs[0].root if refs else "the images"
+    all_of_them = f"{where}: none of the {len(refs)} files can be read as an image; the first: {first}"
+    return DataError(first if len(refs) == 1 and lost else all_of_them)
