@@ -91,7 +91,7 @@ def optimizer(network: Network, objective: Objective, settings: Settings) -> tor
     head = _ids(network.module.get_submodule(network.classifier).parameters())
     live = [p for p in network.module.parameters() if p.requires_grad]
     body, tail = [p for p in live if id(p) not in head], [p for p in live if id(p) in head]
-    named = [(body, 1.0), (tail, settings.head_lr), (list(objective.parameters()), 1.0)]
+    named = [(body, 1.0), (tail, settings.head_lr), (list(objective.parameters()), objective.needs.own_rate)]
     groups: list[dict[str, Any]] = [{"params": p, "lr": settings.lr, "factor": f} for p, f in named if p]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay)

@@ -34,11 +34,12 @@ _DIVERSE = ("information", "nuclear")  # they reward spreading over classes, abs
 def chooser_of(name: str, *, partial: bool = False) -> str:
     """The validator that chooses when `name` is asked for; UsageError with the choices when there is none such.
 
-    partial: the target has fewer classes, so what rewards diversity gives way to MixVal, which needs no change there.
+    partial: the target has fewer classes, so what rewards diversity gives way to "rank", the majority of three that do
+    not: one of them alone goes up and down with chance.
     """
     if name not in CHOOSERS:
         raise UsageError(f"--select {name}: {nearest(name, CHOOSERS)}")
-    return "mixval" if partial and name in _DIVERSE else name
+    return RANK if partial and name in _DIVERSE else name
 
 
 def validators(features: Tensor, logits: Tensor) -> dict[str, float]:

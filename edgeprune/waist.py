@@ -75,7 +75,8 @@ class Needs:
     those the validators like best; for a part of training on the way to something else. welcome_beside: Task.beside
     is used when given; welcome_settled: Task.settled is. frozen_statistics: batch-norm normalises by running
     statistics while the network learns; with `statistics` these are a blend of the network's own and the target's,
-    see validate.settle_batchnorm. gentle: the learning rate is a fifth, unless the user gives one.
+    see validate.settle_batchnorm. gentle: the learning rate is a fifth, unless the user gives one. own_rate: factor of
+    the learning rate for the objective's own parameters.
     """
 
     source: bool = False
@@ -96,6 +97,7 @@ class Needs:
     frozen_statistics: bool = False
     gentle: bool = False
     blend: float = 1.0
+    own_rate: float = 1.0
 
     def require(self, name: str, *, source: bool, teacher: bool) -> None:
         """UsageError, with the objective's name, when labelled source images or a teacher are needed and not given."""

@@ -8,7 +8,10 @@ from edgeprune import optimise, train
 from edgeprune.data.pixels import Pixels
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
+from edgeprune.objectives.cdan import CDAN
+from edgeprune.objectives.dann import DANN
 from edgeprune.objectives.source import Source
+from edgeprune.objectives.together import Together
 from edgeprune.optimise import Settings
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
@@ -58,6 +61,12 @@ def test_rates(kind: str) -> None:
     rate = 0.5 * Step(5, 11).rate(0.0)
     assert [group["lr"] for group in made.param_groups] == pytest.approx([rate, 3 * rate])
     assert [len(group["params"]) for group in made.param_groups] == [4, 2]
+    for adversary in (DANN(Task(4, 2)), Together([(1.0, Source(Task(4, 2))), (1.0, CDAN(Task(4, 2)))])):
+        made = optimise.optimizer(net, adversary, how)
+        optimise.set_rates(made, how, Step(5, 11))
+        assert [group["lr"] for group in made.param_groups] == pytest.approx([rate, 3 * rate, 10 * rate])
+        own = made.param_groups[2]["params"]
+        assert [id(p) for p in own] == [id(p) for p in adversary.parameters()]
 
 
 class Taught(Objective):

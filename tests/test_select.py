@@ -201,8 +201,13 @@ def test_partial_leaves_diversity_out() -> None:
     ]
     assert choose(both).place == 0
     assert choose(both, partial=True).place == 1
-    assert chooser_of("nuclear", partial=True) == "mixval"
+    assert chooser_of("nuclear", partial=True) == "rank"
     assert chooser_of("entropy", partial=True) == "entropy"
+    names = ("mixval", "entropy", "ami", "information")
+    noisy = [
+        dict(zip((*names, "histogram"), (*row, 0.9), strict=True)) for row in ((3, 1, 1, 1), (2, 2, 2, 0))
+    ]
+    assert choose(noisy, partial=True).place == 1  # two of three, though one of them would stay
 
 
 def test_rank_is_the_majority_and_never_goes_back() -> None:

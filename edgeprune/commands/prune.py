@@ -101,6 +101,7 @@ def prune(options: PruneOptions) -> PruneResult:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
     job, labelled = _job(options, network, target, budget)
     job.knobs, job.score_knobs = knobs, of_score
+    job.partial = _lacks_classes(job, method)
     job.warnings += prune_words.unheard(options, method)
     with contextlib.ExitStack() as stack:
         if budget.timed:
@@ -141,6 +142,13 @@ def _job(options: PruneOptions, network: Network, target: Path, budget: Budget) 
     job.warnings += start.without_dropped(network, options.source)
     job.older = before_fine_tuning(network, options.pretrained, options) if options.pretrained else None
     return job, _unseen(job, labelled)
+
+
+def _lacks_classes(job: Job, method: Callable[[Job], None]) -> bool:
+    """Whether the target is taken to lack classes: by the method, its objective, or what the network was adapted by."""
+    said = bool(getattr(method, "partial", False) or job.knobs.get("partial"))
+    adapted = [entry for entry in job.network.history if entry.get("command") == "adapt"]
+    return said or bool(adapted and adapted[-1].get("metrics", {}).get("present_classes"))
 
 
 def _unseen(job: Job, labelled: Pixels | None) -> Pixels | None:

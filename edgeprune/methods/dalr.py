@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgeprune import inference
 from edgeprune.errors import BudgetNotMet, MissingHere, PlanError, UsageError, nearest
-from edgeprune.methods import parts, work
+from edgeprune.methods import parts, recalibrate, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.options import PruneOptions
@@ -100,8 +100,9 @@ class DALR:
         multiple, biased = job.options.width_multiple, self.form in lowrank.WITH_BIAS
         steps = {kind: ladders(module, looks, kind, multiple, times, biased=biased) for kind in ceilings}
         plan = _plan(job, steps, ceilings) if LATENCY in ceilings else _saving(steps, _short(job, ceilings))
+        twin = recalibrate.twin(job)
         self._split(job, {one.layer: one.rank for one in plan.low_rank})
-        parts.record(job, plan, number)
+        parts.record(job, plan, number, twin)
 
     def _times(
         self, job: Job, looks: Mapping[str, Look], ceilings: Mapping[str, float]
@@ -137,9 +138,10 @@ class DALR:
         looks = self._looks(job, [one.layer for one in ranks])
         if silent := [one.layer for one in ranks if one.layer not in looks]:
             raise PlanError(f"{silent[0]}: no target image reaches it, so its activations say no rank")
+        twin = recalibrate.twin(job)
         self._split(job, {one.layer: one.rank for one in ranks})
         lost = {one.layer: (one.rank, float(looks[one.layer].lost[one.rank])) for one in ranks}
-        parts.record(job, _made(lost), number)
+        parts.record(job, _made(lost), number, twin)
 
     def _moments(self, job: Job, names: Sequence[str]) -> Iterator[tuple[str, lowrank.Moments]]:
         """What enters each layer on all target images; so many at a time as lowrank.MOST_BYTES says."""

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from edgeprune import inference, train
 from edgeprune.errors import UsageError
-from edgeprune.methods import learning, parts, work
+from edgeprune.methods import learning, parts, recalibrate, work
 from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import discrepancy
 from edgeprune.objectives.dan import DAN
@@ -123,6 +123,7 @@ class ITMC:
         settings = replace(learning.settings(job.options, count, 0), lr=self.teacher_lr * job.options.lr)
         network = replace(job.network, module=teacher)
         begun = sum(job.steps)  # as many as the student
+        recalibrate.hold(job, adapting)
         train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage, begun=begun)
         job.count("images_beside", count * work.images_a_step(job, adapting))
         if job.options.bn_recal and not adapting.needs.frozen_statistics:

@@ -15,8 +15,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from edgeprune import inference
 from edgeprune.errors import BudgetNotMet
+from edgeprune.methods import recalibrate
 from edgeprune.methods.job import Job
 from edgeprune.plan import PruningPlan
 from edgeprune.prune import budget, deadline, macs, surgery
@@ -46,18 +46,20 @@ def choose(
     if clock is None:
         return by_table(limit)
 
-    def cut(plan: PruningPlan) -> nn.Module:
-        slim = copy.deepcopy(job.network.module)
+    def cut(plan: PruningPlan, module: nn.Module = job.network.module) -> nn.Module:
+        slim = copy.deepcopy(module)
         surgery.apply(slim, plan, found)
         return slim
 
     def measure(plan: PruningPlan) -> float:
         return clock(cut(plan))
 
+    twin = recalibrate.twin(job)
+
     def agreement(plan: PruningPlan) -> float:
         slim = cut(plan)
         if job.options.bn_recal:
-            inference.reestimate_batchnorm(slim, job.target, job.network.preprocess)
+            recalibrate.after(job, slim, cut(plan, twin) if twin is not None else None)
         return job.agreement(slim)
 
     ways: dict[str, Maker] = {"table": by_table}

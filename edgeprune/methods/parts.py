@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune import checkpoint, inference, train
+from edgeprune import checkpoint, train
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError
-from edgeprune.methods import hints, latency_plan, learning
+from edgeprune.methods import hints, latency_plan, learning, recalibrate
 from edgeprune.methods.job import Job, find
 from edgeprune.objectives.imitate import Imitate
 from edgeprune.objectives.together import Together
@@ -179,16 +179,21 @@ def _plan_within(
 
 def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:
     """Cut the network by a plan, re-estimate batch-norm, and record agreement with the dense network around it."""
-    surgery.apply(job.network.module, plan, found)
-    record(job, plan, number)
+    twin = recalibrate.twin(job)
+    for module in filter(None, (job.network.module, twin)):
+        surgery.apply(module, plan, found)
+    record(job, plan, number, twin)
 
 
-def record(job: Job, plan: PruningPlan, number: int) -> None:
-    """After surgery by `plan`: re-estimate batch-norm, add to the trace, keep the network for resuming."""
+def record(job: Job, plan: PruningPlan, number: int, twin: nn.Module | None = None) -> None:
+    """After surgery by `plan`: re-estimate batch-norm, add to the trace, keep the network for resuming.
+
+    twin: as `recalibrate` makes it before surgery, cut as well.
+    """
     entry: dict[str, Any] = {"cut": number, "steps_before": sum(job.steps), "owed_before": dict(job.owed)}
     entry["agreement_after_cut"] = agreement(job)
     if job.options.bn_recal:
-        inference.reestimate_batchnorm(job.network.module, job.target, job.network.preprocess)
+        recalibrate.after(job, job.network.module, twin)
         entry["agreement_after_batchnorm"] = agreement(job)
     entry["macs"], entry["params"] = macs.measure(job.network.module, job.network.example())
     if (timed := plan.why.get("latency")) is not None:
@@ -296,8 +301,8 @@ def learn(
 ) -> train.Fit:
     """Train the student on an objective as the options say; `stage` names this part of the run for resuming.
 
-    teacher: whose logits the objective is given, the dense network by default.
-    """
+    teacher: whose logits the objective is given, the dense network by default."""
+    recalibrate.hold(job, objective)
     settings = learning.settings(job.options, steps, validations)
     begun = sum(job.steps)
     job.steps.append(steps)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class SWMMDPruning:
     score: "given" ranks by --score. distill: also learn from the dense network, which the paper does not.
     """
 
+    partial: ClassVar[bool] = True
     remove: float = 0.1
     warm: float = 1.0
     weight: float = 1.0

@@ -39,6 +39,11 @@ class Then:
         """What a dry run cannot know of the ranks."""
         return getattr(self.first, "learns_ranks", None)
 
+    @property
+    def partial(self) -> bool:
+        """Whether it is for a target that lacks classes."""
+        return bool(getattr(self.first, "partial", False))
+
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
         found: dict[str, str] = getattr(self.first, "idle", lambda options: {})(options)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.objectives.dann import domain_loss, reverse_gradient, strength_at
+from edgeprune.objectives.dann import NEW_LAYERS, domain_loss, reverse_gradient, strength_at
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
-from edgeprune.waist import Batch, Step, Task
+from edgeprune.waist import Batch, Needs, Step, Task
 
 MOST_PRODUCT = 4096  # a larger outer product is replaced by random maps, as in the paper
 
@@ -23,7 +23,7 @@ class CDAN(WithSource):
     Long et al., NeurIPS 2018, arXiv 1705.10667, eq. 5, 6 and 8. f: features, g: softmax of the logits, detached as in
     the authors' code. The strength of the reversal is 2 / (1 + exp(-10 p)) - 1 over training progress p (DANN). Ours:
     the entropy weights are constants (the authors' let a reversed gradient through), and the discriminator's one hidden
-    layer.
+    layer. Its learning rate is DANN's.
     """
 
     @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class CDAN(WithSource):
         def __post_init__(self) -> None:
             expect(self, weight=NOT_NEGATIVE, hidden=AT_LEAST_ONE)
 
+    needs = Needs(source=True, own_rate=NEW_LAYERS)
     feature_map: Tensor
     class_map: Tensor
 

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
-from edgeprune.waist import Batch, Step, Task
+from edgeprune.waist import Batch, Needs, Step, Task
+
+NEW_LAYERS = 10.0  # factor of the learning rate for layers that start from nothing
 
 
 class _Reverse(torch.autograd.Function):
@@ -49,7 +51,9 @@ class DANN(WithSource):
     """CE on the source + weight * BCE(D(R_lambda(f))), R_lambda the reversal of the gradient.
 
     Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, arXiv 1505.07818, eq. 9 and 18.
-    f: features. `partial`: the source half is weighted by class as well (PADA).
+    f: features. `partial`: the source half is weighted by class as well (PADA). D learns at ten times the network's
+    rate, as in the authors' code of CDAN and in TLLib: one that learns as slowly as a trained network is fooled by
+    features that flip from side to side, and teaches nothing.
     """
 
     @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class DANN(WithSource):
 
         def __post_init__(self) -> None:
             expect(self, weight=NOT_NEGATIVE, hidden=AT_LEAST_ONE)
+
+    needs = Needs(source=True, own_rate=NEW_LAYERS)
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)

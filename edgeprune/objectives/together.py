@@ -47,6 +47,7 @@ class Together(Objective):
             norms_only=all(n.norms_only for n in needs if n.train) and train,
             last=any(n.last for n in needs),
             frozen_statistics=any(n.frozen_statistics for n in needs),
+            own_rate=max(n.own_rate for n in needs),
             blend=next((n.blend for n in needs if n.statistics), Needs.blend),
         )
 

@@ -297,8 +297,8 @@ def test_a_killed_composition_goes_on(
             passed.append(name)
             raise Killed
 
-    def killed_record(job: Any, plan: Any, number: int) -> None:
-        record(job, plan, number)
+    def killed_record(job: Any, plan: Any, number: int, *twin: Any) -> None:
+        record(job, plan, number, *twin)
         once(f"cut {number}")
 
     def killed_fit(*args: Any, **named: Any) -> train.Fit:

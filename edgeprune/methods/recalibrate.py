@@ -1,0 +1,73 @@
+"""Batch-norm statistics after a cut, which changes what enters every layer behind it.
+
+What it must satisfy: where the target has all classes, statistics are the target's. Where it lacks some
+(`job.partial`), the target's are those of other classes, so the network keeps its own, moved as far as the target's
+moved: in every channel that is left, the mean and variance that the target has behind the norm are what they were
+before the cut. Both are measured with each layer normalised by the target's, as `inference.reestimate_batchnorm`
+does. A network whose statistics were the target's has the target's afterwards, in either case. Taking the target's is
+AdaBN (Li et al. 2016, arXiv 1603.04779); moving one's own is ours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from edgeprune import inference
+from edgeprune.methods.job import Job
+from edgeprune.waist import Objective
+
+
+def twin(job: Job) -> nn.Module | None:
+    """A copy of the network with the target's statistics, to be cut beside it; None where `after` needs none."""
+    if not (job.options.bn_recal and job.partial):
+        return None
+    theirs = copy.deepcopy(job.network.module)
+    _take(job, theirs)
+    return theirs
+
+
+def after(job: Job, module: nn.Module, before: nn.Module | None) -> None:
+    """Give a network that was cut, in place, statistics that fit it; before: its `twin`, cut as well."""
+    if before is None:
+        _take(job, module)
+        return
+    own = [(norm, *_statistics(norm)) for norm in _norms(module)]
+    kept = [(norm, mean.clone(), variance.clone()) for norm, mean, variance in own]
+    _take(job, module)
+    for (norm, *before_cut), old in zip(kept, _norms(before), strict=True):
+        _move(norm, old, *before_cut)
+
+
+def hold(job: Job, objective: Objective) -> None:
+    """Let a network for a target that lacks classes learn with the statistics that it has."""
+    if job.partial:
+        objective.needs = replace(objective.needs, frozen_statistics=True)
+
+
+@torch.no_grad()
+def _move(norm: _BatchNorm, old: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """norm: with the target's now, changed in place. old: with the target's before. mean, variance: its own then."""
+    (now, spread), (was, spread_was) = _statistics(norm), _statistics(old)
+    grown = (spread + norm.eps) / (spread_was + norm.eps)
+    now.sub_((was - mean) * grown.sqrt())
+    spread.copy_(((variance + norm.eps) * grown - norm.eps).clamp_min(0))
+
+
+def _take(job: Job, module: nn.Module) -> None:
+    inference.reestimate_batchnorm(module, job.target, job.network.preprocess)
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def _norms(module: nn.Module) -> Iterator[_BatchNorm]:
+    return (m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
