@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeprune.objectives.prior import plentiful
 from edgeprune.objectives.propagation import propagate, surest
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_ALL, NOT_NEGATIVE, SOME_SHARE, expect
 from edgeprune.objectives.shot import marginal_entropy, mean_entropy
@@ -30,8 +31,9 @@ class Auto(WithSource):
     it was fine-tuned, which hold what fine-tuning lost (Zhang et al., Rethinking the Role of Pre-Trained Networks in
     Source-Free Domain Adaptation, ICCV 2023, arXiv 2212.07585); the graph over both, and the joining of all this, is
     ours. Source images teach by strong views too.
-    `partial`: the target has fewer classes: no diversity term, class masses are left alone, classes predicted for at
-    most `rare` images teach nothing, and source images count by PADA's class weights, of the network's own answers.
+    `partial`: the target has fewer classes: no diversity term, class masses are left alone, classes that the label
+    prior gives at most `rare` images teach nothing, and source images count by PADA's class weights, of the network's
+    own answers.
     """
 
     @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Auto(WithSource):
         """information: weight of the H-terms. pseudo: of the pseudo-labels. sure: share of each class that teaches.
 
         near: neighbours of an image. flow: alpha, how far labels flow, 0 to 1. partial: fewer classes.
-        rare: that many images called a class, or fewer, do not teach it when partial.
+        rare: that many images of a class, by the label prior, or fewer do not teach it when partial.
         view: what images learn on, "strong" or "weak". statistics: batch-norm's, "live", or "frozen" at a blend of the
         network's own and the target's. Where the shift is small and no source is there, "auto" is "weak" and "frozen",
         and sure is 0.9 unless it is given; else "strong", "live" ("frozen" when partial) and 0.7. teacher: whose
@@ -102,8 +104,7 @@ class Auto(WithSource):
         p = propagate(seen, p, near=knobs.near, alpha=knobs.flow, level=not knobs.partial)
         pseudo = surest(p, self.sure)
         if knobs.partial:
-            counts = torch.bincount(p.argmax(1), minlength=p.shape[1])
-            enough = counts > (knobs.rare if bool((counts > knobs.rare).any()) else 0)
+            enough = plentiful(logits, knobs.rare)
             pseudo = torch.where(enough[pseudo.clamp_min(0)], pseudo, -1)
         self.pseudo = pseudo.to(logits.device)
 

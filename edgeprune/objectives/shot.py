@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeprune.objectives.prior import plentiful
 from edgeprune.objectives.ranges import NOT_NEGATIVE, expect
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
@@ -17,13 +18,15 @@ class SHOT(Objective):
     """mean_i H(p_i) - H(mean p) + beta CE(g(x_i), pseudo-label_i).
 
     Liang et al., Do We Really Need to Access the Source Data?, ICML 2020, arXiv 2002.08546, eq. 4 to 8. The first step
-    of re-estimating batch-norm on the target is ours. `partial`: the target has fewer classes (their section 4.5).
+    of re-estimating batch-norm on the target is ours. `partial`: the target has fewer classes (their section 4.5),
+    and none of ten images or fewer is a label. Ours: images are counted by the label prior, not by the largest answer,
+    as many of these are of classes that only look like those that are there.
     """
 
     @dataclass(frozen=True)
     class Knobs:
         """beta: weight of the pseudo-labels. partial: no diversity term, rare classes get no centroid. rare: images of
-        a class that are too few for one.
+        a class, by the label prior, that are too few for one.
         """
 
         beta: float = 0.3
@@ -47,7 +50,8 @@ class SHOT(Objective):
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Pseudo-labels of the whole target from features (M, D) and logits (M, K)."""
-        self.pseudo = centroid_labels(features, logits, self.knobs.rare if self.knobs.partial else 0)
+        there = plentiful(logits, self.knobs.rare) if self.knobs.partial else None
+        self.pseudo = centroid_labels(features, logits, there)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """`target` with logits (N, K) and the index of each image."""
@@ -74,17 +78,17 @@ def marginal_entropy(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def centroid_labels(features: Tensor, logits: Tensor, rare: int = 0) -> Tensor:
+def centroid_labels(features: Tensor, logits: Tensor, there: Tensor | None = None) -> Tensor:
     """Pseudo-labels (M,): soft centroids of (f, 1) / ||(f, 1)||, nearest by cosine, and once more with hard ones.
 
-    features (M, D), logits (M, K); eq. 6 and 7 and the authors' code. A class predicted for at most `rare` images gets
-    no label, unless that leaves none.
+    features (M, D), logits (M, K); eq. 6 and 7 and the authors' code. Classes that are not `there` (K,), or have the
+    largest answer for no image, get no label.
     """
+    logits = logits if there is None else logits.masked_fill(~there, -torch.inf)
     p = logits.float().softmax(1)
     ones = torch.ones(len(features), 1, device=features.device)
     f = F.normalize(torch.cat([features.float(), ones], 1), dim=1)
-    counts = torch.bincount(p.argmax(1), minlength=p.shape[1])
-    allowed = counts > (rare if bool((counts > rare).any()) else 0)
+    allowed = torch.bincount(p.argmax(1), minlength=p.shape[1]) > 0
     labels = p.argmax(1)
     for affinity in (p, None):
         weight = affinity if affinity is not None else F.one_hot(labels, p.shape[1]).float()

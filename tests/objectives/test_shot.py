@@ -24,14 +24,14 @@ def paper(z: Array, pseudo: NDArray[np.int64], beta: float, diversity: bool) -> 
     return loss - beta * float(np.mean([math.log(p[i, k]) for i, k in enumerate(pseudo)]))
 
 
-def paper_labels(features: Array, z: Array, rare: int) -> list[int]:
+def paper_labels(features: Array, z: Array) -> list[int]:
     """Equations 6 and 7 with the authors' bias column, normalisation and list of classes that are predicted at all."""
     p = softmax(z)
     f = np.concatenate([features, np.ones((len(features), 1))], 1)
     f /= np.linalg.norm(f, axis=1, keepdims=True)
     k = p.shape[1]
     labels, affinity = p.argmax(1), p
-    usable = [c for c in range(k) if (labels == c).sum() > rare]
+    usable = [c for c in range(k) if (labels == c).any()]
     for _ in range(2):
         distance = {}
         for c in usable:
@@ -83,24 +83,38 @@ def test_entropies_in_float64() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("rare", [0, 6])
-def test_pseudo_labels(seed: int, rare: int) -> None:
+@pytest.mark.parametrize("gone", [(), (4,), (0, 4)])
+def test_pseudo_labels(seed: int, gone: tuple[int, ...]) -> None:
     random = np.random.default_rng(seed)
     centres = random.normal(0, 2, (5, 8))
     truth = random.integers(0, 4, 60)  # class 4 has no image
     features = centres[truth] + random.normal(0, 1, (60, 8))
     z = features @ centres.T / 4 + random.normal(0, 0.5, (60, 5))
-    found = centroid_labels(torch.tensor(features), torch.tensor(z), rare)
-    assert found.tolist() == paper_labels(features, z, rare)
-    assert set(found.tolist()) <= {c for c in range(5) if (z.argmax(1) == c).sum() > rare}
+    there = torch.tensor([c not in gone for c in range(5)])
+    found = centroid_labels(torch.tensor(features), torch.tensor(z), there if gone else None)
+    z[:, list(gone)] = -1e9
+    assert found.tolist() == paper_labels(features, z)
+    assert set(found.tolist()) <= set(z.argmax(1)) - set(gone)
+
+
+def test_partial_gives_no_label_of_a_class_that_others_explain() -> None:
+    """Of images of class 0 a fifth look like class 2, which has none of its own; it is predicted for twelve."""
+    z = np.concatenate(
+        [np.tile([2.0, 0, 1], (48, 1)), np.tile([1.0, 0, 1.2], (12, 1)), np.tile([0, 3.0, 0], (40, 1))]
+    )
+    features = torch.tensor(np.concatenate([z, z[:, ::-1]], 1))
+    plain, partial = SHOT(Task(6, 3)), SHOT(Task(6, 3), SHOT.Knobs(partial=True))
+    for objective in (plain, partial):
+        objective.refresh(features, torch.tensor(z))
+    assert plain.pseudo.unique().tolist() == [0, 1, 2]
+    assert partial.pseudo.tolist() == [0] * 60 + [1] * 40
 
 
 def test_a_small_target_keeps_its_labels_when_every_class_is_rare() -> None:
-    z = np.eye(4).repeat(3, 0) * 5
-    assert (
-        centroid_labels(torch.tensor(z), torch.tensor(z), 10).tolist()
-        == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    )
+    z = torch.eye(4).repeat_interleave(3, 0) * 5
+    objective = SHOT(Task(4, 4), SHOT.Knobs(partial=True))
+    objective.refresh(z, z)
+    assert objective.pseudo.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
 
 
 def test_pseudo_labels_are_saved_and_restored() -> None:
