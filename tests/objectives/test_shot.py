@@ -106,7 +106,7 @@ def test_partial_gives_no_label_of_a_class_that_others_explain() -> None:
     plain, partial = SHOT(Task(6, 3)), SHOT(Task(6, 3), SHOT.Knobs(partial=True))
     for objective in (plain, partial):
         objective.refresh(features, torch.tensor(z))
-    assert plain.pseudo.unique().tolist() == [0, 1, 2]
+    assert set(plain.pseudo.tolist()) == {0, 1, 2}
     assert partial.pseudo.tolist() == [0] * 60 + [1] * 40
 
 
