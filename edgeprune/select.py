@@ -95,9 +95,9 @@ def class_ami(features: Tensor, predicted: Tensor, classes: int) -> float:
 
     if len(features) < 2 * classes or classes < 2 or not torch.isfinite(features).all():
         return 0.0
-    rows = F.normalize(features.float(), dim=1).numpy()
-    distinct = min(classes, len(torch.unique(features, dim=0)))
-    clusters = KMeans(distinct, n_init=1, max_iter=50, random_state=0).fit_predict(rows)
+    rows = F.normalize(features.float(), dim=1)
+    distinct = min(classes, len(torch.unique(rows, dim=0)))
+    clusters = KMeans(distinct, n_init=1, max_iter=50, random_state=0).fit_predict(rows.numpy())
     return float(max(0.0, adjusted_mutual_info_score(predicted.numpy(), clusters)))
 
 
