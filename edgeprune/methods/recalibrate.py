@@ -37,11 +37,10 @@ def after(job: Job, module: nn.Module, before: nn.Module | None) -> None:
     if before is None:
         _take(job, module)
         return
-    own = [(norm, *_statistics(norm)) for norm in _norms(module)]
-    kept = [(norm, mean.clone(), variance.clone()) for norm, mean, variance in own]
+    own = [[value.clone() for value in _statistics(norm)] for norm in _norms(module)]
     _take(job, module)
-    for (norm, *before_cut), old in zip(kept, _norms(before), strict=True):
-        _move(norm, old, *before_cut)
+    for norm, old, (mean, variance) in zip(_norms(module), _norms(before), own, strict=True):
+        _move(norm, old, mean, variance)
 
 
 def hold(job: Job, objective: Objective) -> None:
