@@ -227,7 +227,11 @@ def _work(
     result = replace(result, estimate=said, present_classes=there, warnings=(*result.warnings, *doubts))
     network.history.append(
         start.history_entry(
-            "adapt", replace(options, lr=settings.lr), objective=how.name, metrics=result.to_json()
+            "adapt",
+            replace(options, lr=settings.lr),
+            objective=how.name,
+            partial=objective.partial,
+            metrics=result.to_json(),
         )
     )
     run.write("model.safetensors", checkpoint.dumps(network))

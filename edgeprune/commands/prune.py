@@ -18,7 +18,7 @@ from edgeprune.commands import estimating, prune_words, start, timing
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, without
 from edgeprune.errors import DataError, UsageError
-from edgeprune.methods import parts
+from edgeprune.methods import learning, outcome, parts
 from edgeprune.methods.dalr import DALR, require_clock
 from edgeprune.methods.given import Given
 from edgeprune.methods.job import Job
@@ -145,10 +145,15 @@ def _job(options: PruneOptions, network: Network, target: Path, budget: Budget) 
 
 
 def _lacks_classes(job: Job, method: Callable[[Job], None]) -> bool:
-    """Whether the target is taken to lack classes: by the method, its objective, or what the network was adapted by."""
-    said = bool(getattr(method, "partial", False) or job.knobs.get("partial"))
-    adapted = [entry for entry in job.network.history if entry.get("command") == "adapt"]
-    return said or bool(adapted and adapted[-1].get("metrics", {}).get("present_classes"))
+    """Whether the target is taken to lack classes: by the method, its objective, or what made the network."""
+    if "partial" in job.knobs:
+        return bool(job.knobs["partial"])
+    name = job.options.objective
+    kind = None if name == "none" else learning.kind_of(name, source=job.source is not None)
+    if getattr(method, "partial", False) or (kind is not None and kind.partial):
+        return True
+    before = [entry for entry in job.network.history if "partial" in entry]
+    return bool(before and before[-1]["partial"])
 
 
 def _unseen(job: Job, labelled: Pixels | None) -> Pixels | None:
@@ -219,9 +224,9 @@ def _dry(options: PruneOptions, job: Job, method: Callable[[Job], None]) -> Prun
 
 def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float | None]) -> PruneResult:
     example = job.network.example()
-    job.warnings += [*parts.unfilled(job), *start.unread(job.target, "--target")]
+    job.warnings += [*outcome.unfilled(job), *start.unread(job.target, "--target")]
     now, params = macs.measure(job.network.module, example)
-    job.warnings += parts.exceeded(job, {"macs": now, "params": params})
+    job.warnings += outcome.exceeded(job, {"macs": now, "params": params})
     job.warnings += prune_words.unlike_the_words(options, job, widths(job.dense, job.network))
     measured = timing.outcome(job) if job.budget.timed else None
     planned = job.trace[-1].get("latency_of_requested") if job.trace else None
@@ -280,10 +285,10 @@ def low_rank(network: Network) -> dict[str, tuple[int, int, int]]:
 def _finish(options: PruneOptions, job: Job, result: PruneResult, parent: str | None) -> None:
     assert job.run is not None
     entry = start.history_entry(
-        "prune", options, method=_name(options), parent=parent, metrics=result.to_json()
+        "prune", options, method=_name(options), parent=parent, partial=job.partial, metrics=result.to_json()
     )
     job.network.history.append(entry)
-    if (plan := parts.whole_plan(job)) is not None:
+    if (plan := outcome.whole_plan(job)) is not None:
         job.run.write("plan.json", json.dumps(plan.to_json(), indent=1).encode())
     job.run.write("model.safetensors", checkpoint.dumps(job.network))
     job.run.finish(result.to_json())

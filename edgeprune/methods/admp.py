@@ -137,7 +137,7 @@ class ADMP:
         duel = Duel(learning.task(job.network), self, cut, plan)
         learns = self.teacher != "frozen" and taught.network is None
         if learns:
-            duel.follow(job.network.module)
+            duel.follow(job.network.module, job.partial)
         steps = work.steps(job, duel, self.passes)
         if not steps or not plan.cuts:  # masks that learned nothing have no say
             return replace(plan, why={**plan.why, "masks": {"swapped": 0, "images_beside": 0}})
@@ -163,14 +163,14 @@ class Taught:
             begin = "objective/teacher."
             held = snapshot.read(file)[0].items()
             state = {name.removeprefix(begin): value for name, value in held if name.startswith(begin)}
-            self.network = by_batch(job.dense)
+            self.network = follower(job.dense, job.partial)
             self.network.load_state_dict(state)
 
 
-def by_batch(module: nn.Module) -> nn.Module:
-    """A frozen copy that normalises by the statistics of the batch: running ones are of other weights."""
+def follower(module: nn.Module, partial: bool) -> nn.Module:
+    """A frozen copy that normalises by the batch, as running statistics are of other weights; not if partial."""
     copied = copy.deepcopy(module).requires_grad_(False).eval()
-    for norm in copied.modules():
+    for norm in () if partial else copied.modules():
         if isinstance(norm, _BatchNorm):
             norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
     return copied
@@ -246,9 +246,9 @@ class Duel(Losses):
         self.teacher: nn.Module | None = None
         self._student: tuple[nn.Module, ...] = ()  # in a tuple: no part of this module
 
-    def follow(self, module: nn.Module) -> None:
-        """Have a teacher of its own, which follows the weights of `module` and normalises by the batch."""
-        self.teacher, self._student = by_batch(module), (module,)
+    def follow(self, module: nn.Module, partial: bool) -> None:
+        """Have a teacher of its own, which follows the weights of `module`."""
+        self.teacher, self._student = follower(module, partial), (module,)
 
     def train(self, mode: bool = True) -> Duel:
         """As always; a teacher stays in evaluation mode."""

@@ -123,7 +123,7 @@ class ITMC:
         settings = replace(learning.settings(job.options, count, 0), lr=self.teacher_lr * job.options.lr)
         network = replace(job.network, module=teacher)
         begun = sum(job.steps)  # as many as the student
-        recalibrate.hold(job, adapting)
+        recalibrate.keep_statistics(job, adapting)
         train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage, begun=begun)
         job.count("images_beside", count * work.images_a_step(job, adapting))
         if job.options.bn_recal and not adapting.needs.frozen_statistics:

@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache, partial
 
 from torch import Tensor, nn
 
@@ -54,12 +55,13 @@ def choose(
     def measure(plan: PruningPlan) -> float:
         return clock(cut(plan))
 
-    twin = recalibrate.twin(job)
+    twin = cache(partial(recalibrate.twin, job))  # one way may be all there is, and is not compared
 
     def agreement(plan: PruningPlan) -> float:
         slim = cut(plan)
         if job.options.bn_recal:
-            recalibrate.after(job, slim, cut(plan, twin) if twin is not None else None)
+            theirs = twin()
+            recalibrate.after(job, slim, None if theirs is None else cut(plan, theirs))
         return job.agreement(slim)
 
     ways: dict[str, Maker] = {"table": by_table}

@@ -10,26 +10,26 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune import checkpoint, train
-from edgeprune.errors import BudgetNotMet, PlanError, UsageError
+from edgeprune.errors import BudgetNotMet, UsageError
 from edgeprune.methods import hints, latency_plan, learning, recalibrate
 from edgeprune.methods.job import Job, find
 from edgeprune.objectives.imitate import Imitate
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
-from edgeprune.plan import Cut, PruningPlan
+from edgeprune.plan import PruningPlan
 from edgeprune.prune import budget as budgets
 from edgeprune.prune import macs, schedule, surgery
 from edgeprune.prune import score as scores
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Rules
-from edgeprune.prune.search import FULL_ENOUGH, LATENCY
+from edgeprune.prune.search import LATENCY
 from edgeprune.waist import Objective
 
 
@@ -180,15 +180,16 @@ def _plan_within(
 def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:
     """Cut the network by a plan, re-estimate batch-norm, and record agreement with the dense network around it."""
     twin = recalibrate.twin(job)
-    for module in filter(None, (job.network.module, twin)):
-        surgery.apply(module, plan, found)
+    surgery.apply(job.network.module, plan, found)
+    if twin is not None:
+        surgery.apply(twin, plan, found)
     record(job, plan, number, twin)
 
 
 def record(job: Job, plan: PruningPlan, number: int, twin: nn.Module | None = None) -> None:
     """After surgery by `plan`: re-estimate batch-norm, add to the trace, keep the network for resuming.
 
-    twin: as `recalibrate` makes it before surgery, cut as well.
+    twin: as `recalibrate` makes it before surgery, with the channels that are left.
     """
     entry: dict[str, Any] = {"cut": number, "steps_before": sum(job.steps), "owed_before": dict(job.owed)}
     entry["agreement_after_cut"] = agreement(job)
@@ -218,45 +219,6 @@ def _remember(job: Job, plan: PruningPlan) -> None:
     for one in plan.cuts:
         before = job.kept.get(one.root, list(range(one.width)))
         job.kept[one.root] = [before[i] for i in one.keep]
-
-
-def whole_plan(job: Job) -> PruningPlan | None:
-    """All cuts as one, in the widths of the dense network; None when it does not have them as such couplings."""
-    widths = job.dense_widths
-    if not job.plans or not set(job.kept) <= set(widths):
-        return None
-    cuts = tuple(Cut(root, widths[root], tuple(kept)) for root, kept in sorted(job.kept.items()))
-    try:
-        for cut in cuts:
-            surgery.check(job.dense_couplings[cut.root], cut)
-    except PlanError:
-        return None
-    low_rank = tuple(one for plan in job.plans for one in plan.low_rank)
-    return PruningPlan(cuts, low_rank, job.plans[-1].why)
-
-
-def unfilled(job: Job) -> list[str]:
-    """A warning when less than 0.98 of the tightest budget is used, with the step that would exceed it."""
-    why = job.plans[-1].why if job.plans else {}
-    asked, got, step = (why.get(key) or {} for key in ("requested", "achieved", "next"))
-    shares = {kind: got[kind] / ceiling for kind, ceiling in asked.items() if kind in got}
-    if not step or not shares or LATENCY in asked or max(shares.values()) >= FULL_ENOUGH:
-        return []
-    kind = max(shares, key=lambda k: shares[k])
-    return [
-        f"{shares[kind]:.1%} of the budget on {kind} is used: the next step, {step['layer']} from {step['from']} to "
-        f"{step['to']} channels, would use {step['of_the_budget']:.1%}"
-    ]
-
-
-def exceeded(job: Job, got: Mapping[str, float]) -> list[str]:
-    """A warning for each ceiling that the finished network is above: a plan that did not come true."""
-    ceilings = {} if job.budget.empty else limits(job)[-1]
-    return [
-        f"the network has {got[kind]:,.0f} {kind}, more than the {ceiling:,.0f} that were asked for"
-        for kind, ceiling in ceilings.items()
-        if kind in got and got[kind] > ceiling * (1 + 1e-9)
-    ]
 
 
 def taken_up(job: Job, number: int) -> PruningPlan | None:
@@ -301,8 +263,9 @@ def learn(
 ) -> train.Fit:
     """Train the student on an objective as the options say; `stage` names this part of the run for resuming.
 
-    teacher: whose logits the objective is given, the dense network by default."""
-    recalibrate.hold(job, objective)
+    teacher: whose logits the objective is given, the dense network by default.
+    """
+    recalibrate.keep_statistics(job, objective)
     settings = learning.settings(job.options, steps, validations)
     begun = sum(job.steps)
     job.steps.append(steps)
@@ -345,6 +308,12 @@ def chosen_objective(job: Job, layers: float = 0.0) -> Objective:
     distil = Imitate(learning.task(job.network), kept, Imitate.Knobs(weight=layers))
     if job.options.objective == "none":
         return distil
-    kind = learning.kind_of(job.options.objective, source=job.source is not None)
-    adapting = learning.knowing(kind, job.network, (job.target, job.source), job.knobs, job.older)
-    return Together([(1.0, distil), (1.0, adapting)])
+    return Together([(1.0, distil), (1.0, adapting(job, job.options.objective))])
+
+
+def adapting(job: Job, name: str) -> Objective:
+    """The adaptation objective `name` for the network as it stands; partial where the job is and it can be."""
+    kind = learning.kind_of(name, source=job.source is not None)
+    can = job.partial and "partial" in {knob.name for knob in fields(kind.Knobs)}
+    knobs = {"partial": True, **job.knobs} if can else job.knobs
+    return learning.knowing(kind, job.network, (job.target, job.source), knobs, job.older)

@@ -3,9 +3,9 @@
 What it must satisfy: where the target has all classes, statistics are the target's. Where it lacks some
 (`job.partial`), the target's are those of other classes, so the network keeps its own, moved as far as the target's
 moved: in every channel that is left, the mean and variance that the target has behind the norm are what they were
-before the cut. Both are measured with each layer normalised by the target's, as `inference.reestimate_batchnorm`
-does. A network whose statistics were the target's has the target's afterwards, in either case. Taking the target's is
-AdaBN (Li et al. 2016, arXiv 1603.04779); moving one's own is ours.
+before the cut (no variance is below 0, though). Both are measured with each layer normalised by the target's, as
+`inference.reestimate_batchnorm` does. A network whose statistics were the target's has the target's afterwards, in
+either case. Taking the target's is AdaBN (Li et al. 2016, arXiv 1603.04779); moving one's own is ours.
 """
 
 from __future__ import annotations
@@ -32,21 +32,29 @@ def twin(job: Job) -> nn.Module | None:
     return theirs
 
 
-def after(job: Job, module: nn.Module, before: nn.Module | None) -> None:
-    """Give a network that was cut, in place, statistics that fit it; before: its `twin`, cut as well."""
-    if before is None:
+def after(job: Job, module: nn.Module, twin: nn.Module | None) -> None:
+    """Give a network that was cut, in place, statistics that fit it; twin: with the channels that are left."""
+    if twin is None:
         _take(job, module)
         return
     own = [[value.clone() for value in _statistics(norm)] for norm in _norms(module)]
     _take(job, module)
-    for norm, old, (mean, variance) in zip(_norms(module), _norms(before), own, strict=True):
+    for norm, old, (mean, variance) in zip(_norms(module), _norms(twin), own, strict=True):
         _move(norm, old, mean, variance)
 
 
-def hold(job: Job, objective: Objective) -> None:
-    """Let a network for a target that lacks classes learn with the statistics that it has."""
-    if job.partial:
-        objective.needs = replace(objective.needs, frozen_statistics=True)
+def keep_statistics(job: Job, objective: Objective) -> None:
+    """Change `objective.needs` so that a partial job learns with its statistics as they are; `objective.partial`, too.
+
+    They may be settled once more before the first cut (validate.settle_batchnorm), but not what a cut moved. With
+    `--no-bn-recal`, or where training on the source is to take the source's, the loop does as the objective says.
+    """
+    if not (job.partial and job.options.bn_recal):
+        return
+    moved = any("agreement_after_batchnorm" in entry for entry in job.trace)
+    settles = objective.needs.statistics and not moved
+    objective.needs = replace(objective.needs, frozen_statistics=True, statistics=settles)
+    objective.partial = True
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import nn
 from edgeprune import inference
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
-from edgeprune.methods import learning, parts
+from edgeprune.methods import parts
 from edgeprune.methods.job import Job
 from edgeprune.waist import Objective
 
@@ -86,7 +86,7 @@ def learn(
     choose: label-free validators choose among its checkpoints, and see a collapse; else the last weights are kept, as
     sure predictions say little where the objective does not ask for them. Batch-norm is re-estimated on the target
     afterwards: what learns for a few steps, or from the source alone, leaves running statistics of other weights;
-    unless the objective chose the statistics and learned with them as they are.
+    unless the objective or a partial job keeps them as they are while it learns.
     """
     count = due(job, objective, passes)
     if count < 1:
@@ -107,5 +107,4 @@ def learn(
 def adapting(job: Job) -> Objective:
     """The adaptation objective of the options; `auto` where none is named."""
     name = USUAL if job.options.objective == "none" else job.options.objective
-    kind = learning.kind_of(name, source=job.source is not None)
-    return learning.knowing(kind, job.network, (job.target, job.source), job.knobs, job.older)
+    return parts.adapting(job, name)

@@ -104,7 +104,7 @@ class Auto(WithSource):
         p = propagate(seen, p, near=knobs.near, alpha=knobs.flow, level=not knobs.partial)
         pseudo = surest(p, self.sure)
         if knobs.partial:
-            enough = plentiful(logits, knobs.rare)
+            enough = plentiful(logits, knobs.rare).to(pseudo.device)
             pseudo = torch.where(enough[pseudo.clamp_min(0)], pseudo, -1)
         self.pseudo = pseudo.to(logits.device)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.objectives.dann import NEW_LAYERS, domain_loss, reverse_gradient, strength_at
+from edgeprune.objectives.dann import NEW_LAYERS_RATE, domain_loss, reverse_gradient, strength_at
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Needs, Step, Task
@@ -23,7 +23,7 @@ class CDAN(WithSource):
     Long et al., NeurIPS 2018, arXiv 1705.10667, eq. 5, 6 and 8. f: features, g: softmax of the logits, detached as in
     the authors' code. The strength of the reversal is 2 / (1 + exp(-10 p)) - 1 over training progress p (DANN). Ours:
     the entropy weights are constants (the authors' let a reversed gradient through), and the discriminator's one hidden
-    layer. Its learning rate is DANN's.
+    layer. That learns at ten times the network's rate, as in DANN.
     """
 
     @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CDAN(WithSource):
         def __post_init__(self) -> None:
             expect(self, weight=NOT_NEGATIVE, hidden=AT_LEAST_ONE)
 
-    needs = Needs(source=True, own_rate=NEW_LAYERS)
+    needs = Needs(source=True, own_rate=NEW_LAYERS_RATE)
     feature_map: Tensor
     class_map: Tensor
 

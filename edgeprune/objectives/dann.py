@@ -14,7 +14,7 @@ from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Needs, Step, Task
 
-NEW_LAYERS = 10.0  # factor of the learning rate for layers that start from nothing
+NEW_LAYERS_RATE = 10.0  # factor of the learning rate for layers that start from nothing
 
 
 class _Reverse(torch.autograd.Function):
@@ -66,7 +66,7 @@ class DANN(WithSource):
         def __post_init__(self) -> None:
             expect(self, weight=NOT_NEGATIVE, hidden=AT_LEAST_ONE)
 
-    needs = Needs(source=True, own_rate=NEW_LAYERS)
+    needs = Needs(source=True, own_rate=NEW_LAYERS_RATE)
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)

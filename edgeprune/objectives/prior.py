@@ -13,7 +13,7 @@ def label_prior(logits: Tensor) -> Tensor:
     """pi (K,), sum 1, that makes the answers to target logits (M, K) most likely, were only the prior another.
 
     Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities, Neural
-    Computation 2002, eq. 2.10, an EM: pi_c <- mean_j p_jc pi_c / sum_k p_jk pi_k, p the softmax, for a source whose
+    Computation 2002, their EM: pi_c <- mean_j p_jc pi_c / sum_k p_jk pi_k, p the softmax, for a source whose
     classes are alike in number. The mean of p says of an absent class how much it looks like those that are there;
     this says that those explain it. Up to `ROUNDS` of it, or until none moves by more than `CLOSE`.
     """

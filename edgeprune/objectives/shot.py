@@ -18,9 +18,10 @@ class SHOT(Objective):
     """mean_i H(p_i) - H(mean p) + beta CE(g(x_i), pseudo-label_i).
 
     Liang et al., Do We Really Need to Access the Source Data?, ICML 2020, arXiv 2002.08546, eq. 4 to 8. The first step
-    of re-estimating batch-norm on the target is ours. `partial`: the target has fewer classes (their section 4.5),
-    and none of ten images or fewer is a label. Ours: images are counted by the label prior, not by the largest answer,
-    as many of these are of classes that only look like those that are there.
+    of re-estimating batch-norm on the target is ours. `partial`: the target has fewer classes (their section 4.5);
+    classes of at most `rare` images get no label, unless all are so. Ours: images are counted by the label prior, not
+    by the largest answer, as many of these only look like a class that is not there; and eq. 6 takes such classes out
+    of the softmax, too.
     """
 
     @dataclass(frozen=True)

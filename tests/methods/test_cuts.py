@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from edgeprune.data.batches import Batches
 from edgeprune.errors import BudgetNotMet, UsageError
 from edgeprune.images import Preprocess
-from edgeprune.methods import parts, work
+from edgeprune.methods import outcome, parts, work
 from edgeprune.methods.auto import AutoPruning
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
@@ -68,7 +68,7 @@ def test_the_plan_of_three_cuts_is_one_cut_of_the_dense_network(make: type[nn.Mo
     dense = copy.deepcopy(found.dense)
     AutoPruning()(found)
     assert len(found.plans) == 3
-    plan = parts.whole_plan(found)
+    plan = outcome.whole_plan(found)
     assert plan is not None
     assert {c.root for c in plan.cuts} == ({"make", "make@2"} if make is Split else {"make"})
     again = copy.deepcopy(dense)
@@ -121,13 +121,13 @@ def test_a_network_of_which_nothing_can_go_says_so() -> None:
 def test_a_budget_that_widths_cannot_fill_says_which_step_is_too_much() -> None:
     found = job(Split(), keep_out=("one", "two"), multiple=16, macs="0.9", iterations=1, bn_recal=False)
     AutoPruning()(found)
-    (said,) = parts.unfilled(found)
+    (said,) = outcome.unfilled(found)
     assert said == (
         "74.2% of the budget on macs is used: the next step, make@2 from 16 to 32 channels, would use 111.1%"
     )
     fine = job(Split(), macs="0.6", iterations=1, bn_recal=False)
     AutoPruning()(fine)
-    assert parts.unfilled(fine) == []
+    assert outcome.unfilled(fine) == []
 
 
 def test_short_stages_go_on_through_the_images() -> None:
@@ -160,6 +160,6 @@ def test_a_network_that_is_larger_than_planned_is_told() -> None:
     found = job(Split(), macs="0.6", iterations=1, bn_recal=False)
     ceiling = parts.limits(found)[-1]["macs"]
     AutoPruning()(found)
-    assert parts.exceeded(found, {"macs": ceiling, "params": 1e9}) == []
-    (said,) = parts.exceeded(found, {"macs": 2 * ceiling})
+    assert outcome.exceeded(found, {"macs": ceiling, "params": 1e9}) == []
+    (said,) = outcome.exceeded(found, {"macs": 2 * ceiling})
     assert said.endswith(f"more than the {ceiling:,.0f} that were asked for")

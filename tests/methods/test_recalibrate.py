@@ -9,17 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune import inference, opening
+from edgeprune import inference, opening, train
 from edgeprune.commands import prune as command
 from edgeprune.data.batches import normalised
 from edgeprune.images import Preprocess
 from edgeprune.methods import parts, recalibrate
+from edgeprune.methods.admp import ADMP
+from edgeprune.methods.auto import AutoPruning
+from edgeprune.methods.baselines import AdaptThenPrune
+from edgeprune.methods.dalr import DALR
+from edgeprune.methods.itmc import ITMC
 from edgeprune.methods.job import Job
+from edgeprune.methods.swmmd import SWMMDPruning
 from edgeprune.model import Network
 from edgeprune.objectives.source import Source
 from edgeprune.options import PruneOptions
 from edgeprune.prune.budget import Budget
-from edgeprune.waist import Task
+from edgeprune.waist import Objective, Task
 from tests.methods.conftest import pixels
 
 PRE = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)
@@ -45,11 +51,11 @@ class Normed(nn.Module):
         return out
 
 
-def job(*, partial: bool, **words: Any) -> Job:
+def job(*, partial: bool, budget: str = "channels", **words: Any) -> Job:
     network = Network(Normed().eval(), "here", PRE, tuple("abcd"), "head")
-    options = PruneOptions(recover=0.0, multiple=1, floor=0.0, **words)
-    how = Budget.parse(macs=None, params=None, channels="0.5")
-    made = Job.of(network, (pixels(64, 30, None), None), how, options, None)
+    options = PruneOptions(**{"recover": 0.0, "multiple": 1, "floor": 0.0, **words})
+    how = Budget.parse(**{"macs": None, "params": None, "channels": None, budget: "0.5"})
+    made = Job.of(network, (pixels(64, 30, None), pixels(40, 0, 4)), how, options, None)
     made.partial = partial
     return made
 
@@ -110,14 +116,59 @@ def test_statistics_of_the_target_are_the_targets_after_a_cut(partial: bool) -> 
         torch.testing.assert_close(norm.running_var, variance.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_dead_channel_is_no_trouble() -> None:
+@torch.no_grad()
+def test_a_channel_that_nothing_enters_any_more_is_no_trouble() -> None:
+    """Its variance on the target falls to 0, and its own, smaller than the target's, would fall below."""
     made = job(partial=True)
     module: Any = made.network.module
-    nn.init.zeros_(module.read.weight[0].data)
-    recalibrate.after(made, module, recalibrate.twin(made))
+    module.two.running_var.fill_(1e-6)
+    twin: Any = recalibrate.twin(made)
+    for network in (module, twin):
+        nn.init.zeros_(network.read.weight[0])
+    recalibrate.after(made, module, twin)
     values = [buffer for buffer in module.state_dict().values() if buffer.is_floating_point()]
     assert all(bool(value.isfinite().all()) for value in values)
-    assert all(bool((norm.running_var >= 0).all()) for norm in (module.one, module.two))
+    assert float(module.two.running_var.min()) == 0
+    assert bool((module(normalised(made.target, PRE, torch.arange(4)))).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (AutoPruning(), {"iterations": 2}),
+        (AutoPruning(), {"iterations": 2, "objective": "auto"}),
+        (AdaptThenPrune(), {}),
+        (SWMMDPruning(), {"iterations": 2}),
+        (ITMC(), {"iterations": 2}),
+        (ADMP(teacher="ema"), {}),
+        (DALR(), {"budget": "params"}),
+    ],
+)
+def test_what_a_cut_moved_stays_while_the_network_learns(
+    method: Any, words: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training after a cut finds the statistics that the cut left, and leaves them."""
+    kept: list[bool] = []
+    fit = train.fit
+
+    def watched(network: Network, objective: Objective, *args: Any, **named: Any) -> Any:
+        before = statistics(network.module)
+        found = fit(network, objective, *args, **named)
+        if made.trace:
+            kept.append(all(map(torch.equal, before, statistics(network.module))))
+        return found
+
+    monkeypatch.setattr(train, "fit", watched)
+    made = job(partial=True, recover=2.0, batch=16, **words)
+    before_cut = statistics(made.network.module)
+    method(made)
+    assert kept
+    assert all(kept)
+    assert not torch.equal(before_cut[-1], statistics(made.network.module)[-1])
+
+
+def statistics(module: nn.Module) -> list[Tensor]:
+    return [buffer.clone() for name, buffer in module.named_buffers() if "running" in name]
 
 
 @pytest.mark.parametrize(
@@ -126,8 +177,14 @@ def test_a_dead_channel_is_no_trouble() -> None:
         ({"method": "swmmd"}, [], True),
         ({"method": "swmmd", "then": "dalr"}, [], True),
         ({"objective": "auto", "set": ("objective.partial=true",)}, [], True),
-        ({}, [{"command": "adapt", "metrics": {"present_classes": ["a"]}}], True),
-        ({}, [{"command": "adapt", "metrics": {"present_classes": []}}], False),
+        ({"objective": "swmmd"}, [], True),
+        ({}, [{"command": "adapt", "partial": True}, {"command": "cut"}], True),
+        ({}, [{"command": "adapt", "partial": True}, {"command": "prune", "partial": False}], False),
+        (
+            {"objective": "auto", "set": ("objective.partial=false",)},
+            [{"command": "adapt", "partial": True}],
+            False,
+        ),
         ({"objective": "auto"}, [], False),
     ],
 )
@@ -157,7 +214,7 @@ def test_who_says_that_classes_are_lacking(
 def test_what_learns_keeps_the_statistics_of_a_partial_job_alone() -> None:
     for partial in (False, True):
         objective = Source(Task(8, 4))
-        recalibrate.hold(job(partial=partial), objective)
-        assert objective.needs.frozen_statistics == partial
+        recalibrate.keep_statistics(job(partial=partial), objective)
+        assert (objective.needs.frozen_statistics, objective.partial) == (partial, partial)
     assert recalibrate.twin(job(partial=True, bn_recal=False)) is None
     assert recalibrate.twin(job(partial=False)) is None

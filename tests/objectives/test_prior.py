@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 
 
 def paper(p: Array, rounds: int) -> Array:
-    """Equation 2.10 of Saerens et al. with a flat prior of the source: posteriors corrected, and their mean."""
+    """The EM of Saerens et al. with a flat prior of the source: posteriors corrected, and their mean."""
     prior = np.full(p.shape[1], 1 / p.shape[1])
     for _ in range(rounds):
         corrected = np.array([[prior[c] / (1 / len(prior)) * row[c] for c in range(len(prior))] for row in p])
