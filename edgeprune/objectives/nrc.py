@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeprune.objectives.prior import label_prior
 from edgeprune.objectives.ranges import AT_LEAST_ONE, expect
 from edgeprune.objectives.shot import marginal_entropy
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
@@ -20,7 +21,8 @@ class NRC(Objective):
     Yang et al., Exploiting the Intrinsic Neighborhood Structure for Source-free Domain Adaptation, NeurIPS 2021, arXiv
     2110.04202, eq. 3, 6 and 7. A_ik is 1 when i is among the neighbours of k, else r = 0.1. As in the authors' code the
     banks follow each batch, and there is no term of self-regularisation. Ours: the banks are made anew before each
-    pass, and batch-norm is re-estimated first. `partial`: no term of diversity.
+    pass, and batch-norm is re-estimated first. `partial`: mean p is drawn to the label prior q that the network as it
+    came answers by, KL(mean p || q), in place of an even one; without either, all images end in one class.
     """
 
     @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class NRC(Objective):
     needs = Needs(refresh=True, statistics=True)
     features: Tensor
     scores: Tensor
+    prior: Tensor
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)
         self.register_buffer("features", torch.empty(0, task.features))
         self.register_buffer("scores", torch.empty(0, task.classes))
+        self.register_buffer("prior", torch.zeros(task.classes))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("features", "scores"):  # their length is that of the target
@@ -53,6 +57,9 @@ class NRC(Objective):
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Banks from features (M, D) and logits (M, K) of the whole target."""
         self.features, self.scores = F.normalize(features.float(), dim=1), logits.float().softmax(1)
+        if self.knobs.partial and not bool(self.prior.any()):
+            counted = label_prior(logits) * len(logits) + 1  # of no class it is certain that it is absent
+            self.prior = (counted / counted.sum()).to(self.prior)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """`target` with features (N, D), logits (N, K) and the index of each image."""
@@ -67,8 +74,9 @@ class NRC(Objective):
                 self.features, self.scores, target.index, self.knobs.near, self.knobs.further
             )
         terms = {"neighbours": -(p * pull).sum(1).mean()}
-        if not self.knobs.partial:
-            terms["diversity"] = -marginal_entropy(target.logits.float())
+        terms["diversity"] = -marginal_entropy(target.logits.float())
+        if self.knobs.partial:
+            terms["diversity"] = terms["diversity"] - (p.mean(0) * self.prior.log()).sum()
         return terms
 
 

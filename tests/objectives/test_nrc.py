@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeprune.objectives.nrc import NRC, neighbour_pull
+from edgeprune.objectives.prior import label_prior
 from edgeprune.waist import Batch, Step, Task
 
 Array = NDArray[np.float64]
@@ -68,14 +69,35 @@ def test_value_and_gradient(near: int, further: int, dtype: torch.dtype, slope: 
     np.testing.assert_allclose(objective.features.numpy(), bank, atol=1e-6)
 
 
-def test_partial_has_no_diversity_and_banks_are_saved() -> None:
+def test_partial_is_drawn_to_the_prior_of_the_first_look() -> None:
+    """KL(mean p || q) and its gradient by hand; q is the label prior of 40 images, of each class one more."""
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.tensor([[4.0, 0, 1]] * 30 + [[0, 4.0, 1]] * 10)
+    objective = NRC(Task(5, 3), NRC.Knobs(partial=True))
+    for logits in (seen, seen.flip(1)):  # the second look changes nothing
+        objective.refresh(torch.randn(40, 5, generator=generator), logits)
+    q = (label_prior(seen).double().numpy() * 40 + 1) / 43
+    assert q.argmin() == 2
+    z = np.random.default_rng(0).normal(0, 2, (4, 3))
+    logits = torch.tensor(z, requires_grad=True)
+    target = Batch(torch.randn(4, 5), logits, None, torch.arange(4))
+    found = objective.terms(None, target, Step(0, 9))["diversity"]
+    found.backward()  # type: ignore[no-untyped-call]
+    p = softmax(z)
+    mean = p.mean(0)
+    assert float(found.detach()) == pytest.approx(float((mean * np.log(mean / q)).sum()), abs=1e-5)
+    pull = (np.log(mean / q) + 1) / 4  # of each p_ic, before the softmax
+    assert logits.grad is not None
+    expected = p * (pull - (p * pull).sum(1, keepdims=True))
+    np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-5)
+
+
+def test_banks_and_prior_are_saved() -> None:
     one, other = (NRC(Task(5, 3), NRC.Knobs(partial=True)) for _ in range(2))
     one.refresh(torch.randn(7, 5), torch.randn(7, 3))
-    target = Batch(torch.randn(2, 5), torch.randn(2, 3), None, torch.tensor([1, 6]))
-    assert set(one.terms(None, target, Step(0, 9))) == {"neighbours"}
     other.load_state_dict(one.state_dict())
-    assert torch.equal(other.scores, one.scores)
-    assert torch.equal(other.features, one.features)
+    for name in ("scores", "features", "prior"):
+        assert torch.equal(getattr(other, name), getattr(one, name))
 
 
 def test_autocast_asks_the_same_neighbours() -> None:
