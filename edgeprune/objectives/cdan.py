@@ -60,7 +60,7 @@ class CDAN(WithSource):
         g = torch.cat([source.logits, target.logits]).float().softmax(1).detach()
         judged = self.discriminator(reverse_gradient(self.joint(features, g), strength_at(step))).squeeze(1)
         weight = entropy_weights(g, len(source.logits)) if self.knobs.entropy else None
-        by_class = self.weights(source)
+        by_class = self.weights(source, compared=True)
         if by_class is not None:
             rest = torch.ones_like(judged) if weight is None else weight
             both = by_class * rest[: len(by_class)]

@@ -18,7 +18,7 @@ class DAN(WithSource):
 
     Long et al., Learning Transferable Features with Deep Adaptation Networks, ICML 2015, arXiv 1502.02791, eq. 1 and
     5, on the classifier's input alone, with five Gaussian kernels of equal weight. Ours: the U statistic over all
-    pairs (the paper's is over n / 2 quadruples). `partial`: source rows are weighted by class (PADA's weights).
+    pairs (the paper's is over n / 2 quadruples). `partial`: source rows are weighted by class (see WithSource).
     """
 
     @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DAN(WithSource):
         assert source is not None
         assert target is not None
         kernel = gaussian_kernels(torch.cat([source.features, target.features]).float())
-        weight = self.weights(source)
+        weight = self.weights(source, compared=True)
         weight = weight if weight is not None else torch.ones(len(source.logits), device=kernel.device)
         mmd = squared_mmd(kernel, weight, unbiased=True)
         return {"source": self.knobs.source * self.labelled(source), "dan": self.knobs.weight * mmd}

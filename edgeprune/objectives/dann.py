@@ -51,9 +51,9 @@ class DANN(WithSource):
     """CE on the source + weight * BCE(D(R_lambda(f))), R_lambda the reversal of the gradient.
 
     Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, arXiv 1505.07818, eq. 9 and 18.
-    f: features. `partial`: the source half is weighted by class as well (PADA). D learns at ten times the network's
-    rate, as in the authors' code of CDAN and in TLLib: one that learns as slowly as a trained network is fooled by
-    features that flip from side to side, and teaches nothing.
+    f: features. `partial`: the source half is weighted by class as well (see WithSource). D learns at ten times the
+    network's rate, as in the authors' code of CDAN and in TLLib: one that learns as slowly as a trained network is
+    fooled by features that flip from side to side, and teaches nothing.
     """
 
     @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class DANN(WithSource):
         assert target is not None
         features = torch.cat([source.features, target.features]).float()
         judged = self.discriminator(reverse_gradient(features, strength_at(step))).squeeze(1)
-        weight = self.weights(source)
+        weight = self.weights(source, compared=True)
         both = (
             torch.cat([weight, torch.ones_like(target.features[:, 0].float())])
             if weight is not None

@@ -19,7 +19,7 @@ class JAN(WithSource):
     """CE on the source + weight * JMMD^2, the MMD under the product of a kernel on f and one on softmax(z).
 
     Long et al., Deep Transfer Learning with Joint Adaptation Networks, ICML 2017, arXiv 1605.06636, eq. 9 and 10. Ours:
-    the U statistic over all pairs. `partial`: source rows are weighted by class (PADA's weights).
+    the U statistic over all pairs. `partial`: source rows are weighted by class (see WithSource).
     """
 
     @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class JAN(WithSource):
         features = gaussian_kernels(torch.cat([source.features, target.features]).float())
         p = torch.cat([source.logits, target.logits]).float().softmax(1)
         kernel = features * torch.exp(-squared_distances(p) / (2 * SIGMA**2))
-        weight = self.weights(source)
+        weight = self.weights(source, compared=True)
         weight = weight if weight is not None else torch.ones(len(source.logits), device=kernel.device)
         mmd = squared_mmd(kernel, weight, unbiased=True)
         return {"source": self.labelled(source), "jan": self.knobs.weight * mmd}
