@@ -38,6 +38,7 @@ class CDAN(WithSource):
             expect(self, weight=NOT_NEGATIVE, hidden=AT_LEAST_ONE)
 
     needs = Needs(source=True, own_rate=NEW_LAYERS_RATE)
+    compares = True
     feature_map: Tensor
     class_map: Tensor
 
@@ -60,7 +61,7 @@ class CDAN(WithSource):
         g = torch.cat([source.logits, target.logits]).float().softmax(1).detach()
         judged = self.discriminator(reverse_gradient(self.joint(features, g), strength_at(step))).squeeze(1)
         weight = entropy_weights(g, len(source.logits)) if self.knobs.entropy else None
-        by_class = self.weights(source, compared=True)
+        by_class = self.weights(source)
         if by_class is not None:
             rest = torch.ones_like(judged) if weight is None else weight
             both = by_class * rest[: len(by_class)]

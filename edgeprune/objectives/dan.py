@@ -31,12 +31,14 @@ class DAN(WithSource):
         def __post_init__(self) -> None:
             expect(self, weight=NOT_NEGATIVE, source=NOT_NEGATIVE)
 
+    compares = True
+
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """Both batches with features (N, D); a batch of one image has no discrepancy within it."""
         assert source is not None
         assert target is not None
         kernel = gaussian_kernels(torch.cat([source.features, target.features]).float())
-        weight = self.weights(source, compared=True)
+        weight = self.weights(source)
         weight = weight if weight is not None else torch.ones(len(source.logits), device=kernel.device)
         mmd = squared_mmd(kernel, weight, unbiased=True)
         return {"source": self.knobs.source * self.labelled(source), "dan": self.knobs.weight * mmd}

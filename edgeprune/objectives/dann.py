@@ -67,6 +67,7 @@ class DANN(WithSource):
             expect(self, weight=NOT_NEGATIVE, hidden=AT_LEAST_ONE)
 
     needs = Needs(source=True, own_rate=NEW_LAYERS_RATE)
+    compares = True
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)
@@ -79,7 +80,7 @@ class DANN(WithSource):
         assert target is not None
         features = torch.cat([source.features, target.features]).float()
         judged = self.discriminator(reverse_gradient(features, strength_at(step))).squeeze(1)
-        weight = self.weights(source, compared=True)
+        weight = self.weights(source)
         both = (
             torch.cat([weight, torch.ones_like(target.features[:, 0].float())])
             if weight is not None

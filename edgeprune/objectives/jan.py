@@ -31,6 +31,8 @@ class JAN(WithSource):
         def __post_init__(self) -> None:
             expect(self, weight=NOT_NEGATIVE)
 
+    compares = True
+
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """Both batches with features (N, D) and logits (N, K)."""
         assert source is not None
@@ -38,7 +40,7 @@ class JAN(WithSource):
         features = gaussian_kernels(torch.cat([source.features, target.features]).float())
         p = torch.cat([source.logits, target.logits]).float().softmax(1)
         kernel = features * torch.exp(-squared_distances(p) / (2 * SIGMA**2))
-        weight = self.weights(source, compared=True)
+        weight = self.weights(source)
         weight = weight if weight is not None else torch.ones(len(source.logits), device=kernel.device)
         mmd = squared_mmd(kernel, weight, unbiased=True)
         return {"source": self.labelled(source), "jan": self.knobs.weight * mmd}

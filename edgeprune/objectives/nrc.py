@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,9 @@ class NRC(Objective):
     Yang et al., Exploiting the Intrinsic Neighborhood Structure for Source-free Domain Adaptation, NeurIPS 2021, arXiv
     2110.04202, eq. 3, 6 and 7. A_ik is 1 when i is among the neighbours of k, else r = 0.1. As in the authors' code the
     banks follow each batch, and there is no term of self-regularisation. Ours: the banks are made anew before each
-    pass, and batch-norm is re-estimated first. `partial`: mean p is drawn to the label prior q that the network as it
-    came answers by, KL(mean p || q), in place of an even one; without either, all images end in one class.
+    pass, and batch-norm is re-estimated first. `partial`: KL(q || mean p) in place of the entropy, q the label prior of
+    the network as it came. It is infinite where a class of q is given up: neighbours pull five times as hard as
+    KL(mean p || q) would push, and all images end in the commonest class.
     """
 
     @dataclass(frozen=True)
@@ -74,9 +76,11 @@ class NRC(Objective):
                 self.features, self.scores, target.index, self.knobs.near, self.knobs.further
             )
         terms = {"neighbours": -(p * pull).sum(1).mean()}
-        terms["diversity"] = -marginal_entropy(target.logits.float())
         if self.knobs.partial:
-            terms["diversity"] = terms["diversity"] - (p.mean(0) * self.prior.log()).sum()
+            log_mean = target.logits.float().log_softmax(1).logsumexp(0) - math.log(len(p))
+            terms["diversity"] = (self.prior * (self.prior.log() - log_mean)).sum()
+        else:
+            terms["diversity"] = -marginal_entropy(target.logits.float())
         return terms
 
 

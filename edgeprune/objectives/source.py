@@ -29,41 +29,37 @@ class WithSource(Objective):
     The weights are PADA's (Cao et al., Partial Adversarial Domain Adaptation, ECCV 2018, arXiv 1808.04205, eq. 4 and
     5): gamma_c = mean_j softmax(z_j / T)_c over the target, with T = 0.1 as in TLLib, 1 on the average of classes, and
     refreshed before each pass over the target. Ours: each refresh but the first goes half of the way, since a class
-    that is hardly predicted for a while may be there; weights have mean 1 in each batch. Where domains are compared
-    PADA divides gamma by its largest; here the label prior weighs the source, as both sides are to hold the same
-    shares of classes, and gamma counts what only looks like a class. The cross entropy keeps gamma: the prior of a
-    class that is there and badly known may be 0, and what is not taught is forgotten. `gamma`, `prior` (K,): buffers.
+    that is hardly predicted for a while may be there; weights have mean 1 in each batch, in the domain terms too,
+    where PADA divides by the largest; and an objective that `compares` domains takes the label prior for gamma, as
+    both sides are to hold the same shares of classes, and the mean of answers counts what only looks like one. Others
+    keep that: a class that is there and badly known may have no prior, and what is not taught is forgotten. `gamma`
+    (K,) is a buffer.
     """
 
     Knobs: type = PartialKnobs
     needs = Needs(source=True)
+    compares = False
     gamma: Tensor
-    prior: Tensor
 
     def __init__(self, task: Task, knobs: Any = None) -> None:
         super().__init__(task, knobs)
         self.register_buffer("gamma", torch.ones(task.classes))
-        self.register_buffer("prior", torch.ones(task.classes))
         if self.knobs.partial:
             self.needs = replace(self.needs, refresh=True)
 
     def refresh(self, features: Tensor, logits: Tensor) -> None:
         """Class weights from logits (M, K) of the whole target."""
         if self.knobs.partial:
+            weights = label_prior(logits) * logits.shape[1] if self.compares else class_weights(logits)
+            now = weights.to(self.gamma)
             first = bool((self.gamma == 1).all())
-            seen = (class_weights(logits), label_prior(logits) * logits.shape[1])
-            gamma, prior = (now.to(self.gamma) for now in seen)
-            self.gamma = gamma if first else self.gamma.lerp(gamma, HALFWAY)
-            self.prior = prior if first else self.prior.lerp(prior, HALFWAY)
+            self.gamma = now if first else self.gamma.lerp(now, HALFWAY)
 
-    def weights(self, source: Batch, *, compared: bool = False) -> Tensor | None:
-        """Weight (N,) of each source image, mean 1 over the batch; None when every image counts the same.
-
-        compared: where domains are compared, by the label prior.
-        """
+    def weights(self, source: Batch) -> Tensor | None:
+        """Weight (N,) of each source image, mean 1 over the batch; None when every image counts the same."""
         if not self.knobs.partial or source.labels is None:
             return None
-        weight = (self.prior if compared else self.gamma)[source.labels]
+        weight = self.gamma[source.labels]
         return weight / weight.mean().clamp_min(torch.finfo(weight.dtype).eps)
 
     def labelled(self, source: Batch | None) -> Tensor:

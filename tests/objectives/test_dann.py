@@ -39,7 +39,7 @@ def test_value_and_gradient(partial: bool, number: int, dtype: torch.dtype) -> N
     torch.manual_seed(0)
     source, target = batches(dtype)
     objective = DANN(Task(4, 3), DANN.Knobs(weight=0.7, hidden=6, partial=partial))
-    objective.prior = torch.tensor([2.0, 0.7, 0.3])
+    objective.gamma = torch.tensor([2.0, 0.7, 0.3])
     loss = objective.terms(source, target, Step(number, 11))["dann"]
     loss.backward()  # type: ignore[no-untyped-call]
     w1, b1, w2, b2 = (p.detach().double().numpy() for p in objective.discriminator.parameters())

@@ -70,7 +70,7 @@ def test_value_and_gradient(near: int, further: int, dtype: torch.dtype, slope: 
 
 
 def test_partial_is_drawn_to_the_prior_of_the_first_look() -> None:
-    """KL(mean p || q) and its gradient by hand; q is the label prior of 40 images, of each class one more."""
+    """KL(q || mean p) and its gradient by hand; q is the label prior of 40 images, of each class one more."""
     generator = torch.Generator().manual_seed(0)
     seen = torch.tensor([[4.0, 0, 1]] * 30 + [[0, 4.0, 1]] * 10)
     objective = NRC(Task(5, 3), NRC.Knobs(partial=True))
@@ -85,8 +85,8 @@ def test_partial_is_drawn_to_the_prior_of_the_first_look() -> None:
     found.backward()  # type: ignore[no-untyped-call]
     p = softmax(z)
     mean = p.mean(0)
-    assert float(found.detach()) == pytest.approx(float((mean * np.log(mean / q)).sum()), abs=1e-5)
-    pull = (np.log(mean / q) + 1) / 4  # of each p_ic, before the softmax
+    assert float(found.detach()) == pytest.approx(float((q * np.log(q / mean)).sum()), abs=1e-5)
+    pull = -q / mean / 4  # of each p_ic, before the softmax
     assert logits.grad is not None
     expected = p * (pull - (p * pull).sum(1, keepdims=True))
     np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-5)
