@@ -270,6 +270,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     start.keep_freed_memory()
+    start.flush_denormals()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     there = {r["key"]: r for r in rows}
     for task in (t for t in TASKS if fnmatch.fnmatch(t, args.task)):

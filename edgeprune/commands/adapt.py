@@ -109,6 +109,7 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     kind.Knobs(**knobs)  # refuses values that make no sense
     start.seed_everything(options)
     start.keep_freed_memory()
+    start.flush_denormals()
     names = images.classes(images.find(options.source)) if options.source else ()
     network, fresh = open_network(options.model, options, names)
     adaptable.check(options, network, kind, fresh=fresh)

@@ -96,6 +96,7 @@ def prune(options: PruneOptions) -> PruneResult:
     of_score = prune_words.of_score(options, method)
     start.seed_everything(options)
     start.keep_freed_memory()
+    start.flush_denormals()
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")

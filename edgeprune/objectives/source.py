@@ -13,6 +13,7 @@ from edgeprune.objectives.prior import label_prior
 from edgeprune.objectives.ranges import SHARE, expect
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
+NEGLIGIBLE = 1e-6  # a weight that is none: its gradients are denormal numbers, which are slow
 HALFWAY = 0.5  # from the class weights before to those of a new look at the target
 
 
@@ -51,7 +52,7 @@ class WithSource(Objective):
         """Class weights from logits (M, K) of the whole target."""
         if self.knobs.partial:
             weights = label_prior(logits) * logits.shape[1] if self.compares else class_weights(logits)
-            now = weights.to(self.gamma)
+            now = F.threshold(weights.to(self.gamma), NEGLIGIBLE, 0.0)
             first = bool((self.gamma == 1).all())
             self.gamma = now if first else self.gamma.lerp(now, HALFWAY)
 

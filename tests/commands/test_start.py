@@ -53,3 +53,27 @@ def test_freed_memory_is_kept() -> None:
 def test_what_the_user_says_about_memory_stands() -> None:
     kept, _, _ = pages(MALLOC_MMAP_MAX_="65536")
     assert kept == "False"
+
+
+LEAST = """
+import torch
+from edgeprune.commands.start import flush_denormals
+
+able = flush_denormals()
+x = torch.full((2_000_000,), 1e-30, requires_grad=True)
+y = x * 1e-9  # 1e-39: below the smallest normal number
+(y * 1e-9).sum().backward()
+print(able, bool(y.any()), bool((x.grad * 1e-21).any()), float(x[0].detach() * 1e7))
+"""
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_numbers_below_normal_are_none_in_every_thread(threads: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    said = subprocess.run(
+        [sys.executable, "-c", LEAST], capture_output=True, text=True, check=True, env=environment
+    ).stdout.split()
+    if said[0] == "False":
+        pytest.skip("this processor has no such mode")
+    assert said[1:3] == ["False", "False"]
+    assert float(said[3]) == pytest.approx(1e-23, rel=1e-5)
