@@ -1,7 +1,8 @@
 """Fixtures that several rooms need: small networks and small folders of images."""
 
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,16 @@ def make_images() -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _denormal_numbers() -> Iterator[None]:
+    """A command that runs here takes denormal numbers for 0 from then on; hypothesis draws them."""
+    if "torch" in sys.modules:  # a fixture of the module may have run one
+        sys.modules["torch"].set_flush_denormal(False)
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(autouse=True)

@@ -139,7 +139,7 @@ def keep_freed_memory() -> bool:
 
 
 def flush_denormals() -> bool:
-    """Let this process's threads take numbers below the smallest normal one for 0; False where the CPU cannot.
+    """Have this process, from now on, take numbers below the smallest normal one for 0; False where the CPU cannot.
 
     Gradients of images that hardly count come that low, and each product of one takes many times as long: `dann`
     for a target without some classes trained four times slower. Threads begun before keep to theirs.
