@@ -23,8 +23,8 @@ class NRC(Objective):
     2110.04202, eq. 3, 6 and 7. A_ik is 1 when i is among the neighbours of k, else r = 0.1. As in the authors' code the
     banks follow each batch, and there is no term of self-regularisation. Ours: the banks are made anew before each
     pass, and batch-norm is re-estimated first. `partial`: KL(q || mean p) in place of the entropy, q the label prior of
-    the network as it came. It is infinite where a class of q is given up: neighbours pull five times as hard as
-    KL(mean p || q) would push, and all images end in the commonest class.
+    the network as it came. It grows without bound where a class of q is given up; KL(mean p || q) does not,
+    and all images ended in the commonest class.
     """
 
     @dataclass(frozen=True)
