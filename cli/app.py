@@ -85,12 +85,17 @@ class Program:
             # Libraries' notes to their own programmers; a command's warnings are part of its result.
             warnings.simplefilter("ignore")
         startup.prepare(request.command, request.options)
+        note = ""
         with stdout_to_stderr():
-            result = _result(request)
-            facts: dict[str, Any] = result.to_json()
+            try:
+                facts: dict[str, Any] = _result(request).to_json()
+            except errors.Finished as done:  # a job that is queued again is no failure
+                note, facts = str(done), done.results
         if not int(
             os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0
         ):  # of several processes one speaks
+            if note:
+                print(f"note: {note}", file=sys.stderr)  # noqa: T201
             self._print(request, facts)
         return 0
 

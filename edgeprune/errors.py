@@ -12,6 +12,7 @@ Each message is one line: what was received, what was expected, where, and the r
       PlanError                1   a pruning plan does not fit the network
       RunError                 1   a run folder cannot be used
         OutputExists           1   something is there already; --force replaces it
+        Finished               0   what --resume asks for is done already; not a fault
         RunLocked              1   another process works in the folder
         DiskFull               1   no space is left; what was written before is intact
       UsageError               2   the words of the command do not make sense together
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "BrokenModel",
@@ -33,6 +35,7 @@ __all__ = [
     "DataError",
     "DiskFull",
     "EdgePruneError",
+    "Finished",
     "Interrupted",
     "MissingHere",
     "ModelError",
@@ -95,6 +98,19 @@ class RunError(EdgePruneError):
 
 class OutputExists(RunError):
     """Something is there already."""
+
+
+class Finished(RunError):
+    """What --resume asks for was done by an earlier call; `results` is what it printed with --json."""
+
+    exit_code = 0
+
+    def __init__(self, message: str, results: dict[str, Any]) -> None:
+        super().__init__(message, results)  # both, so that it can be sent to other processes
+        self.results = results
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RunLocked(RunError):

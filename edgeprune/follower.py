@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import processes
-from edgeprune.errors import UsageError
+from edgeprune.errors import EdgePruneError, UsageError
 from edgeprune.run import Run
 
 
@@ -41,7 +41,8 @@ class Follower(Run):
 def create(path: Path | None, *, device: str, command: str, model: str, **more: Any) -> Run:
     """`Run.create` in the first process; in the others, once that is done, its folder to read from.
 
-    `device` as for processes.fabric. UsageError without a path in several processes: they would not agree on a name.
+    `device` as for processes.fabric. What the first process cannot use, none can: all raise its error. UsageError
+    without a path in several processes: they would not agree on a name.
     """
     together = processes.environment()
     if together is None:
@@ -49,8 +50,13 @@ def create(path: Path | None, *, device: str, command: str, model: str, **more: 
     if path is None:
         raise UsageError(f"{together.world_size()} processes need one run folder: give -o DIR")
     joined = processes.fabric(device, "32-true")
-    run = None
+    run, refused = None, None
     if together.global_rank() == 0:
-        run = Run.create(path, command=command, model=model, **more)
-    joined.barrier()
+        try:
+            run = Run.create(path, command=command, model=model, **more)
+        except EdgePruneError as err:
+            refused = err
+    refused = joined.broadcast(refused)
+    if refused is not None:
+        raise refused
     return run if run is not None else Follower(path, command, model)

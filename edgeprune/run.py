@@ -28,6 +28,7 @@ from edgeprune.artifact import write_atomically
 from edgeprune.errors import (
     DiskFull,
     EdgePruneError,
+    Finished,
     Interrupted,
     MissingHere,
     OutputExists,
@@ -94,8 +95,8 @@ class Run:
         """Make the folder of a new run, take up an unfinished one (`resume`), or replace one (`force`).
 
         Without a path: runs/<command>-<model>-<n>, the first free n, or with `resume` the last unfinished
-        one. `resume` where nothing is starts anew. Errors: OutputExists, RunLocked, RunError (another
-        command, model or config), DiskFull.
+        one. `resume` where nothing is starts anew. Errors: OutputExists, Finished (`resume` of a run that is
+        done), RunLocked, RunError (another command, model or config), DiskFull.
         """
         if force and resume:
             raise UsageError("--force starts again and --resume goes on: give one of them")
@@ -145,8 +146,6 @@ class Run:
         self.log(f"{self.command} {self.model}: started")
 
     def _take_up(self, marker: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        if is_done(self.path):
-            raise OutputExists(run_folder.occupied(self.path, marker))
         was = (marker.get("command"), marker.get("model"))
         if was != (self.command, self.model):
             raise RunError(
@@ -165,6 +164,9 @@ class Run:
                 f"{self.path}: began with other settings ({pairs}); resume with the same, "
                 "or start again with --force"
             )
+        if is_done(self.path):
+            done = read_json(self.path / "done.json") or {}
+            raise Finished(run_folder.occupied(self.path, marker), dict(done.get("results") or {}))
         self.resumed = True
         for name in ("metrics.jsonl", "log.txt"):
             drop_torn_line(self.path / name)

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from edgeprune import artifact, records
-from edgeprune.errors import DiskFull, Interrupted, MissingHere, OutputExists, RunError, RunLocked, UsageError
+from edgeprune.errors import (
+    DiskFull,
+    Finished,
+    Interrupted,
+    MissingHere,
+    OutputExists,
+    RunError,
+    RunLocked,
+    UsageError,
+)
 from edgeprune.records import is_done, results
 from edgeprune.run import Run
 
@@ -84,11 +93,14 @@ def test_resume_without_a_path_takes_the_last_unfinished(
 
 def test_a_finished_run_is_not_overwritten_or_resumed(tmp_path: Path) -> None:
     path = finished(tmp_path / "r")
-    for how in ({}, {"resume": True}):
-        with pytest.raises(
-            OutputExists, match=r"'adapt timm:resnet18' finished there on .*--force replaces it"
-        ):
-            start(path, **how)
+    told = r"'adapt timm:resnet18' finished there on .*--force replaces it"
+    with pytest.raises(OutputExists, match=told):
+        start(path)
+    with pytest.raises(Finished, match=told) as done:
+        start(path, resume=True)
+    assert done.value.results == {"accuracy": 0.5}
+    with pytest.raises(RunError, match="began with other settings"):
+        start(path, resume=True, config={"steps": 10})
     assert (path / "model.safetensors").read_bytes() == b"weights"
     with start(path, force=True) as run:
         assert not (path / "model.safetensors").exists()

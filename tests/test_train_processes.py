@@ -242,6 +242,10 @@ def test_the_command_in_two_processes_writes_one_run(tmp_path: Path) -> None:
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [m["step"] for m in metrics if "validators" in m and m["stage"] == "adapt"]
     assert steps == [0, 1, 2, 3, 4]
+    again = together(
+        tmp_path, _COMMAND.format(words=[*words, "--resume"])
+    )  # neither process waits for the other
+    assert json.loads(again) == json.loads(printed)
 
 
 def test_auto_is_cuda_or_cpu_never_mps(monkeypatch: pytest.MonkeyPatch) -> None:

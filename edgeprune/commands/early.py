@@ -12,7 +12,7 @@ from typing import Any
 from edgeprune import catalog, images, run_folder
 from edgeprune.errors import OutputExists
 from edgeprune.options import AdaptOptions, PruneOptions
-from edgeprune.records import is_done, read_json
+from edgeprune.records import read_json
 
 _IMAGES = ("target", "source", "evaluate", "labelled_target")
 _NAMES: Mapping[str, Mapping[str, catalog.Entry]] = {
@@ -37,5 +37,5 @@ def check(options: Any) -> None:
     writes = not (options.force or options.dry_run or getattr(options, "export_stats", None))
     if writes and options.output is not None and options.output.is_dir():
         marker = read_json(options.output / "run.json")
-        if marker is not None and (is_done(options.output) or not options.resume):
+        if marker is not None and not options.resume:
             raise OutputExists(run_folder.occupied(options.output, marker))

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from edgeprune import records
 from edgeprune.cli.app import main
 from edgeprune.run import Run
 
@@ -116,7 +117,11 @@ def test_names_count_up_and_a_named_folder_is_kept(say: Say) -> None:
     made = weights("runs/adapt-digits_net-1")
     line = error(say(*adapt, "-o", "runs/adapt-digits_net-1"), 1)
     assert "--force replaces it, -o takes another folder" in line
-    assert "nothing is left to resume" in error(say(*adapt, "-o", "runs/adapt-digits_net-1", "--resume"), 1)
+    code, out, err = say(*adapt, "-o", "runs/adapt-digits_net-1", "--resume", "--json")
+    assert code == 0, "a queue that starts a finished job again has not failed"
+    assert json.loads(out) == records.results(Path("runs/adapt-digits_net-1"))
+    assert err.startswith("note: ")
+    assert "nothing is left to resume" in err
     assert all(torch.equal(made[k], v) for k, v in weights("runs/adapt-digits_net-1").items())
     assert say(*adapt, "-o", "runs/adapt-digits_net-1", "--force", "--seed", "1")[0] == 0
     assert not same("runs/adapt-digits_net-1", "runs/adapt-digits_net-2")

@@ -52,8 +52,9 @@ def test_a_folder_that_is_taken(tmp_path: Path) -> None:
         early.check(AdaptOptions(output=folder))
     with Run.create(folder, command="adapt", model="x", config={}, resume=True) as run:
         run.finish({})
-    with pytest.raises(OutputExists, match="nothing is left to resume"):
-        early.check(AdaptOptions(output=folder, resume=True))
+    early.check(AdaptOptions(output=folder, resume=True))  # what it came to is shown again
+    with pytest.raises(OutputExists, match="finished there on"):
+        early.check(AdaptOptions(output=folder))
 
 
 def test_torch_is_not_loaded_for_it() -> None:
