@@ -45,8 +45,9 @@ def page(rows: Sequence[Row]) -> str:
         "The settings of `auto` were found by comparing variants by labelled accuracy on these tasks (for CIFAR on",
         "half of the test images), which the rules of evaluation forbid: its rows are development results, not",
         "held-out ones. So are those with `partial`: that a target with fewer classes keeps most of the network's own",
-        "batch-norm statistics, that MCC and BNM count classes, others by the label prior, and that `rank` chooses,",
-        "was seen to help by the labels of pacs-partial (the prior on other parts of PACS, too). That a discriminator",
+        "batch-norm statistics, that MCC and BNM count classes, that what compares domains, SHOT, NRC and `auto` go by",
+        "the label prior, and that `rank` chooses, was seen to help by the labels of pacs-partial (the prior on other",
+        "parts of PACS, too). That a discriminator",
         "learns ten times as fast is as published, but was looked for because of those rows.",
     ]
     if machines := sorted({r["machine"] for r in rows if "machine" in r}):

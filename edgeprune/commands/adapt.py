@@ -107,9 +107,7 @@ def adapt(options: AdaptOptions) -> AdaptResult:
     if options.drop_absent_classes and "partial" in {f.name for f in fields(kind.Knobs)}:
         knobs = {"partial": True, **knobs}  # what pulls answers onto all classes would keep the absent ones
     kind.Knobs(**knobs)  # refuses values that make no sense
-    start.seed_everything(options)
-    start.keep_freed_memory()
-    start.flush_denormals()
+    start.training(options)
     names = images.classes(images.find(options.source)) if options.source else ()
     network, fresh = open_network(options.model, options, names)
     adaptable.check(options, network, kind, fresh=fresh)
@@ -231,7 +229,7 @@ def _work(
             "adapt",
             replace(options, lr=settings.lr),
             objective=how.name,
-            partial=objective.partial,
+            partial=objective.partial and kept is None,  # of what is left, the target lacks none
             metrics=result.to_json(),
         )
     )

@@ -40,7 +40,8 @@ class PruneResult:
     padded_macs: with the channels of weights rounded up to the multiple that a device computes. latency: with a budget
     on it, what was requested, predicted and measured. channels: inside blocks, of those that can be cut.
     target_labels: how many labelled target images were learned from; they are left out of the accuracies.
-    low_rank: layer that became a pair -> its inputs (of a patch), its outputs, its rank.
+    low_rank: layer that became a pair -> its inputs (of a patch), its outputs, its rank. partial: the target was taken
+    to lack classes.
     """
 
     run: Path | None
@@ -64,6 +65,7 @@ class PruneResult:
     target_labels: int | None = None
     low_rank: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     estimate: Mapping[str, Any] | None = None
+    partial: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -94,9 +96,7 @@ def prune(options: PruneOptions) -> PruneResult:
         method = Given(plan, method if isinstance(method, DALR) else DALR(), method)
     knobs = prune_words.of_objective(options, method)
     of_score = prune_words.of_score(options, method)
-    start.seed_everything(options)
-    start.keep_freed_memory()
-    start.flush_denormals()
+    start.training(options)
     network, fresh = open_network(options.model, options)
     if fresh:
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
@@ -104,6 +104,8 @@ def prune(options: PruneOptions) -> PruneResult:
     job.knobs, job.score_knobs = knobs, of_score
     job.partial = _lacks_classes(job, method)
     job.warnings += prune_words.unheard(options, method)
+    if job.moves_statistics and knobs.get("statistics") == "live":
+        job.warnings.append("--set objective.statistics=live: has no effect on a target that lacks classes")
     with contextlib.ExitStack() as stack:
         if budget.timed:
             job.timing = timing.of(network, options.table, stack)
@@ -125,6 +127,8 @@ def prune(options: PruneOptions) -> PruneResult:
             )
         )
         start.log_skipped(job.run, job.target, job.source, labelled, job.labelled)
+        if job.partial:
+            job.run.log("the target is taken to lack classes: batch-norm keeps its own statistics")
         return _work(options, job, method, labelled, parent)
 
 
@@ -150,7 +154,8 @@ def _lacks_classes(job: Job, method: Callable[[Job], None]) -> bool:
     if "partial" in job.knobs:
         return bool(job.knobs["partial"])
     name = job.options.objective
-    kind = None if name == "none" else learning.kind_of(name, source=job.source is not None)
+    unheard = name == "none" or "objective" in getattr(method, "ignores", {})
+    kind = None if unheard else learning.kind_of(name, source=job.source is not None)
     if getattr(method, "partial", False) or (kind is not None and kind.partial):
         return True
     before = [entry for entry in job.network.history if "partial" in entry]
@@ -253,6 +258,7 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         *job.channels,
         len(job.labelled) if job.labelled is not None else None,
         low_rank(job.network),
+        partial=job.partial,
     )
 
 

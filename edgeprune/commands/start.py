@@ -121,6 +121,16 @@ def seed_everything(options: RunOptions) -> None:
         torch.set_num_threads(options.threads)
 
 
+def training(options: RunOptions) -> None:
+    """What training wants of this process: seeds and threads, freed memory kept, denormal numbers taken for 0.
+
+    The process that called stays so, also where a command is called from Python.
+    """
+    seed_everything(options)
+    keep_freed_memory()
+    flush_denormals()
+
+
 _FOR_MALLOC = ("GLIBC_TUNABLES", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
@@ -139,7 +149,7 @@ def keep_freed_memory() -> bool:
 
 
 def flush_denormals() -> bool:
-    """Have this process, from now on, take numbers below the smallest normal one for 0; False where the CPU cannot.
+    """Have this thread, and those it begins, take numbers below the smallest normal one for 0; False if it cannot.
 
     Gradients of images that hardly count come that low, and each product of one takes many times as long: `dann`
     for a target without some classes trained four times slower. Threads begun before keep to theirs.

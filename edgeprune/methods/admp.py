@@ -137,7 +137,7 @@ class ADMP:
         duel = Duel(learning.task(job.network), self, cut, plan)
         learns = self.teacher != "frozen" and taught.network is None
         if learns:
-            duel.follow(job.network.module, job.partial)
+            duel.follow(job.network.module, job.moves_statistics)
         steps = work.steps(job, duel, self.passes)
         if not steps or not plan.cuts:  # masks that learned nothing have no say
             return replace(plan, why={**plan.why, "masks": {"swapped": 0, "images_beside": 0}})
@@ -163,21 +163,23 @@ class Taught:
             begin = "objective/teacher."
             held = snapshot.read(file)[0].items()
             state = {name.removeprefix(begin): value for name, value in held if name.startswith(begin)}
-            self.network = follower(job.dense, job.partial)
+            self.network = shadow(job.dense, job.moves_statistics)
             self.network.load_state_dict(state)
 
 
-def follower(module: nn.Module, partial: bool) -> nn.Module:
-    """A frozen copy that normalises by the batch, as running statistics are of other weights; not if partial."""
+def shadow(module: nn.Module, moves: bool) -> nn.Module:
+    """A frozen copy that normalises by the batch, as running statistics are of other weights; not where they stay as
+    they are in training (`Job.moves_statistics`), and a batch's are of classes that the network was not trained on.
+    """
     copied = copy.deepcopy(module).requires_grad_(False).eval()
-    for norm in () if partial else copied.modules():
+    for norm in () if moves else copied.modules():
         if isinstance(norm, _BatchNorm):
             norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
     return copied
 
 
 class Losses(Objective):
-    """The defender's three terms. `ramp`: whether a grows over the steps."""
+    """The defender's three terms. `ramp`: whether a grows over the steps. Classes count alike, also if partial."""
 
     ramp = False
 
@@ -246,9 +248,9 @@ class Duel(Losses):
         self.teacher: nn.Module | None = None
         self._student: tuple[nn.Module, ...] = ()  # in a tuple: no part of this module
 
-    def follow(self, module: nn.Module, partial: bool) -> None:
+    def follow(self, module: nn.Module, moves: bool) -> None:
         """Have a teacher of its own, which follows the weights of `module`."""
-        self.teacher, self._student = follower(module, partial), (module,)
+        self.teacher, self._student = shadow(module, moves), (module,)
 
     def train(self, mode: bool = True) -> Duel:
         """As always; a teacher stays in evaluation mode."""

@@ -73,7 +73,8 @@ class TwoStage:
         job = work.several(job, self.cuts, "linear")
         _cut_on_source(job, "taylor-labels", self.source_share)
         named = job.options.objective != "none"
-        objective = work.adapting(job) if named else DAN(learning.task(job.network))
+        dan = DAN(learning.task(job.network), DAN.Knobs(partial=job.partial))
+        objective = work.adapting(job) if named else dan
         work.learn(job, objective, job.options.recover * (1 - self.source_share), "adapt")
 
 

@@ -134,7 +134,7 @@ class ITMC:
         network = replace(job.network, module=teacher)
         if job.options.objective != "none":
             return work.adapting(replace(job, network=network))
-        return DAN(learning.task(network))
+        return DAN(learning.task(network), DAN.Knobs(partial=job.partial))
 
     def objective(self, job: Job) -> Objective:
         """What the student learns: w CE(source) + tau^2 KL(teacher || student) on the target + delta MMD."""
@@ -143,9 +143,10 @@ class ITMC:
         if self.distill:
             terms.append((1.0, Distill(task, Distill.Knobs(temperature=self.tau))))
         if self.discrepancy:  # DAN has the cross entropy with it
-            terms.append((1.0, DAN(task, DAN.Knobs(weight=self.discrepancy, source=self.source))))
+            knobs = DAN.Knobs(weight=self.discrepancy, source=self.source, partial=job.partial)
+            terms.append((1.0, DAN(task, knobs)))
         elif self.source:
-            terms.append((self.source, Source(task, Source.Knobs(smoothing=0.0))))
+            terms.append((self.source, Source(task, Source.Knobs(smoothing=0.0, partial=job.partial))))
         if not terms:
             raise UsageError("--method itmc: with distill=false and source=0 there is nothing to learn from")
         return Together(terms)

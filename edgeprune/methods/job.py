@@ -92,6 +92,11 @@ class Job:
         here[name] = here.get(name, 0) + images
 
     @property
+    def moves_statistics(self) -> bool:
+        """Whether batch-norm keeps the network's own statistics, moved with each cut, in place of the target's."""
+        return self.partial and self.options.bn_recal
+
+    @property
     def cuts(self) -> int:
         """In how many cuts the budget is reached: what the options say, else one."""
         return self.options.iterations or 1

@@ -25,34 +25,38 @@ from edgeprune.waist import Objective
 
 def twin(job: Job) -> nn.Module | None:
     """A copy of the network with the target's statistics, to be cut beside it; None where `after` needs none."""
-    if not (job.options.bn_recal and job.partial):
+    if not job.moves_statistics:
         return None
     theirs = copy.deepcopy(job.network.module)
     _take(job, theirs)
     return theirs
 
 
-def after(job: Job, module: nn.Module, twin: nn.Module | None) -> None:
-    """Give a network that was cut, in place, statistics that fit it; twin: with the channels that are left."""
-    if twin is None:
+def after(job: Job, module: nn.Module, theirs: nn.Module | None) -> None:
+    """Give a network that was cut, in place, statistics that fit it.
+
+    theirs: its `twin`, cut alike, whose statistics tell how far the target's moved; None takes the target's.
+    """
+    if theirs is None:
         _take(job, module)
         return
     own = [[value.clone() for value in _statistics(norm)] for norm in _norms(module)]
     _take(job, module)
-    for norm, old, (mean, variance) in zip(_norms(module), _norms(twin), own, strict=True):
+    for norm, old, (mean, variance) in zip(_norms(module), _norms(theirs), own, strict=True):
         _move(norm, old, mean, variance)
 
 
 def keep_statistics(job: Job, objective: Objective) -> None:
     """Change `objective.needs` so that a partial job learns with its statistics as they are; `objective.partial`, too.
 
-    They may be settled once more before the first cut (validate.settle_batchnorm), but not what a cut moved. With
-    `--no-bn-recal`, or where training on the source is to take the source's, the loop does as the objective says.
+    They may be settled once more before the first cut (validate.settle_batchnorm), and are after cuts that left the
+    source's, but not what a cut moved. With `--no-bn-recal`, or where training on the source is to take the source's,
+    the loop does as the objective says.
     """
-    if not (job.partial and job.options.bn_recal):
+    if not job.moves_statistics:
         return
     moved = any("agreement_after_batchnorm" in entry for entry in job.trace)
-    settles = objective.needs.statistics and not moved
+    settles = not moved and (objective.needs.statistics or bool(job.trace))
     objective.needs = replace(objective.needs, frozen_statistics=True, statistics=settles)
     objective.partial = True
 

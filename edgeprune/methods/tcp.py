@@ -113,7 +113,7 @@ class TCP:
         if job.options.objective != "none":
             kept = work.adapting(job)
         elif self.weight:
-            kept = DAN(task, DAN.Knobs(weight=self.weight * weight))
+            kept = DAN(task, DAN.Knobs(weight=self.weight * weight, partial=job.partial))
         else:
             kept = Source(task, Source.Knobs(smoothing=0.0))
         return Together([(1.0, Distill(task)), (1.0, kept)]) if self.distill else kept

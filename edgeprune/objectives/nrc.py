@@ -22,9 +22,9 @@ class NRC(Objective):
     Yang et al., Exploiting the Intrinsic Neighborhood Structure for Source-free Domain Adaptation, NeurIPS 2021, arXiv
     2110.04202, eq. 3, 6 and 7. A_ik is 1 when i is among the neighbours of k, else r = 0.1. As in the authors' code the
     banks follow each batch, and there is no term of self-regularisation. Ours: the banks are made anew before each
-    pass, and batch-norm is re-estimated first. `partial`: KL(q || mean p) in place of the entropy, q the label prior of
-    the network as it came. It grows without bound where a class of q is given up; KL(mean p || q) does not,
-    and all images ended in the commonest class.
+    pass, and batch-norm is re-estimated first. `partial`: KL(q || mean p) in place of the entropy, q the label prior at
+    the first look at the target, with one image more that all classes share. It grows without bound where a class of q
+    is given up; KL(mean p || q) does not, and all images ended in the commonest class.
     """
 
     @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class NRC(Objective):
         """Banks from features (M, D) and logits (M, K) of the whole target."""
         self.features, self.scores = F.normalize(features.float(), dim=1), logits.float().softmax(1)
         if self.knobs.partial and not bool(self.prior.any()):
-            counted = label_prior(logits) * len(logits) + 1  # of no class it is certain that it is absent
+            # of no class it is certain that it is absent: all of them share one image more
+            counted = label_prior(logits) * len(logits) + 1 / logits.shape[1]
             self.prior = (counted / counted.sum()).to(self.prior)
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ def label_prior(logits: Tensor) -> Tensor:
     """pi (K,), sum 1, that makes the answers to target logits (M, K) most likely, were only the prior another.
 
     Saerens, Latinne and Decaestecker, Adjusting the Outputs of a Classifier to New a Priori Probabilities, Neural
-    Computation 2002, their EM: pi_c <- mean_j p_jc pi_c / sum_k p_jk pi_k, p the softmax, for a source whose
-    classes are alike in number. The mean of p says of an absent class how much it looks like those that are there;
-    this says that those explain it. Up to `ROUNDS` of it, or until none moves by more than `CLOSE`.
+    Computation 2002, doi 10.1162/089976602753284446, their EM: pi_c <- mean_j p_jc pi_c / sum_k p_jk pi_k, p the
+    softmax, for a source whose classes are alike in number. The mean of p says of an absent class how much it looks
+    like those that are there; this says that those explain it. Up to `ROUNDS`, or until none moves by `CLOSE`.
     """
     p = logits.float().softmax(1)
     pi = torch.full_like(p[0], 1 / p.shape[1])

@@ -13,7 +13,7 @@ from edgeprune.objectives.prior import label_prior
 from edgeprune.objectives.ranges import SHARE, expect
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
-NEGLIGIBLE = 1e-6  # a weight that is none: its gradients are denormal numbers, which are slow
+NEGLIGIBLE = 1e-6  # a weight that is none
 HALFWAY = 0.5  # from the class weights before to those of a new look at the target
 
 
@@ -33,8 +33,8 @@ class WithSource(Objective):
     that is hardly predicted for a while may be there; weights have mean 1 in each batch, in the domain terms too,
     where PADA divides by the largest; and an objective that `compares` domains takes the label prior for gamma, as
     both sides are to hold the same shares of classes, and the mean of answers counts what only looks like one. Others
-    keep that: a class that is there and badly known may have no prior, and what is not taught is forgotten. `gamma`
-    (K,) is a buffer.
+    keep that: a class that is there and badly known may have no prior, and is forgotten where it is not taught. The
+    former run that risk, too, as in PADA one gamma weighs both terms. `gamma` (K,) is a buffer.
     """
 
     Knobs: type = PartialKnobs
@@ -52,9 +52,8 @@ class WithSource(Objective):
         """Class weights from logits (M, K) of the whole target."""
         if self.knobs.partial:
             weights = label_prior(logits) * logits.shape[1] if self.compares else class_weights(logits)
-            now = F.threshold(weights.to(self.gamma), NEGLIGIBLE, 0.0)
-            first = bool((self.gamma == 1).all())
-            self.gamma = now if first else self.gamma.lerp(now, HALFWAY)
+            now, first = weights.to(self.gamma), bool((self.gamma == 1).all())
+            self.gamma = F.threshold(now if first else self.gamma.lerp(now, HALFWAY), NEGLIGIBLE, 0.0)
 
     def weights(self, source: Batch) -> Tensor | None:
         """Weight (N,) of each source image, mean 1 over the batch; None when every image counts the same."""

@@ -292,12 +292,12 @@ def test_a_teacher_that_follows_is_the_average() -> None:
         Duel(TASK, ADMP(teacher="ema"), COUPLINGS, PLAN),
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
     )
-    duel.follow(module, partial=True)
+    duel.follow(module, moves=True)
     assert duel.teacher is not None
     assert (
         "1.running_mean" in duel.teacher.state_dict()
     )  # a batch of a target without some classes has others
-    duel.follow(module, partial=False)
+    duel.follow(module, moves=False)
     assert "1.running_mean" not in duel.teacher.state_dict()
     before = duel.teacher[0].weight.clone()  # type: ignore[index]
     with torch.no_grad():

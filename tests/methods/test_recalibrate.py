@@ -16,7 +16,7 @@ from edgeprune.images import Preprocess
 from edgeprune.methods import parts, recalibrate
 from edgeprune.methods.admp import ADMP
 from edgeprune.methods.auto import AutoPruning
-from edgeprune.methods.baselines import AdaptThenPrune
+from edgeprune.methods.baselines import AdaptThenPrune, PruneThenAdapt, TwoStage
 from edgeprune.methods.dalr import DALR
 from edgeprune.methods.itmc import ITMC
 from edgeprune.methods.job import Job
@@ -160,11 +160,15 @@ def test_what_a_cut_moved_stays_while_the_network_learns(
 
     monkeypatch.setattr(train, "fit", watched)
     made = job(partial=True, recover=2.0, batch=16, **words)
-    before_cut = statistics(made.network.module)
     method(made)
     assert kept
     assert all(kept)
-    assert not torch.equal(before_cut[-1], statistics(made.network.module)[-1])
+    for root, norm in (("make", "one"), ("read", "two")):
+        was, now = (m.get_buffer(f"{norm}.running_mean") for m in (made.dense, made.network.module))
+        left = was[made.kept.get(root, slice(None))]
+        assert left.shape == now.shape
+        if norm == "two":
+            assert not torch.allclose(left, now, rtol=0.01), "the cut moved nothing"
 
 
 def statistics(module: nn.Module) -> list[Tensor]:
@@ -186,6 +190,7 @@ def statistics(module: nn.Module) -> list[Tensor]:
             False,
         ),
         ({"objective": "auto"}, [], False),
+        ({"objective": "swmmd", "method": "adapt-then-prune", "set": ("tune=source",)}, [], False),
     ],
 )
 def test_who_says_that_classes_are_lacking(
@@ -195,7 +200,7 @@ def test_who_says_that_classes_are_lacking(
     expected: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The method, its objective, or the last adaptation of the network."""
+    """The method, its objective if it asks one, or the last command that made the network."""
     said: list[bool] = []
 
     opened = opening.open_network
@@ -209,6 +214,30 @@ def test_who_says_that_classes_are_lacking(
     monkeypatch.setattr(parts, "preview", lambda job, method: said.append(job.partial))
     command.prune(replace(options, dry_run=True, iterations=None, **words))
     assert said == [expected]
+
+
+@pytest.mark.parametrize("method", [TwoStage(cuts=2), PruneThenAdapt()])
+def test_a_cut_on_source_settles_the_statistics_before_it_adapts(
+    method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On source alone they follow the source; then they are blended with the target's once, and stay."""
+    asked: list[tuple[bool, bool]] = []
+    fit = train.fit
+
+    def watched(network: Network, objective: Objective, *args: Any, **named: Any) -> Any:
+        asked.append((objective.needs.frozen_statistics, objective.needs.statistics))
+        return fit(network, objective, *args, **named)
+
+    monkeypatch.setattr(train, "fit", watched)
+    method(job(partial=True, recover=4.0, batch=16, objective="dan"))
+    assert len(asked) >= 2
+    assert asked == [(False, False)] * (len(asked) - 1) + [(True, True)]
+
+
+def test_no_recalibration_leaves_training_as_the_objective_says() -> None:
+    objective = Source(Task(8, 4))
+    recalibrate.keep_statistics(job(partial=True, bn_recal=False), objective)
+    assert (objective.needs.frozen_statistics, objective.partial) == (False, False)
 
 
 def test_what_learns_keeps_the_statistics_of_a_partial_job_alone() -> None:

@@ -70,13 +70,13 @@ def test_value_and_gradient(near: int, further: int, dtype: torch.dtype, slope: 
 
 
 def test_partial_is_drawn_to_the_prior_of_the_first_look() -> None:
-    """KL(q || mean p) and its gradient by hand; q is the label prior of 40 images, of each class one more."""
+    """KL(q || mean p) and its gradient by hand; q: the label prior of 40 images, and of one that all share."""
     generator = torch.Generator().manual_seed(0)
     seen = torch.tensor([[4.0, 0, 1]] * 30 + [[0, 4.0, 1]] * 10)
     objective = NRC(Task(5, 3), NRC.Knobs(partial=True))
     for logits in (seen, seen.flip(1)):  # the second look changes nothing
         objective.refresh(torch.randn(40, 5, generator=generator), logits)
-    q = (label_prior(seen).double().numpy() * 40 + 1) / 43
+    q = (label_prior(seen).double().numpy() * 40 + 1 / 3) / 41
     assert q.argmin() == 2
     z = np.random.default_rng(0).normal(0, 2, (4, 3))
     logits = torch.tensor(z, requires_grad=True)

@@ -91,7 +91,9 @@ def test_partial_counts_source_images_by_class() -> None:
 
 @pytest.mark.parametrize("kind", [Source, Auto, MCC, FixMatch, DANN, CDAN, DAN, JAN, BNM])
 def test_partial_is_a_switch_of_every_objective_with_source(kind: type[Objective]) -> None:
-    """Its source cross entropy is sum_i w_i CE_i / sum_i w_i, w_i = gamma of the label: PADA, eq. 5."""
+    """Its source cross entropy is sum_i w_i CE_i / sum_i w_i, w_i = gamma of the label, whichever way that is found:
+    of sure answers PADA's mean (eq. 4) and the label prior are their shares, the latter as near as its rounds come.
+    """
     random = torch.Generator().manual_seed(0)
     z, f = torch.randn(6, 3, generator=random), torch.randn(6, 3, generator=random)
     labels = torch.arange(6) % 3
@@ -107,7 +109,8 @@ def test_partial_is_a_switch_of_every_objective_with_source(kind: type[Objective
     losses = torch.nn.functional.cross_entropy(z, labels, reduction="none")
     weight = torch.tensor([5 / 6, 1 / 6, 0] * 2)
     found = objective.terms(source, target, Step(0, 9))["source"]
-    torch.testing.assert_close(found, (weight * losses).sum() / weight.sum(), rtol=1e-4, atol=1e-5)
+    near = 1e-4 if getattr(kind, "compares", False) else 1e-5
+    torch.testing.assert_close(found, (weight * losses).sum() / weight.sum(), rtol=near, atol=near)
     whole = kind(Task(3, 3), kind.Knobs(**smooth))
     whole.refresh(f, seen)
     torch.testing.assert_close(whole.terms(source, target, Step(0, 9))["source"], losses.mean())
