@@ -193,29 +193,15 @@ def _work(
     probe = data.target.spread(validate.IMAGES)
     came = inference.predict(network, probe)[1] if statistics else None
     if how.source_steps:
-        plain = learning.make(learning.kind_of("source", source=True), network)
-        few = learning.settings(options, how.source_steps, validations=6)
-        train.fit(network, plain, data.target, data.source, few, run=run, stage="source")
+        _learn_source(options, network, data, run, how.source_steps)
     before = inference.evaluate(network, data.labelled) if data.labelled else None
     statistics = statistics or estimating.before(network, data.held)
     was = came if came is not None else inference.predict(network, probe)[1]
     objective, settings = _objective(options, network, data, run, how)
-    fit = train.fit(
-        network,
-        objective,
-        data.target,
-        data.source,
-        settings,
-        run=run,
-        stage="adapt",
-        watch=data.labelled,
-        held=data.held,
-    )
+    images, held = (data.target, data.source), data.held
+    fit = train.fit(network, objective, *images, settings, run=run, watch=data.labelled, held=held)
     there, kept = _present(options, network, data, run, how)
-    labelled, held = data.labelled, data.held
-    if kept is not None:
-        labelled = absent.relabelled(labelled, there, kept) if labelled else None
-        held = absent.without(held, there, kept) if held else None
+    labelled, held = _of_kept(data, there, kept)
     logits = (was, inference.predict(network, probe)[1])
     said = estimating.of(network, held, statistics, logits, options.seed, kept)
     after = inference.evaluate(network, labelled) if labelled else None
@@ -224,18 +210,30 @@ def _work(
     for doubt in doubts:
         run.log(doubt)
     result = replace(result, estimate=said, present_classes=there, warnings=(*result.warnings, *doubts))
-    network.history.append(
-        start.history_entry(
-            "adapt",
-            replace(options, lr=settings.lr),
-            objective=how.name,
-            partial=objective.partial and kept is None,  # of what is left, the target lacks none
-            metrics=result.to_json(),
-        )
-    )
+    partial = objective.partial and kept is None  # of what is left, the target lacks none
+    facts = {"objective": how.name, "partial": partial, "metrics": result.to_json()}
+    network.history.append(start.history_entry("adapt", replace(options, lr=settings.lr), **facts))
     run.write("model.safetensors", checkpoint.dumps(network))
     run.finish(result.to_json())
     return result
+
+
+def _learn_source(options: AdaptOptions, network: Network, data: _Images, run: Run, steps: int) -> None:
+    """Train on the source alone, before any adaptation."""
+    plain = learning.make(learning.kind_of("source", source=True), network)
+    few = learning.settings(options, steps, validations=6)
+    train.fit(network, plain, data.target, data.source, few, run=run, stage="source")
+
+
+def _of_kept(
+    data: _Images, there: tuple[str, ...], kept: Tensor | None
+) -> tuple[Pixels | None, Pixels | None]:
+    """Labelled target and held-out source images as a network that `kept` some classes has them; all where None."""
+    labelled, held = data.labelled, data.held
+    if kept is None:
+        return labelled, held
+    relabelled = absent.relabelled(labelled, there, kept) if labelled else None
+    return relabelled, absent.without(held, there, kept) if held else None
 
 
 def _objective(

@@ -47,33 +47,34 @@ def choose(
     if clock is None:
         return by_table(limit)
 
-    def cut(plan: PruningPlan, module: nn.Module = job.network.module) -> nn.Module:
-        slim = copy.deepcopy(module)
-        surgery.apply(slim, plan, found)
-        return slim
-
-    def measure(plan: PruningPlan) -> float:
-        return clock(cut(plan))
-
     twin = cache(partial(recalibrate.twin, job))  # one way may be all there is, and is not compared
 
+    def measure(plan: PruningPlan) -> float:
+        return clock(_cut(job.network.module, plan, found))
+
     def agreement(plan: PruningPlan) -> float:
-        slim = cut(plan)
+        slim = _cut(job.network.module, plan, found)
         if job.options.bn_recal:
             theirs = twin()
-            recalibrate.after(job, slim, None if theirs is None else cut(plan, theirs))
+            recalibrate.after(job, slim, None if theirs is None else _cut(theirs, plan, found))
         return job.agreement(slim)
 
     ways: dict[str, Maker] = {"table": by_table}
-    if (
-        rules.rank == "global" and not job.blind
-    ):  # ranked otherwise, widths follow from one share, however it is found
+    # ranked otherwise, widths follow from one share, however it is found
+    if rules.rank == "global" and not job.blind:
         now, even = float(predictor.at(costs.full)), replace(rules, rank="local")
         ways["macs"] = by_macs(costs, found, scores, ceilings, rules, now)
         ways["uniform"] = by_macs(costs, found, scores, ceilings, even, now)
     last = job.budget.deadline(job.dense_ms)
     rough = job.rough or (last is not None and limit > last)
     return better(ways, measure, limit, deadline.ROUGH if rough else deadline.BAND, agreement)
+
+
+def _cut(module: nn.Module, plan: PruningPlan, found: Couplings) -> nn.Module:
+    """A copy of a network, cut."""
+    slim = copy.deepcopy(module)
+    surgery.apply(slim, plan, found)
+    return slim
 
 
 def by_macs(

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeprune.objectives.dann import NEW_LAYERS_RATE, domain_loss, reverse_gradient, strength_at
+from edgeprune.objectives.dann import (
+    NEW_LAYERS_RATE,
+    WEIGHT,
+    domain_loss,
+    reverse_gradient,
+    strength_at,
+)
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Needs, Step, Task
@@ -18,19 +24,21 @@ MOST_PRODUCT = 4096  # a larger outer product is replaced by random maps, as in 
 
 
 class CDAN(WithSource):
-    """CE on the source + adversarial BCE of D(f x g) with entropy weights, CDAN+E.
+    """CE on the source + BCE of D(R(f x g)) with entropy weights, CDAN+E, R the reversal with strength weight * lambda.
 
     Long et al., NeurIPS 2018, arXiv 1705.10667, eq. 5, 6 and 8. f: features, g: softmax of the logits, detached as in
-    the authors' code. The strength of the reversal is 2 / (1 + exp(-10 p)) - 1 over training progress p (DANN). Ours:
-    the entropy weights are constants (the authors' let a reversed gradient through), and the discriminator's one hidden
-    layer. That learns at ten times the network's rate, as in DANN.
+    the authors' code. lambda is 2 / (1 + exp(-10 p)) - 1 over training progress p (DANN). Ours: the entropy weights are
+    constants (the authors' let a reversed gradient through), and the discriminator's one hidden layer. That learns at
+    ten times the network's rate, and the weight is a tenth of the paper's, as in DANN.
     """
 
     @dataclass(frozen=True)
     class Knobs(PartialKnobs):
-        """weight: of the adversarial term. hidden: width of the discriminator. entropy: the +E weights."""
+        """weight: of what the discriminator teaches, which itself learns as fast. hidden: its width. entropy: the +E
+        weights.
+        """
 
-        weight: float = 1.0
+        weight: float = WEIGHT
         hidden: int = 256
         entropy: bool = True
 
@@ -59,7 +67,8 @@ class CDAN(WithSource):
         assert target is not None
         features = torch.cat([source.features, target.features]).float()
         g = torch.cat([source.logits, target.logits]).float().softmax(1).detach()
-        judged = self.discriminator(reverse_gradient(self.joint(features, g), strength_at(step))).squeeze(1)
+        strength = self.knobs.weight * strength_at(step)
+        judged = self.discriminator(reverse_gradient(self.joint(features, g), strength)).squeeze(1)
         weight = entropy_weights(g, len(source.logits)) if self.knobs.entropy else None
         by_class = self.weights(source)
         if by_class is not None:
@@ -67,7 +76,7 @@ class CDAN(WithSource):
             both = by_class * rest[: len(by_class)]
             weight = torch.cat([both / both.mean().clamp_min(1e-12), rest[len(by_class) :]])
         loss = domain_loss(judged, len(source.logits), weight)
-        return {"source": self.labelled(source), "cdan": self.knobs.weight * loss}
+        return {"source": self.labelled(source), "cdan": loss}
 
     def joint(self, features: Tensor, g: Tensor) -> Tensor:
         """The multilinear map f x g, (N, D K), or (R_f f) * (R_g g) / sqrt(d), (N, d), when that is too wide."""
