@@ -97,10 +97,7 @@ def prune(options: PruneOptions) -> PruneResult:
     knobs = prune_words.of_objective(options, method)
     of_score = prune_words.of_score(options, method)
     start.training(options)
-    network, fresh = open_network(options.model, options)
-    if fresh:
-        raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
-    job, labelled = _job(options, network, target, budget)
+    job, labelled = _job(options, target, budget)
     job.knobs, job.score_knobs = knobs, of_score
     job.partial = _lacks_classes(job, method)
     job.warnings += prune_words.unheard(options, method)
@@ -108,7 +105,7 @@ def prune(options: PruneOptions) -> PruneResult:
         job.warnings.append("--set objective.statistics=live: has no effect on a target that lacks classes")
     with contextlib.ExitStack() as stack:
         if budget.timed:
-            job.timing = timing.of(network, options.table, stack)
+            job.timing = timing.of(job.network, options.table, stack)
             if isinstance(method, (DALR, Then)):
                 require_clock(job)
         if options.dry_run:
@@ -116,24 +113,20 @@ def prune(options: PruneOptions) -> PruneResult:
         parent = _parent(options.model)
         if plan is None:
             parts.limits(job)  # a budget or schedule that makes no sense leaves no folder
-        job.run = stack.enter_context(
-            Run.create(
-                options.output,
-                command="prune",
-                model=options.model,
-                config=start.config(options),
-                force=options.force,
-                resume=options.resume,
-            )
-        )
+        config, how = start.config(options), {"force": options.force, "resume": options.resume}
+        opened = Run.create(options.output, command="prune", model=options.model, config=config, **how)
+        job.run = stack.enter_context(opened)
         start.log_skipped(job.run, job.target, job.source, labelled, job.labelled)
         if job.partial:
             job.run.log("the target is taken to lack classes: batch-norm keeps its own statistics")
         return _work(options, job, method, labelled, parent)
 
 
-def _job(options: PruneOptions, network: Network, target: Path, budget: Budget) -> tuple[Job, Pixels | None]:
-    """The job with its images, and those that accuracy is measured on."""
+def _job(options: PruneOptions, target: Path, budget: Budget) -> tuple[Job, Pixels | None]:
+    """The job with its network and images, and the images that accuracy is measured on."""
+    network, fresh = open_network(options.model, options)
+    if fresh:
+        raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
     pre, cache = network.preprocess, options.cache
     images = folder.unlabelled(target, pre, cache)
     labelled, few = (
