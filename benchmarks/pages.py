@@ -46,8 +46,8 @@ def page(rows: Sequence[Row]) -> str:
         "half of the test images), which the rules of evaluation forbid: its rows are development results, not",
         "held-out ones. So are those with `partial`: that a target with fewer classes keeps most of the network's own",
         "batch-norm statistics, that MCC and BNM count classes, that what compares domains, SHOT, NRC and `auto` go by",
-        "the label prior, and that `rank` chooses, was seen to help by the labels of pacs-partial (the prior on other",
-        "parts of PACS, too). That a discriminator",
+        "the label prior, that NRC keeps its classifier, and that `rank` chooses, was seen to help by the labels of",
+        "pacs-partial (the prior on other parts of PACS, too). That a discriminator",
         "learns ten times as fast is as published, but was looked for because of those rows, and the weight of what it",
         "teaches, a tenth of the paper's, was taken since it was better there and on digits.",
     ]

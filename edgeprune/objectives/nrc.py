@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ class NRC(Objective):
     banks follow each batch, and there is no term of self-regularisation. Ours: the banks are made anew before each
     pass, and batch-norm is re-estimated first. `partial`: KL(q || mean p) in place of the entropy, q the label prior at
     the first look at the target, with one image more that all classes share. It grows without bound where a class of q
-    is given up; KL(mean p || q) does not, and all images ended in the commonest class.
+    is given up; KL(mean p || q) does not, and all images ended in the commonest class. The classifier is frozen then,
+    as SHOT's is: where few classes are there, what one of them means went over to another.
     """
 
     @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class NRC(Objective):
         self.register_buffer("features", torch.empty(0, task.features))
         self.register_buffer("scores", torch.empty(0, task.classes))
         self.register_buffer("prior", torch.zeros(task.classes))
+        if self.knobs.partial:
+            self.needs = replace(self.needs, freeze_classifier=True)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("features", "scores"):  # their length is that of the target

@@ -76,6 +76,9 @@ def test_partial_is_drawn_to_the_prior_of_the_first_look() -> None:
     objective = NRC(Task(5, 3), NRC.Knobs(partial=True))
     for logits in (seen, seen.flip(1)):  # the second look changes nothing
         objective.refresh(torch.randn(40, 5, generator=generator), logits)
+    assert objective.needs.freeze_classifier
+    assert objective.needs.frozen_statistics
+    assert not NRC(Task(5, 3)).needs.freeze_classifier
     q = (label_prior(seen).double().numpy() * 40 + 1 / 3) / 41
     assert q.argmin() == 2
     z = np.random.default_rng(0).normal(0, 2, (4, 3))
