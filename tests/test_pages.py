@@ -84,3 +84,21 @@ def test_a_loss_is_judged_by_how_it_varies_not_by_the_networks_it_is_of() -> Non
     before, after = [98.8, 97.8, 91.5], [95.8, 94.0, 87.9]
     assert pages_claims.verdict(after, before, -0.3)[1] == "equal"
     assert pages_claims.verdict(after, before, -0.3, paired=True)[1] == "no"
+
+
+def test_regret_is_told_with_and_without_objectives_on_the_wrong_target() -> None:
+    rows = [
+        {"stage": "adapt", "task": task, "name": name, "regret": regret}
+        for task, name, regret in (
+            ("pacs", "mcc", 1.0),
+            ("pacs", "swmmd", 9.0),
+            ("pacs-partial", "mcc", 30.0),
+            ("pacs-partial", "mcc+partial", 2.0),
+            ("pacs-partial", "swmmd", 3.0),
+            ("pacs-partial", "source", 4.0),
+        )
+    ]
+    said = " ".join(pages._mean_regret([*rows, {"stage": "adapt", "task": "pacs", "name": "dan"}]))
+    assert "2.50 over the 4 rows" in said
+    assert f"{49 / 6:.2f} over all 6" in said
+    assert pages._mean_regret([]) == []
