@@ -25,7 +25,8 @@ class NRC(Objective):
     pass, and batch-norm is re-estimated first. `partial`: KL(q || mean p) in place of the entropy, q the label prior at
     the first look at the target, with one image more that all classes share. It grows without bound where a class of q
     is given up; KL(mean p || q) does not, and all images ended in the commonest class. The classifier is frozen then,
-    as SHOT's is: where few classes are there, what one of them means went over to another.
+    as SHOT's is: with one that learns, priors that differ by less than an image of each class ended 20 points apart on
+    PACS.
     """
 
     @dataclass(frozen=True)
