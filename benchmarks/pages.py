@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import pages_claims, pages_pruning, pages_readme, precision
+from benchmarks import pages_claims, pages_pruning, pages_readme, pages_training, precision
 from benchmarks.accuracy import Row, load
 from benchmarks.cases import METHODS
 from benchmarks.tasks import TASKS
@@ -264,6 +264,7 @@ def main() -> int:
     (DOCS / "precision.md").write_text(precision_page(json.loads(precision.RESULTS.read_text())))
     (DOCS / "pruning.md").write_text(pages_pruning.page())
     (DOCS / "claims.md").write_text(pages_claims.page())
+    (DOCS / "training.md").write_text(pages_training.page())
     pages_readme.README.write_text(pages_readme.filled(pages_readme.README.read_text(), rows))
     for task, group in _by((r for r in rows if r["stage"] == "prune"), "task").items():
         plot(task, group, DOCS / plot_name(task))

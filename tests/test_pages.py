@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from benchmarks import accuracy, pages, pages_claims, pages_pruning, pages_readme, precision
+from benchmarks import accuracy, pages, pages_claims, pages_pruning, pages_readme, pages_training, precision
 
 
-@pytest.mark.parametrize("name", ["accuracy.md", "pruning.md", "claims.md", "precision.md"])
+@pytest.mark.parametrize("name", ["accuracy.md", "pruning.md", "claims.md", "precision.md", "training.md"])
 def test_no_number_is_typed_by_hand(name: str) -> None:
     if name == "accuracy.md":
         made = pages.page(accuracy.load())
@@ -17,6 +17,8 @@ def test_no_number_is_typed_by_hand(name: str) -> None:
         made = pages_pruning.page()
     elif name == "claims.md":
         made = pages_claims.page()
+    elif name == "training.md":
+        made = pages_training.page()
     else:
         made = pages.precision_page(json.loads(precision.RESULTS.read_text()))
     assert (pages.DOCS / name).read_text() == made, f"run: python -m benchmarks.pages (docs/{name} is stale)"

@@ -199,7 +199,9 @@ def _work(
     was = came if came is not None else inference.predict(network, probe)[1]
     objective, settings = _objective(options, network, data, run, how)
     images, held = (data.target, data.source), data.held
-    fit = train.fit(network, objective, *images, settings, run=run, watch=data.labelled, held=held)
+    fit = train.fit(
+        network, objective, *images, settings, run=run, stage="adapt", watch=data.labelled, held=held
+    )
     there, kept = _present(options, network, data, run, how)
     labelled, held = _of_kept(data, there, kept)
     logits = (was, inference.predict(network, probe)[1])

@@ -91,7 +91,8 @@ def test_source_alone_leaves_the_domains_apart() -> None:
 
 @pytest.mark.parametrize("kind", [MCC, CDAN, DANN, DAN, JAN, BNM, SWMMD, SHOT, NRC])
 def test_domains_come_together(kind: type[Objective]) -> None:
-    assert accuracy_after(kind, 40, 3e-3) > 0.9
+    steps = 80 if kind in (CDAN, DANN) else 40  # a discriminator has to learn first; source alone has as many
+    assert accuracy_after(kind, steps, 3e-3) > 0.9
 
 
 def test_strong_views_bring_them_together_too() -> None:
