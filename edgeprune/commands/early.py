@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune import catalog, images, run_folder
-from edgeprune.errors import OutputExists
+from edgeprune.errors import OutputExists, UsageError
 from edgeprune.options import AdaptOptions, PruneOptions
 from edgeprune.records import read_json
 
@@ -34,6 +34,13 @@ def check(options: Any) -> None:
         path = getattr(options, field, None)
         if isinstance(path, Path) and not path.exists():
             raise images.missing(path)
+    if options.force and options.output is not None and options.output.is_dir():
+        model = Path(options.model)
+        if model.exists() and (model if model.is_dir() else model.parent).samefile(options.output):
+            raise UsageError(
+                f"--force would empty {options.output}, which holds the model itself, before the new one is made; "
+                "choose another folder with -o"
+            )
     writes = not (options.force or options.dry_run or getattr(options, "export_stats", None))
     if writes and options.output is not None and options.output.is_dir():
         marker = read_json(options.output / "run.json")

@@ -57,6 +57,18 @@ def test_a_folder_that_is_taken(tmp_path: Path) -> None:
         early.check(AdaptOptions(output=folder))
 
 
+def test_force_does_not_empty_the_folder_of_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with Run.create(folder, command="adapt", model="x", config={}) as run:
+        run.write("model.safetensors", b"weights")
+        run.finish({})
+    for model in (folder, folder / "model.safetensors"):
+        for kind in (AdaptOptions, PruneOptions):
+            with pytest.raises(UsageError, match=r"--force would empty .*, which holds the model itself"):
+                early.check(kind(model=str(model), output=folder, force=True))
+    early.check(AdaptOptions(model=str(folder), output=tmp_path / "other", force=True))
+
+
 def test_torch_is_not_loaded_for_it() -> None:
     code = """
 import sys
