@@ -168,9 +168,7 @@ class Taught:
 
 
 def shadow(module: nn.Module, moves: bool) -> nn.Module:
-    """A frozen copy that normalises by the batch, as running statistics are of other weights; not where they stay as
-    they are in training (`Job.moves_statistics`), and a batch's are of classes that the network was not trained on.
-    """
+    """A frozen copy that normalises by the batch, as running statistics are of other weights; by those if `moves`."""
     copied = copy.deepcopy(module).requires_grad_(False).eval()
     for norm in () if moves else copied.modules():
         if isinstance(norm, _BatchNorm):
