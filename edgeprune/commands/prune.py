@@ -118,7 +118,7 @@ def prune(options: PruneOptions) -> PruneResult:
         job.run = stack.enter_context(opened)
         start.log_skipped(job.run, job.target, job.source, labelled, job.labelled)
         if job.partial:
-            job.run.log("the target is taken to lack classes: batch-norm keeps its own statistics")
+            job.run.log("the target is taken to lack classes")
         return _work(options, job, method, labelled, parent)
 
 
