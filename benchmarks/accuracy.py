@@ -20,12 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import torch_pruning_plan
-from benchmarks.cases import LABELLED, TORCH_PRUNING, Case, adapting, pruning
+from benchmarks.cases import LABELLED, TORCH_PRUNING, Case, adapted, adapting, pruning
 from benchmarks.tasks import TASKS, Task, few
 from edgeprune import __version__, checkpoint, records
 from edgeprune.artifact import write_atomically
@@ -106,9 +106,7 @@ def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
     """What a method starts from: the adapted model, or the cloud's where the method adapts by itself."""
     if case.name.partition("+")[0] in ("prune-then-adapt", "two-stage") and task.cloud:
         return _cloud(task, case, place)
-    first = Case("adapt", task.name, "auto", case.seed, ("--objective", "auto"))
-    if task.name == "pacs-partial":
-        first = replace(first, name="auto+partial", words=(*first.words, "--set", "partial=true"))
+    first = adapted(task.name, case.name, case.seed)
     made(first, place)
     return (str(place.run(first)),)
 
@@ -270,8 +268,7 @@ def stale(row: Row, rows: list[Row]) -> bool:
     """Whether a row was cut from another network than the adapted one that the rows have now."""
     if "before" not in row or row["stage"] != "prune" or row["name"].startswith(("prune-then", "two-stage")):
         return False
-    name = "auto+partial" if row["task"] == "pacs-partial" else "auto"
-    key = f"adapt/{row['task']}/{name}/{row['seed']}"
+    key = adapted(row["task"], row["name"], row["seed"]).key
     start = next((r for r in rows if r["key"] == key), None)
     return start is not None and start.get("chosen") != row["before"]
 

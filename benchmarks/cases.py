@@ -76,6 +76,15 @@ def adapting(seeds: tuple[int, ...]) -> Iterator[Case]:
                     )
 
 
+def adapted(task: str, method: str, seed: int) -> Case:
+    """The row whose network a pruning method begins with: `auto`'s; swmmd, on its own task, goes on with its own."""
+    if task == "pacs-partial":
+        if method.partition("+")[0] == "swmmd":
+            return Case("adapt", task, "swmmd", seed, ("--objective", "swmmd"))
+        return Case("adapt", task, "auto+partial", seed, ("--objective", "auto", "--set", "partial=true"))
+    return Case("adapt", task, "auto", seed, ("--objective", "auto"))
+
+
 def partial(task: Task, method: str) -> tuple[str, ...]:
     """Words for a method that adapts as the dense network of the partial task was adapted."""
     adapts = method in ("prune-then-adapt", "adapt-then-prune")

@@ -79,11 +79,15 @@ def check(network: Network) -> None:
 
 
 def relabelled(pixels: Pixels, classes: tuple[str, ...], rows: Tensor) -> Pixels:
-    """The same images with labels that index the classes `rows` (L,) of the old; -1, never right, for a dropped one."""
+    """The same images with labels that index the classes `rows` (L,) of the old; -1, never right, for a dropped one.
+
+    A label that was -1 stays so.
+    """
     assert pixels.labels is not None
     new = torch.full((len(pixels.classes),), -1, dtype=torch.int64)
     new[rows] = torch.arange(len(rows))
-    return replace(pixels, labels=new[pixels.labels], classes=classes)
+    labels = torch.where(pixels.labels < 0, -1, new[pixels.labels.clamp_min(0)])
+    return replace(pixels, labels=labels, classes=classes)
 
 
 def without(pixels: Pixels, classes: tuple[str, ...], rows: Tensor) -> Pixels:

@@ -28,6 +28,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+MANY_CHOICES = 40  # more are not all named
+
 __all__ = [
     "BrokenModel",
     "BudgetNotMet",
@@ -159,9 +161,11 @@ def missing_package(package: str, extra: str, what: str) -> MissingHere:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """End a sentence about an unknown word: the near matches, or else all the choices."""
+    """End a sentence about an unknown word: the near matches, or else the choices, of very many the first ones."""
     choices = sorted(words)
     close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
+    if len(choices) > MANY_CHOICES:  # a thousand help nobody
+        return f"there are {len(choices)} choices, which begin with {', '.join(choices[:8])}"
     return f"the choices are {', '.join(choices)}"

@@ -205,7 +205,11 @@ class PruneOptions(TrainingOptions, DataOptions, ModelOptions, RunOptions):
     recover: float = option(3.0, "Passes over the target images after the first cut, in all.", panel=_LEARN)
     between: float = option(0.5, "Of these, passes after each cut but the last.", panel=_LEARN)
     batch: int = option(32, "Images in a step.", panel=_LEARN)
-    lr: float = option(1e-3, "Peak learning rate of the recovery.", panel=_LEARN)
+    lr: float | None = option(
+        None,
+        "Peak learning rate of the recovery; 1e-3, or 3e-4 where batch-norm keeps statistics of its own.",
+        panel=_LEARN,
+    )
     weight_decay: float = option(5e-4, "Weight decay.", panel=_LEARN)
     ema: float = option(0.0, "Keep an average of the weights with this decay; 0 keeps none.", panel=_LEARN)
     flip: bool = option(True, "Mirror images at random; not for digits or letters.", panel=_LEARN)

@@ -173,10 +173,10 @@ def _open_images(options: AdaptOptions, target: Path, network: Network) -> _Imag
     pre, cache = network.preprocess, options.cache
     known = (pre, network.classes, cache)
     source = folder.labelled(options.source, *known, dropped=network.dropped) if options.source else None
-    labelled = folder.labelled(options.evaluate, pre, network.classes, cache) if options.evaluate else None
+    labelled = start.evaluated(options.evaluate, network, cache) if options.evaluate else None
     source, held = estimating.hold_out(options, source)
-    left_out = tuple(start.without_dropped(network, options.source))
-    return _Images(folder.unlabelled(target, pre, cache), source, labelled, held, left_out)
+    said = (*start.without_dropped(network, options.source), *start.never_right(labelled))
+    return _Images(folder.unlabelled(target, pre, cache), source, labelled, held, said)
 
 
 def _work(
@@ -208,7 +208,7 @@ def _work(
     said = estimating.of(network, held, statistics, logits, options.seed, kept)
     after = inference.evaluate(network, labelled) if labelled else None
     result = _result(options, how, network, data, run.path, fit, (before, after))
-    doubts = estimating.doubts(options, network, logits[1], held)
+    doubts = (*start.begun_anew(options, run), *estimating.doubts(options, network, logits[1], held))
     for doubt in doubts:
         run.log(doubt)
     result = replace(result, estimate=said, present_classes=there, warnings=(*result.warnings, *doubts))

@@ -117,6 +117,7 @@ def prune(options: PruneOptions) -> PruneResult:
         opened = Run.create(options.output, command="prune", model=options.model, config=config, **how)
         job.run = stack.enter_context(opened)
         start.log_skipped(job.run, job.target, job.source, labelled, job.labelled)
+        job.warnings += start.begun_anew(options, job.run)
         if job.partial:
             job.run.log("the target is taken to lack classes")
         return _work(options, job, method, labelled, parent)
@@ -129,15 +130,16 @@ def _job(options: PruneOptions, target: Path, budget: Budget) -> tuple[Job, Pixe
         raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
     pre, cache = network.preprocess, options.cache
     images = folder.unlabelled(target, pre, cache)
-    labelled, few = (
-        folder.labelled(root, pre, network.classes, cache) if root else None
-        for root in (options.evaluate, options.labelled_target)
-    )
+    labelled = start.evaluated(options.evaluate, network, cache) if options.evaluate else None
     known = (pre, network.classes, cache)
-    source = folder.labelled(options.source, *known, dropped=network.dropped) if options.source else None
+    source, few = (
+        folder.labelled(root, *known, dropped=network.dropped) if root else None
+        for root in (options.source, options.labelled_target)
+    )
     job = Job.of(network, (images, source), budget, options, None)
     job.labelled = few
     job.warnings += start.without_dropped(network, options.source)
+    job.warnings += start.never_right(labelled)
     job.older = before_fine_tuning(network, options.pretrained, options) if options.pretrained else None
     return job, _unseen(job, labelled)
 

@@ -31,7 +31,7 @@ def required(value: Path | None, flag: str, what: str) -> Path:
     return value
 
 
-# Field -> (lowest, highest) that makes sense; lowest of a rate is not itself allowed.
+# Field -> (lowest, highest) that makes sense.
 _RANGES: Mapping[str, tuple[float, float]] = {
     "steps": (0, math.inf),
     "source_steps": (0, math.inf),
@@ -53,6 +53,10 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 }
 
 
+# Field -> the end of its range that is itself not allowed (an average with decay 1 stays at the first weights).
+_OPEN: Mapping[str, float] = {"lr": 0, "crop": 0, "ema": 1}
+
+
 def check_numbers(options: Any) -> None:
     """UsageError for a number that makes no sense, before anything is read or written."""
     for field in dataclasses.fields(options):
@@ -60,17 +64,21 @@ def check_numbers(options: Any) -> None:
         if field.name not in _RANGES or value is None:
             continue
         low, high = _RANGES[field.name]
-        if (
-            not low <= value <= high
-            or not math.isfinite(value)
-            or (field.name in ("lr", "crop") and value == 0)
-        ):
+        if not low <= value <= high or not math.isfinite(value) or _OPEN.get(field.name) == value:
             flag = (*field.metadata.get("flags", ()), f"--{field.name.replace('_', '-')}")[0]
-            most = f" to {high:g}" if math.isfinite(high) else " or more"
-            least = {"lr": "a number above 0", "crop": "a share above 0, at most 1"}.get(
-                field.name, f"{low:g}{most}"
-            )
-            raise UsageError(f"{flag} {value}: expected {least}")
+            raise UsageError(f"{flag} {value}: expected {_range(field.name)}")
+
+
+def _range(name: str) -> str:
+    low, high = _RANGES[name]
+    out = _OPEN.get(name)
+    if not math.isfinite(high):
+        return f"a number above {low:g}" if out == low else f"{low:g} or more"
+    return (
+        f"above {low:g}, at most {high:g}"
+        if out == low
+        else (f"{low:g} or more, less than {high:g}" if out == high else f"{low:g} to {high:g}")
+    )
 
 
 def log_skipped(run: Run, *sets: Pixels | None) -> None:
@@ -80,12 +88,40 @@ def log_skipped(run: Run, *sets: Pixels | None) -> None:
             run.log(f"skipped, cannot be read: {lost}")
 
 
+def begun_anew(options: RunOptions, run: Run) -> list[str]:
+    """A warning when --resume found nothing to go on with."""
+    return [f"--resume: nothing was begun in {run.path}, so the run started anew"] * (
+        options.resume and not run.resumed
+    )
+
+
 def unread(pixels: Pixels, flag: str) -> list[str]:
     """A warning when files could not be read."""
     lost, names = len(pixels.skipped), ", ".join(str(one) for one in pixels.skipped[:3])
     return [f"{flag}: {lost} of {lost + len(pixels)} files cannot be read and were left out: {names}"] * (
         lost > 0
     )
+
+
+def evaluated(root: Path, network: Network, cache: Path | None) -> Pixels:
+    """The labelled images of --evaluate; those of a class that the network dropped have the label -1, never right."""
+    import torch
+
+    from edgeprune import absent
+    from edgeprune.data import folder
+
+    names = (*network.classes, *network.dropped)
+    found = folder.labelled(root, network.preprocess, names, cache)
+    return absent.relabelled(found, network.classes, torch.arange(len(network.classes)))
+
+
+def never_right(labelled: Pixels | None) -> list[str]:
+    """A warning when images of --evaluate are of classes that the network dropped."""
+    count = int((labelled.labels < 0).sum()) if labelled is not None and labelled.labels is not None else 0
+    return [
+        f"--evaluate: {count} of {len(labelled or ())} images are of classes that the network dropped, so no answer is "
+        "right for them"
+    ] * (count > 0)
 
 
 def without_dropped(network: Network, source: Path | None) -> list[str]:

@@ -79,12 +79,9 @@ def match(label: str, names: Sequence[str], where: Path) -> int:
             )
         if hits:
             return hits[0]
-    hint = nearest(label, names)
-    if len(hint) > 400:  # a thousand choices help nobody
-        hint = f"the choices begin with {', '.join(names[:8])}"
     raise DataError(
         f"{where}: folder {label!r} is no class of the model, which has {len(names)}, its own or those of "
-        f"--classes FILE; {hint}"
+        f"--classes FILE; {nearest(label, names)}"
     )
 
 

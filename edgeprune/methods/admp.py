@@ -135,9 +135,9 @@ class ADMP:
         )
         cut = Couplings(tuple(found[one.root] for one in plan.cuts))
         duel = Duel(learning.task(job.network), self, cut, plan)
-        learns = self.teacher != "frozen" and taught.network is None
-        if learns:
-            duel.follow(job.network.module, job.moves_statistics)
+        duel.needs = replace(duel.needs, frozen_statistics=job.moves_statistics)
+        if learns := self.teacher != "frozen" and taught.network is None:
+            duel.follow(job.network.module)
         steps = work.steps(job, duel, self.passes)
         if not steps or not plan.cuts:  # masks that learned nothing have no say
             return replace(plan, why={**plan.why, "masks": {"swapped": 0, "images_beside": 0}})
@@ -246,9 +246,9 @@ class Duel(Losses):
         self.teacher: nn.Module | None = None
         self._student: tuple[nn.Module, ...] = ()  # in a tuple: no part of this module
 
-    def follow(self, module: nn.Module, moves: bool) -> None:
+    def follow(self, module: nn.Module) -> None:
         """Have a teacher of its own, which follows the weights of `module`."""
-        self.teacher, self._student = shadow(module, moves), (module,)
+        self.teacher, self._student = shadow(module, self.needs.frozen_statistics), (module,)
 
     def train(self, mode: bool = True) -> Duel:
         """As always; a teacher stays in evaluation mode."""

@@ -120,7 +120,8 @@ class ITMC:
         count = work.due(job, adapting, passes, "teacher")
         if count < 1:
             return
-        settings = replace(learning.settings(job.options, count, 0), lr=self.teacher_lr * job.options.lr)
+        settings = learning.settings(job.options, count, 0)
+        settings = replace(settings, lr=self.teacher_lr * settings.lr)
         network = replace(job.network, module=teacher)
         begun = sum(job.steps)  # as many as the student
         recalibrate.keep_statistics(job, adapting)
@@ -149,7 +150,10 @@ class ITMC:
             terms.append((self.source, Source(task, Source.Knobs(smoothing=0.0, partial=job.partial))))
         if not terms:
             raise UsageError("--method itmc: with distill=false and source=0 there is nothing to learn from")
-        return Together(terms)
+        student = Together(terms)
+        if self.distill and not self.discrepancy:  # see `recalibrate` of what a teacher answers to
+            student.needs = replace(student.needs, frozen_statistics=False, statistics=False)
+        return student
 
     def _rank(self, job: Job, found: Couplings, teacher: nn.Module) -> Mapping[str, Tensor]:
         if self.score == "given":

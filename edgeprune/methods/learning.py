@@ -18,7 +18,8 @@ from edgeprune.options import AdaptOptions, PruneOptions
 from edgeprune.train import Settings
 from edgeprune.waist import Objective, Task
 
-LR, GENTLE_LR = 5e-4, 1e-4
+LR, GENTLE_LR = 5e-4, 1e-4  # of adapting
+RECOVERY_LR, GENTLE_RECOVERY_LR = 1e-3, 3e-4
 AMP = {"none": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # as lightning-fabric calls them
 
 
@@ -94,12 +95,13 @@ def settings(
 ) -> Settings:
     """How the options say to train, for that many steps, with that many looks of the label-free validators.
 
-    gentle: as in Needs, where the options leave the learning rate open.
+    gentle: the lower of the usual learning rates, where the options leave it open.
     """
+    usual, low = (RECOVERY_LR, GENTLE_RECOVERY_LR) if isinstance(options, PruneOptions) else (LR, GENTLE_LR)
     return Settings(
         steps=steps,
         batch=options.batch,
-        lr=options.lr if options.lr is not None else GENTLE_LR if gentle else LR,
+        lr=options.lr if options.lr is not None else low if gentle else usual,
         weight_decay=options.weight_decay,
         ema=options.ema,
         validations=validations,

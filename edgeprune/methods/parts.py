@@ -266,7 +266,9 @@ def learn(
     teacher: whose logits the objective is given, the dense network by default.
     """
     recalibrate.keep_statistics(job, objective)
-    settings = learning.settings(job.options, steps, validations)
+    # with fixed statistics nothing evens out what large steps do to a layer's scale
+    frozen = objective.needs.frozen_statistics
+    settings = learning.settings(job.options, steps, validations, gentle=frozen)
     begun = sum(job.steps)
     job.steps.append(steps)
     result = train.fit(

@@ -6,6 +6,9 @@ moved: in every channel that is left, the mean and variance that the target has 
 before the cut (no variance is below 0, though). Both are measured with each layer normalised by the target's, as
 `inference.reestimate_batchnorm` does. A network whose statistics were the target's has the target's afterwards, in
 either case. Taking the target's is AdaBN (Li et al. 2016, arXiv 1603.04779); moving one's own is ours.
+
+A student that a teacher answers to about the target learns under the target's statistics, whichever classes it holds:
+the answers do not depend on them. What learns from the source and from domains that look alike keeps its own.
 """
 
 from __future__ import annotations
@@ -49,16 +52,18 @@ def after(job: Job, module: nn.Module, theirs: nn.Module | None) -> None:
 def keep_statistics(job: Job, objective: Objective) -> None:
     """Change `objective.needs` so that a partial job learns with its statistics as they are; `objective.partial`, too.
 
-    They may be settled once more before the first cut (validate.settle_batchnorm), and are after cuts that left the
-    source's, but not what a cut moved. With `--no-bn-recal`, or where training on the source is to take the source's,
-    the loop does as the objective says.
+    With a teacher's answers it need not, unless the objective says so. They may be settled once more before the first
+    cut (validate.settle_batchnorm), and are after cuts that left the source's, but not what a cut moved. With
+    `--no-bn-recal`, or where training on the source is to take the source's, the loop does as the objective says.
     """
     if not job.moves_statistics:
+        return
+    objective.partial = True
+    if objective.needs.teacher and not objective.needs.frozen_statistics:
         return
     moved = any("agreement_after_batchnorm" in entry for entry in job.trace)
     settles = not moved and (objective.needs.statistics or bool(job.trace))
     objective.needs = replace(objective.needs, frozen_statistics=True, statistics=settles)
-    objective.partial = True
 
 
 @torch.no_grad()

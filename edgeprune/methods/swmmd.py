@@ -105,7 +105,7 @@ class SWMMDPruning:
 
             parts.cut(job, ceiling, number, ranked)
             seen = Watched(job, loss, self.power, (ends[number], ends[-1]))
-            work.learn(job, seen, passes, f"recover-{number}", choose=number == len(limits) - 1)
+            work.learn(job, seen, passes, f"recover-{number}")
 
     def _rank(self, job: Job, found: Couplings, watched: Watched) -> Mapping[str, Tensor]:
         """(C,) of each coupling; by --score where it is asked for, or nothing was trained yet to be read."""

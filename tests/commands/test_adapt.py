@@ -199,6 +199,7 @@ def test_mistakes_leave_no_folder(options: AdaptOptions, tmp_path: Path, make_im
         (UsageError, "--batch 0: expected 1 or more", {"batch": 0}),
         (UsageError, "--steps -1: expected 0 or more", {"steps": -1}),
         (UsageError, "--lr nan: expected a number above 0", {"lr": float("nan")}),
+        (UsageError, "--ema 1: expected 0 or more, less than 1", {"ema": 1}),
         (UsageError, "--crop 2.0: expected", {"crop": 2.0}),
     ]
     for error, message, change in wrong:
@@ -245,8 +246,9 @@ def test_a_full_disk_loses_nothing(
 
 
 def test_options_that_nothing_looks_at_are_warned_of(options: AdaptOptions) -> None:
-    made = adapt(replace(options, objective="source", source_steps=0, crop=0.5))
-    assert (made.warnings, made.chosen_by, made.chosen_step) == ((), None, 4)
+    made = adapt(replace(options, objective="source", source_steps=0, crop=0.5, resume=True))
+    assert made.warnings == (f"--resume: nothing was begun in {made.run}, so the run started anew",)
+    assert (made.chosen_by, made.chosen_step) == (None, 4)
     again = replace(options, model=str(made.run), weights=None, classes=None, size=None, source_steps=None)
     again = replace(again, output=options.output.with_name("again"), crop=0.5)  # type: ignore[union-attr]
     crop, source = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -292,12 +293,14 @@ def test_a_teacher_that_follows_is_the_average() -> None:
         Duel(TASK, ADMP(teacher="ema"), COUPLINGS, PLAN),
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
     )
-    duel.follow(module, moves=True)
+    duel.needs = replace(duel.needs, frozen_statistics=True)
+    duel.follow(module)
     assert duel.teacher is not None
     assert (
         "1.running_mean" in duel.teacher.state_dict()
     )  # a batch of a target without some classes has others
-    duel.follow(module, moves=False)
+    duel.needs = replace(duel.needs, frozen_statistics=False)
+    duel.follow(module)
     assert "1.running_mean" not in duel.teacher.state_dict()
     before = duel.teacher[0].weight.clone()  # type: ignore[index]
     with torch.no_grad():

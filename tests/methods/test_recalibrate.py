@@ -18,10 +18,12 @@ from edgeprune.methods.admp import ADMP
 from edgeprune.methods.auto import AutoPruning
 from edgeprune.methods.baselines import AdaptThenPrune, PruneThenAdapt, TwoStage
 from edgeprune.methods.dalr import DALR
+from edgeprune.methods.distill import DistillPruning
 from edgeprune.methods.itmc import ITMC
 from edgeprune.methods.job import Job
 from edgeprune.methods.swmmd import SWMMDPruning
 from edgeprune.model import Network
+from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.source import Source
 from edgeprune.options import PruneOptions
 from edgeprune.prune.budget import Budget
@@ -135,13 +137,10 @@ def test_a_channel_that_nothing_enters_any_more_is_no_trouble() -> None:
 @pytest.mark.parametrize(
     ("method", "words"),
     [
-        (AutoPruning(), {"iterations": 2}),
         (AutoPruning(), {"iterations": 2, "objective": "auto"}),
         (AdaptThenPrune(), {}),
         (SWMMDPruning(), {"iterations": 2}),
-        (ITMC(), {"iterations": 2}),
-        (ADMP(teacher="ema"), {}),
-        (DALR(), {"budget": "params"}),
+        (ITMC(distill=False), {"iterations": 2}),
     ],
 )
 def test_what_a_cut_moved_stays_while_the_network_learns(
@@ -169,6 +168,27 @@ def test_what_a_cut_moved_stays_while_the_network_learns(
         assert left.shape == now.shape
         if norm == "two":
             assert not torch.allclose(left, now, rtol=0.01), "the cut moved nothing"
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (AutoPruning(), {"iterations": 2}),
+        (DistillPruning(), {"iterations": 2}),
+        (ITMC(), {"iterations": 2}),
+        (ADMP(teacher="ema"), {}),
+        (DALR(), {"budget": "params"}),
+    ],
+)
+def test_a_student_that_is_taught_ends_with_the_statistics_of_the_target(
+    method: Any, words: dict[str, Any]
+) -> None:
+    made = job(partial=True, recover=2.0, batch=16, **words)
+    method(made)
+    found = statistics(made.network.module)
+    inference.reestimate_batchnorm(made.network.module, made.target, PRE)
+    for left, right in zip(found, statistics(made.network.module), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
 def statistics(module: nn.Module) -> list[Tensor]:
@@ -242,8 +262,9 @@ def test_no_recalibration_leaves_training_as_the_objective_says() -> None:
 
 def test_what_learns_keeps_the_statistics_of_a_partial_job_alone() -> None:
     for partial in (False, True):
-        objective = Source(Task(8, 4))
-        recalibrate.keep_statistics(job(partial=partial), objective)
-        assert (objective.needs.frozen_statistics, objective.partial) == (partial, partial)
+        objective, taught = Source(Task(8, 4)), Distill(Task(8, 4))
+        for one, frozen in ((objective, partial), (taught, False)):
+            recalibrate.keep_statistics(job(partial=partial), one)
+            assert (one.needs.frozen_statistics, one.partial) == (frozen, partial)
     assert recalibrate.twin(job(partial=True, bn_recal=False)) is None
     assert recalibrate.twin(job(partial=False)) is None

@@ -219,7 +219,9 @@ def test_a_kill_anywhere_changes_nothing(
         return step(self, at)
 
     settings = learning.settings
-    monkeypatch.setattr(learning, "settings", lambda *given: replace(settings(*given), save_every=1))
+    monkeypatch.setattr(
+        learning, "settings", lambda *a, **named: replace(settings(*a, **named), save_every=1)
+    )
     monkeypatch.setattr(parts, "cut", killed_cut)
     monkeypatch.setattr(train, "fit", killed_fit)
     monkeypatch.setattr(train._Loop, "_step", killed_step)
