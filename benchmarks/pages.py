@@ -200,7 +200,8 @@ def plot(task: str, rows: Sequence[Row], file: Path) -> None:
         axes.axhline(statistics.mean(dense), linestyle="--", color="0.4", label="adapted, not pruned")
     axes.set(xlabel="MACs kept", ylabel="accuracy, %", title=task, xlim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, ncols=2)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, ncols=2)
     figure.savefig(file, metadata={"Date": None})
     plt.close(figure)
 

@@ -1,6 +1,7 @@
 """The README's tables of real tasks, from results: what stands between two marks is replaced.
 
-Written by `python -m benchmarks.pages`. A table is between `<!-- numbers: TASK -->` and `<!-- end -->`.
+Written by `python -m benchmarks.pages`. A table is between `<!-- numbers: TASK -->` and `<!-- end -->`;
+`methods of TASK` in place of it has all pruning methods.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from pathlib import Path
 from benchmarks.accuracy import Row
 
 README = Path(__file__).parent.parent / "README.md"
-_MARK = re.compile(r"(<!-- numbers: (?P<task>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(
+    r"(<!-- numbers: (?P<all>methods of )?(?P<task>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+)
+_BUDGETS = ("macs=0.5", "macs=0.3")
 _CALLED = {
     "pacs": ("trained on photos", "accuracy on the paintings"),
     "cifar-jpeg": ("as it came from the cloud", "accuracy on the JPEG test images"),
@@ -22,7 +26,12 @@ _CALLED = {
 
 def filled(text: str, rows: Sequence[Row]) -> str:
     """The text with the table of every mark made anew; ValueError for a mark of a task without a row of `auto`."""
-    return _MARK.sub(lambda found: f"{found[1]}{table(found['task'], rows)}\n{found[3]}", text)
+
+    def made(found: re.Match[str]) -> str:
+        of = methods if found["all"] else table
+        return f"{found[1]}{of(found['task'], rows)}\n{found['end']}"
+
+    return _MARK.sub(made, text)
 
 
 def table(task: str, rows: Sequence[Row]) -> str:
@@ -54,6 +63,31 @@ def table(task: str, rows: Sequence[Row]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def methods(task: str, rows: Sequence[Row]) -> str:
+    """Markdown: every method's accuracy and speed-up at both budgets in MACs, the best first."""
+    mine = [r for r in rows if (r["stage"], r["task"]) == ("prune", task) and "failed" not in r]
+    cells: dict[str, list[str]] = {}
+    order: dict[str, float] = {}
+    for name in {r["name"] for r in mine if r["budget"] in _BUDGETS}:
+        groups = [[r for r in mine if (r["name"], r["budget"]) == (name, b)] for b in _BUDGETS]
+        cells[name] = [f"{_percent([r['chosen'] for r in g])}, {_faster(g)}" if g else "" for g in groups]
+        order[name] = max((statistics.mean(r["chosen"] for r in g) for g in groups if g), default=0.0)
+    if not cells:
+        raise ValueError(f"{task}: the README shows pruning rows that are not there")
+    dense = {r["seed"]: r["before"] for r in mine if r["name"] == "auto"}
+    lines = [
+        "| method | at half of the MACs | at 0.3 |",
+        "|---|---|---|",
+        f"| none: the adapted network | {_percent(list(dense.values()))} | |",
+    ]
+    lines += [f"| `{n}` | {' | '.join(cells[n])} |" for n in sorted(cells, key=lambda n: (-order[n], n))]
+    return "\n".join(lines)
+
+
+def _faster(rows: Sequence[Row]) -> str:
+    return f"{statistics.mean(r['speedup']['speedup'] for r in rows):.2f}x faster"
 
 
 def _of(rows: Sequence[Row]) -> str:

@@ -26,7 +26,7 @@ def test_no_number_is_typed_by_hand(name: str) -> None:
 
 def test_the_numbers_of_the_readme_are_those_of_the_rows() -> None:
     text = pages_readme.README.read_text()
-    assert text.count("<!-- numbers: ") == 2
+    assert text.count("<!-- numbers: ") == 3
     assert text == pages_readme.filled(text, accuracy.load()), "run: python -m benchmarks.pages"
     with pytest.raises(ValueError, match="pacs: the README shows rows of `auto` that are not there"):
         pages_readme.filled(text, [])
