@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks import torch_pruning_plan
 from benchmarks.cases import LABELLED, TORCH_PRUNING, Case, adapted, adapting, pruning
 from benchmarks.tasks import TASKS, Task, few
-from edgeprune import __version__, checkpoint, records
+from edgeprune import __version__, artifact, checkpoint, records
 from edgeprune.artifact import write_atomically
 from edgeprune.bench import inputs, machine, undisturbed
 from edgeprune.bench.compare import compare
@@ -82,7 +82,7 @@ def command(case: Case, place: Place) -> list[str]:
 
 def _their_plan(case: Case, place: Place, dense: Path) -> Path:
     """Torch-Pruning's plan for a row's budget; it does not follow the shortcuts of the CIFAR network."""
-    file = place.work / "data" / f"{place.run(case).name}.json"
+    file = place.work / "data" / f"{place.run(case).name}-{_weights(dense)[:12]}.json"
     if not file.exists():
         task, kept = place.tasks[case.task], float(case.budget.partition("=")[2])
         network = checkpoint.read(dense, [word for word in task.trust if ":" in word])
@@ -114,13 +114,15 @@ def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
 def made(case: Case, place: Place) -> Row:
     """Run a row's command unless its run is finished; an earlier kill is resumed. `failed` holds the last line.
 
-    A finished run of another command is replaced.
+    A finished run of another command, or that began with other weights, is replaced.
     """
     folder, words = place.run(case), command(case, place)
-    spoken, note = portable(words, place), folder / "command.txt"
+    spoken, note = portable(words, place), folder / "row.json"
+    facts: Row = {"command": spoken, "begins_with": _weights(Path(words[2]))}
     if records.is_done(folder):
-        if note.exists() and note.read_text() == spoken:
-            return {**records.results(folder), "command": spoken}
+        told = records.read_json(note) or {}
+        if {k: told.get(k) for k in facts} == facts:
+            return {**records.results(folder), **told}
         shutil.rmtree(folder)
     begun = time.monotonic()
     program = [str(Path(sys.executable).with_name("edgeprune")), *words[1:]]
@@ -132,8 +134,15 @@ def made(case: Case, place: Place) -> Row:
     if out.returncode != 0:
         lines = out.stderr.strip().splitlines() or ["no message"]
         return {"failed": f"exit {out.returncode}: {lines[-1][:300]}", "command": spoken}
-    note.write_text(spoken)
-    return {**records.results(folder), "command": spoken, "seconds": round(time.monotonic() - begun, 1)}
+    facts["seconds"] = round(time.monotonic() - begun, 1)
+    write_atomically(note, json.dumps(facts).encode())
+    return {**records.results(folder), **facts}
+
+
+def _weights(run: Path) -> str:
+    """What tells the model of a run from any other: its file's sha256; "" where there is none."""
+    file = run / "model.safetensors"
+    return artifact.sha256(file) if file.exists() else ""
 
 
 def portable(words: list[str], place: Place) -> str:
@@ -152,7 +161,7 @@ def portable(words: list[str], place: Place) -> str:
 
 _KEPT = (
     "objective", "method", "steps", "macs", "dense_macs", "params", "dense_params", "channels", "dense_channels",
-    "agreement", "seconds", "command",
+    "agreement", "seconds", "command", "begins_with",
 )  # fmt: skip
 
 
@@ -172,6 +181,8 @@ def row(case: Case, place: Place) -> Row:
     if "failed" in found:
         return {**facts, "failed": found["failed"], "command": found["command"]}
     facts |= {k: found[k] for k in _KEPT if k in found}
+    if case.stage == "adapt":
+        facts["weights"] = _weights(place.run(case))
     if case.stage == "adapt" and place.tasks[case.task].cloud:
         cloud = Case("cloud", case.task, "source", case.seed)
         facts["cloud_command"] = portable(command(cloud, place), place)
@@ -187,6 +198,8 @@ def row(case: Case, place: Place) -> Row:
         facts["method"] = case.name if case.name == TORCH_PRUNING else found["method"]
         for what in ("images", "images_before", "images_beside"):
             facts[what] = sum(cut.get(what, 0) for cut in found["cuts"])
+        # after the first cut, as all that is counted
+        facts["images_looked_at"] = sum(cut.get("images_looked_at", 0) for cut in found["cuts"][1:])
         facts["speedup"] = _speedup(
             Path(command(case, place)[2]), place.run(case), place.tasks[case.task].trust
         )
@@ -266,17 +279,18 @@ def show(cases: list[Case], rows: list[Row]) -> None:
 
 def stale(row: Row, rows: list[Row]) -> bool:
     """Whether a row was cut from another network than the adapted one that the rows have now."""
-    if "before" not in row or row["stage"] != "prune" or row["name"].startswith(("prune-then", "two-stage")):
+    if row["stage"] != "prune" or row["name"].startswith(("prune-then", "two-stage")) or "failed" in row:
         return False
     key = adapted(row["task"], row["name"], row["seed"]).key
     start = next((r for r in rows if r["key"] == key), None)
-    return start is not None and start.get("chosen") != row["before"]
+    return start is not None and start.get("weights") != row.get("begins_with")
 
 
 def work(cases: list[Case], place: Place, file: Path = RESULTS, *, retry: bool = False) -> None:
     """Run the rows that are open, and write each as it finishes; with `retry` those that failed, too."""
     there = load(file)
-    done = {r["key"] for r in there if not ((retry and "failed" in r) or stale(r, there))}
+    known = [*there, *load()]  # the adapted networks have rows of the second alone
+    done = {r["key"] for r in there if not ((retry and "failed" in r) or stale(r, known))}
     for case in (c for c in cases if c.key not in done):
         found = row(case, place)
         rows = [r for r in load(file) if r["key"] != case.key]  # another process may have written meanwhile

@@ -87,7 +87,7 @@ def adapted(task: str, method: str, seed: int) -> Case:
 
 def partial(task: Task, method: str) -> tuple[str, ...]:
     """Words for a method that adapts as the dense network of the partial task was adapted."""
-    adapts = method in ("prune-then-adapt", "adapt-then-prune")
+    adapts = method in ("prune-then-adapt", "adapt-then-prune", "two-stage")
     return ("--set", "objective.partial=true") if task.name == "pacs-partial" and adapts else ()
 
 

@@ -33,21 +33,24 @@ def page(rows: Sequence[Row]) -> str:
         "",
         "Made by `python -m benchmarks.pages` from `benchmarks/results/accuracy.json`, which has each row's",
         "command. Percent, mean and standard deviation over the seeds that were run. *Chosen* is the checkpoint that",
-        "was picked without labels, on all evaluation images. *Last* and *oracle* are the last and the best of those",
+        "was picked without labels, on all evaluation images; in pruning validators pick for prune-then-adapt and",
+        "adapt-then-prune, the others keep the last weights. *Last* and *oracle* are the last and the best of those",
         "that were validated, on at most 1,024 of the images, so they may differ from *chosen* by that alone; the",
         "oracle, or the finished network where that is better, needs labels to find and is shown for comparison only.",
         "*Regret* is the best validated less the chosen, on the same images. MACs are",
         "work; the speed-up was measured on ONNX Runtime, one CPU thread, batch 1, dense and slim interleaved,",
-        "with its 99% interval. MACs, parameters and channels are shares that were kept; images are those shown to",
-        "the slim network, source and target, after its first cut (+ those that masks, or a teacher of its own, were",
-        "trained on).",
+        "with its 99% interval. MACs, parameters and channels are shares that were kept; images are those that the",
+        "slim network is trained on, source and target, after its first cut (+ those of before it, of masks, or of a",
+        "teacher of its own); looks are images that it is shown for scores, agreement and batch-norm of later cuts,",
+        "without training, where they were counted: a look takes about a third of the time.",
         "",
         "The settings of `auto` were found by comparing variants by labelled accuracy on these tasks (for CIFAR on",
         "half of the test images), which the rules of evaluation forbid: its rows are development results, not",
         "held-out ones. So are those with `partial`: that a target with fewer classes keeps most of the network's own",
         "batch-norm statistics, that MCC and BNM count classes, that what compares domains, SHOT, NRC and `auto` go by",
         "the label prior, that NRC keeps its classifier, and that `rank` chooses, was seen to help by the labels of",
-        "pacs-partial (the prior on other parts of PACS, too). That a discriminator",
+        "pacs-partial (the prior on other parts of PACS, too), and in pruning that a taught student takes the target's",
+        "statistics there, that others learn slower, and that swmmd has a teacher. That a discriminator",
         "learns ten times as fast is as published, but was looked for because of those rows, and the weight of what it",
         "teaches, a tenth of the paper's, was taken since it was better there and on digits.",
     ]
@@ -118,15 +121,14 @@ def _fits(row: Row) -> bool:
 
 
 def _prune_table(rows: Iterable[Row]) -> list[str]:
-    lines = [
-        "| budget | method | chosen | oracle | MACs | parameters | channels | speed-up | images | minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    titles = ["budget", "method", "seeds", "chosen", "oracle", "MACs", "parameters", "channels", "speed-up"]
+    titles += ["images", "looks", "minutes"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for budget, of_budget in sorted(_by(rows, "budget").items(), reverse=True):
         for name, group in _by(of_budget, "name").items():
             good = [r for r in group if "failed" not in r]
             if not good:
-                lines.append(f"| {budget} | {name} | failed: {group[0]['failed']} | | | | | | | |")
+                lines.append(f"| {budget} | {name} | failed: {group[0]['failed']} | | | | | | | | | |")
                 continue
             shares = [
                 f"{statistics.mean(r[k] / r[f'dense_{k}'] for r in good):.3f}"
@@ -134,9 +136,12 @@ def _prune_table(rows: Iterable[Row]) -> list[str]:
             ]
             accuracy = [_spread([r[k] for r in good if k in r]) for k in ("chosen", "oracle")]
             images = f"{statistics.mean(r['images'] for r in good):,.0f}"
-            if beside := statistics.mean(r.get("images_beside", 0) for r in good):
+            if beside := statistics.mean(r.get("images_beside", 0) + r.get("images_before", 0) for r in good):
                 images += f" (+ {beside:,.0f})"
-            cells = [budget, name, *accuracy, *shares, _speedup(good[0]), images, _minutes(good)]
+            seen = [r["images_looked_at"] for r in good if "images_looked_at" in r]
+            looks = f"{statistics.mean(seen):,.0f}" if seen else ""
+            cells = [budget, name, str(len(good)), *accuracy, *shares, _speedups(good), images, looks]
+            cells.append(_minutes(good))
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -155,9 +160,13 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f}{more}"
 
 
-def _speedup(row: Row) -> str:
-    found = row.get("speedup")
-    return f"{found['speedup']:.2f}x ({found['ci_low']:.2f} to {found['ci_high']:.2f})" if found else ""
+def _speedups(rows: Sequence[Row]) -> str:
+    """The mean, and the ends that all seeds' intervals lie between."""
+    found = [r["speedup"] for r in rows if r.get("speedup")]
+    if not found:
+        return ""
+    low, high = min(f["ci_low"] for f in found), max(f["ci_high"] for f in found)
+    return f"{statistics.mean(f['speedup'] for f in found):.2f}x ({low:.2f} to {high:.2f})"
 
 
 def _minutes(rows: Sequence[Row]) -> str:

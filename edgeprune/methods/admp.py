@@ -59,7 +59,7 @@ class ADMP:
     "joint" have the full-size network go on learning beside the masks of the first cut, on a quarter of the source
     images, and the teacher from then on is its moving average, or itself.
     threshold: c, how sure T is. pseudo: a, ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda, its weight.
-    b: the adversary's weight of the source. rho0, rho1: ADMM's, from and to, growing geometrically. every: steps
+    b: the adversary's weight of the source. rho0: ADMM's at first. rho1: at last, growing geometrically. every: steps
     between updates of z and u. rate: of the masks' steps, over rho for the hard mask under ADMM. passes: over the
     target with masks, before each cut; weights learn, too; before all cuts but the first they are beside --recover.
     tune: after it, "both" goes on with the first line beside distillation."""
@@ -304,7 +304,7 @@ class Duel(Losses):
             self.hard.sub_(rate * (slope / rho + self.hard - self.chosen.float() + self.dual))
         else:
             self.hard.sub_(rate * slope)
-        self.hard.clamp_(min=0.0)
+        self.hard.clamp_(0.0, 1.0)
         if self.how.soft == "adversary":
             self.tilt.sub_(rate * self._slope(1, self.tilt, step))
         following = Step(step.number + 1, step.total)

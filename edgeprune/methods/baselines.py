@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, work
 from edgeprune.methods.job import Job
-from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.source import Source
 from edgeprune.waist import Objective
 
@@ -53,7 +52,8 @@ class TwoStage:
 
     Iterations of ranking by the cross entropy's first-order change and fine-tuning on source, then CE + MMD. cuts:
     iterations when --steps is not given. source_share: of the images that the first stage has. UsageError without
-    source. The paper says no more of it than its name; that the second stage is the base network's DAN is ours.
+    source. The paper says no more of it than its name; that the second stage is the base network's DAN, unless
+    --objective names another, is ours.
     """
 
     cuts: int = 8
@@ -67,15 +67,19 @@ class TwoStage:
         """Options that are not looked at -> what is in their place."""
         return {"score": "the first-order change of the source's cross entropy ranks"}
 
+    usual_objective: ClassVar[str] = "dan"
+
     def __call__(self, job: Job) -> None:
         """Prune and adapt `job.network` in place, within `job.budget`."""
         work.labelled_source(job, "two-stage")
         job = work.several(job, self.cuts, "linear")
         _cut_on_source(job, "taylor-labels", self.source_share)
-        named = job.options.objective != "none"
-        dan = DAN(learning.task(job.network), DAN.Knobs(partial=job.partial))
-        objective = work.adapting(job) if named else dan
-        work.learn(job, objective, job.options.recover * (1 - self.source_share), "adapt")
+        work.learn(
+            job,
+            work.adapting(job, usual=self.usual_objective),
+            job.options.recover * (1 - self.source_share),
+            "adapt",
+        )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +49,14 @@ class Look:
 
 @dataclass(frozen=True)
 class DALR:
-    """form: svd, svd-bias, dalr or centred. ridge: times the mean energy of an input. positions: patches an image.
+    """form: truncated SVD, the same with a bias fitted to the target's mean, the paper's closed form, or that of
+    activations less their mean. ridge: times the mean energy of an input. positions: patches an image.
 
     measured: with --macs, a pair that is no faster than its layer on this machine stays a layer; false counts MACs
     alone. With --latency pairs are timed in any case, with --params alone never.
     """
 
-    form: str = "centred"
+    form: Literal["svd", "svd-bias", "dalr", "centred"] = "centred"
     ridge: float = 1e-3
     positions: int = 16
     measured: bool = True
@@ -240,7 +242,10 @@ def ladders(
 
 
 def allocate(ladders: list[list[Choice]], needed: float, kind: str = "") -> dict[str, Choice]:
-    """Ranks that save `needed`, each step the one that loses least output energy for what it saves; BudgetNotMet."""
+    """Ranks that save `needed`, each step the one that loses least output energy for what it saves; BudgetNotMet.
+
+    What the last step saves too much is given back: no single rank could be higher.
+    """
     chosen: dict[str, Choice] = {}
     while (short := needed - sum(one.saved for one in chosen.values())) > 0:
         best: tuple[float, Choice] | None = None
@@ -262,7 +267,23 @@ def allocate(ladders: list[list[Choice]], needed: float, kind: str = "") -> dict
                 f"give a larger budget, cut channels with another method{slower}"
             )
         chosen[best[1].layer] = best[1]
-    return chosen
+    return _filled(chosen, ladders, -short)
+
+
+def _filled(chosen: dict[str, Choice], ladders: list[list[Choice]], spare: float) -> dict[str, Choice]:
+    """Ranks raised, or layers left whole, within what is to spare: what regains most output energy for it first."""
+    while True:
+        best: tuple[float, Choice] | None = None
+        for steps in (s for s in ladders if s[0].layer in chosen):
+            now = chosen[steps[0].layer]
+            for one in (*steps, Choice(now.layer, 0, 0.0, 0.0)):
+                given, regained = now.saved - one.saved, now.lost - one.lost
+                if 0 < given <= spare and regained >= 0 and (best is None or regained / given > best[0]):
+                    best = regained / given, one
+        if best is None:
+            return {name: one for name, one in chosen.items() if one.rank}
+        spare -= chosen[best[1].layer].saved - best[1].saved
+        chosen[best[1].layer] = best[1]
 
 
 def _said(number: float) -> str:

@@ -3,9 +3,11 @@
 After Wang et al., Iterative Transfer Model Compression, Pattern Recognition 164 (2025) 111512, whose method section is
 not public. Known of it: two parts in alternation; teacher and student adapt to the target step by step, and the
 teacher, updated meanwhile, guides the student; how much is pruned depends on the epoch, and what is pruned on the loss
-of the distilled student. Ours: all that puts it in numbers. The distillation follows KD_UDA (Nguyen-Meidine et al.,
-2020, arXiv 2005.07839), with the teacher detached and KL(teacher || student), which its code has the other way round,
-and without its distillation on source. Expects an adapted network: student and teacher both begin as it is.
+of the distilled student. Ours: all that puts it in numbers. Teacher and student learn in turn as in KD_UDA (Nguyen-
+Meidine et al., 2020, arXiv 2005.07839), but: the teacher is detached; KL(teacher || student), which its code has the
+other way round; no distillation on source; turns of many steps in place of one each; both losses at full weight all
+along in place of beta from 0.1 to 0.9; the teacher's MMD without a ramp; tau 2 in place of 20. Expects an adapted
+network: student and teacher both begin as it is.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ class ITMC:
 
     cuts: when --steps is not given, large ones first (cubic); each is followed by a slice of training, and half as many
     slices come after them, so nothing is pruned in the last third. A slice before them is beside --recover, a ninth of
-    it ("images_before"). teacher: "trained" on source and target before each
-    slice, or "fixed". teacher_lr: its peak rate, of --lr. tau: temperature. discrepancy: weight of the student's own
-    MMD. source: weight of its cross entropy. batches: of both domains, for one ranking. score: by the student's whole
-    loss, by its cross entropy alone ("source"), or by --score ("given"). distill: without it there is no teacher, only
-    pruning.
+    it ("images_before"). teacher: "trained" on source and target before each slice, or "fixed". teacher_lr: its peak
+    rate, a share of --lr. tau: temperature that divides the logits. discrepancy: weight of the student's own MMD.
+    source: weight of its cross entropy on source. batches: of both domains, for one ranking. score: by the student's
+    whole loss, by its cross entropy alone ("source"), or by --score ("given"). distill: without it there is no teacher,
+    only pruning.
     """
 
     cuts: int = 6

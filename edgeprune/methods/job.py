@@ -46,7 +46,8 @@ class Job:
     objective that goes on. before: images counted before the first cut, by the name they have in its trace. knobs: of
     the adaptation objective that goes on. score_knobs: of the criterion. owed: images that stages so far have not seen,
     less than a step's, by who learns. rough: another method goes on, so a latency is met roughly. blind: what is cut
-    follows from no target image. partial: the target lacks classes, so its batch-norm statistics are not the network's.
+    follows from no target image. looked: images shown for the cut that is made: scores, agreement, batch-norm, example
+    inputs; none of them trains. partial: the target lacks classes, so its batch-norm statistics are not the network's.
     """
 
     network: Network
@@ -72,6 +73,7 @@ class Job:
     rough: bool = False
     blind: bool = False
     partial: bool = False
+    looked: int = 0
 
     @classmethod
     def of(

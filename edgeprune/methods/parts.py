@@ -102,9 +102,25 @@ def cut(
     found = couplings(job)
     if not job.plans:
         _require_possible(job, found)
-    plan = (choose or plan_within)(job, found, criterion(job, found), ceilings)
-    apply(job, plan, found, number)
+    with _looking(job):
+        plan = (choose or plan_within)(job, found, criterion(job, found), ceilings)
+        apply(job, plan, found, number)
     return plan
+
+
+@contextmanager
+def _looking(job: Job) -> Iterator[None]:
+    """Count the images that the student is shown inside the block, but for those that train it, in `job.looked`."""
+    job.looked = 0
+
+    def count(module: nn.Module, given: tuple[Any, ...]) -> None:
+        job.looked += len(given[0]) if given and not module.training else 0
+
+    hook = job.network.module.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def preview(job: Job, method: Callable[[Job], None]) -> None:
@@ -202,6 +218,7 @@ def record(job: Job, plan: PruningPlan, number: int, twin: nn.Module | None = No
             timed["measured_ms"],
             timed["measured_of_requested"],
         )
+    entry["images_looked_at"] = job.looked
     if not job.trace:
         entry |= job.before
     job.trace.append(entry)
@@ -232,7 +249,7 @@ def taken_up(job: Job, number: int) -> PruningPlan | None:
     entry = before.history[-1]
     plan = PruningPlan.from_json(entry["plan"])
     _remember(job, plan)
-    job.trace.append(dict(entry["trace"]))
+    job.trace.append(entry["trace"])  # the same as in the history, which what follows is added to
     job.owed.update(entry["trace"]["owed_before"])
     job.steps[:] = [entry["trace"]["steps_before"]]  # stages on the way to a cut are not gone through again
     return plan

@@ -48,9 +48,11 @@ class SWMMDPruning:
     """See the top of this file; UsageError without labelled source images.
 
     remove: share of what is budgeted that goes at each removal, when --steps is not given; `--between` passes lie
-    between two. warm: passes before the first. weight, entropy, momentum, through: of the loss; momentum 1 weighs all
-    classes alike, which is plain MMD. power: of the sum, 2 or 1 for |.|. normalise: scores by their mean in each layer.
-    score: "given" ranks by --score. distill: also learn from the dense network, which is ours.
+    between two. warm: passes before the first. weight: lambda, of the discrepancy. entropy: mu, weight of the mean
+    entropy. momentum: of the moving average that weighs the classes; 1 weighs all alike, which is plain MMD. through:
+    the discrepancy's gradient reaches these weights, too. power: 2 sums squares of the changes, 1 their sizes.
+    normalise: scores by their mean in each layer. score: "given" ranks by --score. distill: also learn from the dense
+    network, which is ours.
     """
 
     partial: ClassVar[bool] = True

@@ -43,9 +43,10 @@ class TCP:
 
     variant: the paper's score, the released code's, "max" over the domains in place of its min, "source" (the first
     term alone), or "given": what --score says. cuts: iterations when --steps is not given, evenly spread as the paper's
-    are. channels: K, removed in an iteration, which then says how many there are (0: cuts does). batches: of both
-    domains, for one ranking. base: passes of training before the first cut. weight: times beta; 0 is the paper's "TCP
-    without DA". distill: also learn from the dense network, which the paper does not.
+    are. channels: K, how many an iteration removes on the mean: it says how many iterations there are, each of which
+    saves as much of the budget (0: cuts says it). batches: of both domains, for one ranking. base: passes of training
+    before the first cut. weight: times beta; 0 is the paper's "TCP without DA". distill: also learn from the dense
+    network, which the paper does not.
     """
 
     variant: Literal["paper", "code", "max", "source", "given"] = "paper"

@@ -104,7 +104,7 @@ def learn(
         entry["agreement_after_recovery"] = parts.agreement(job)
 
 
-def adapting(job: Job) -> Objective:
-    """The adaptation objective of the options; `auto` where none is named."""
-    name = USUAL if job.options.objective == "none" else job.options.objective
+def adapting(job: Job, usual: str = USUAL) -> Objective:
+    """The adaptation objective of the options; `usual` where none is named."""
+    name = usual if job.options.objective == "none" else job.options.objective
     return parts.adapting(job, name)

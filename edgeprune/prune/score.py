@@ -1,7 +1,8 @@
 """A criterion by the name a user types, on what a pruning job has: the network, target images, source images.
 
 What they compute is in `edgeprune.prune.scores`, one criterion a file; here is which images each one looks
-at: up to 512, evenly spaced over the set.
+at: up to 512, evenly spaced over the set, in an order of chance, as the set's is mostly by class and a criterion may
+look at the first batches alone. The same images in the same order at every call.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgeprune import catalog, inference
@@ -66,7 +68,7 @@ class Images:
     module: nn.Module
 
     def __iter__(self) -> Iterator[Tensor]:
-        few = self.pixels.spread(IMAGES)
+        few = _some(self.pixels)
         return (inference.shown(self.module, images) for _, images, _ in plain(few, self.pre, BATCH))
 
 
@@ -79,7 +81,13 @@ class Labelled:
     module: nn.Module
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for _, images, labels in plain(self.pixels.spread(IMAGES), self.pre, BATCH):
+        for _, images, labels in plain(_some(self.pixels), self.pre, BATCH):
             assert labels is not None
             x = inference.shown(self.module, images)
             yield x, labels.to(x.device)
+
+
+def _some(pixels: Pixels) -> Pixels:
+    rows = torch.linspace(0, len(pixels) - 1, min(IMAGES, len(pixels))).round().long()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return pixels.subset(rows[order].tolist())

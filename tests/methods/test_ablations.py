@@ -97,9 +97,9 @@ def test_a_row_cut_from_a_network_that_was_made_anew_is_open_again(
     file = tmp_path / "rows.json"
     case = next(c for c in pruning((0,)) if c.key == "prune/digits/tcp/macs=0.5/0")
     start = {"key": "adapt/digits/auto/0", "stage": "adapt", "task": "digits", "name": "auto", "seed": 0}
-    old = {"key": case.key, "stage": "prune", "task": "digits", "name": "tcp", "seed": 0, "before": 90.0}
-    accuracy.save([{**start, "chosen": 91.0}, {**old, "chosen": 80.0}], file)
-    monkeypatch.setattr(accuracy, "row", lambda c, place: {**old, "before": 91.0, "chosen": 85.0})
+    old = {"key": case.key, "stage": "prune", "task": "digits", "name": "tcp", "seed": 0, "begins_with": "a"}
+    accuracy.save([{**start, "weights": "b", "chosen": 91.0}, {**old, "chosen": 80.0}], file)
+    monkeypatch.setattr(accuracy, "row", lambda c, place: {**old, "begins_with": "b", "chosen": 85.0})
     place = Place(None, tmp_path, "cpu")
     accuracy.work([case], place, file)
     assert [r["chosen"] for r in accuracy.load(file)] == [91.0, 85.0]
@@ -121,6 +121,10 @@ def test_a_finished_run_of_another_command_is_not_taken_for_this_one(
         return subprocess.CompletedProcess(program, 0, "", "")
 
     monkeypatch.setattr("subprocess.run", tool)
-    for steps, runs in (("100", 1), ("100", 1), ("200", 2)):
-        monkeypatch.setattr(accuracy, "command", lambda c, p, s=steps: ["edgeprune", "adapt", "--steps", s])
+    cloud = tmp_path / "cloud"
+    cloud.mkdir()
+    for weights, steps, runs in (("a", "1", 1), ("a", "1", 1), ("a", "2", 2), ("b", "2", 3), ("b", "2", 3)):
+        (cloud / "model.safetensors").write_text(weights)
+        words = ["edgeprune", "adapt", str(cloud), "--steps", steps]
+        monkeypatch.setattr(accuracy, "command", lambda c, p, w=words: w)
         assert accuracy.made(case, place)["accuracy"] == runs

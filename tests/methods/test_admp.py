@@ -160,7 +160,7 @@ def test_admm_is_its_equations() -> None:
         part = 1 - MEMORY ** (number + 1)
         unit = (mean / part) / np.sqrt(square / part)
         rho = 0.2 * 10 ** ((number // 5) / 5)
-        h = np.maximum(h - 0.3 * (unit / rho + h - z + u), 0)
+        h = np.clip(h - 0.3 * (unit / rho + h - z + u), 0, 1)
         if number % 5 == 4:
             z = np.zeros(9)
             for place, k in ((slice(0, 6), 3), (slice(6, 9), 1)):

@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
@@ -45,14 +48,36 @@ def test_the_cheapest_loss_goes_first() -> None:
     easy = [Choice("easy", 8, 50, 0.0), Choice("easy", 4, 80, 0.01)]
     hard = [Choice("hard", 8, 50, 0.4), Choice("hard", 4, 80, 0.6)]
     assert allocate([easy, hard], 60) == {"easy": easy[1]}
-    assert {k: v.rank for k, v in allocate([easy, hard], 100).items()} == {"easy": 4, "hard": 8}
+    assert {k: v.rank for k, v in allocate([easy, hard], 110).items()} == {"easy": 4, "hard": 8}
+    assert {k: v.rank for k, v in allocate([easy, hard], 100).items()} == {"easy": 8, "hard": 8}  # to spare
     with pytest.raises(BudgetNotMet, match="low rank saves 160 of the 200"):
         allocate([easy, hard], 200)
 
 
+@given(st.integers(0, 10_000), st.floats(0.05, 0.95))
+def test_what_is_to_spare_is_given_back(seed: int, share: float) -> None:
+    """The ranks save what is needed, and no single one of them could be higher, or its layer whole."""
+    random = np.random.default_rng(seed)
+    ladders = []
+    for layer in range(random.integers(1, 6)):
+        count = int(random.integers(1, 6))
+        saved = np.sort(random.uniform(1, 100, count))
+        lost = np.sort(random.uniform(0, 1, count))
+        rungs = zip(range(count, 0, -1), saved, lost, strict=True)
+        ladders.append([Choice(str(layer), 8 * k, float(s), float(e)) for k, s, e in rungs])
+    needed = share * sum(steps[-1].saved for steps in ladders)
+    found = allocate(ladders, needed)
+    saves = sum(one.saved for one in found.values())
+    assert saves >= needed
+    for steps in ladders:
+        if (now := found.get(steps[0].layer)) is not None:
+            above = [0.0, *(one.saved for one in steps if one.saved < now.saved)]
+            assert saves - now.saved + max(above) < needed
+
+
 def test_a_wrong_form_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="centred"):
-        DALR(form="centered")
+        DALR(form="centered")  # type: ignore[arg-type]
 
 
 def test_the_whole_command_and_a_fresh_process(options: PruneOptions) -> None:
