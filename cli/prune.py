@@ -14,6 +14,9 @@ EXAMPLES = (
     "edgeprune prune runs/adapt-resnet50-1 --target camera/ --latency 0.5x --keep-out 'layer4*'",
     "edgeprune prune runs/adapt-resnet50-1 --target camera/ --latency 2.0ms --table orin.json --params 2M",
     "edgeprune prune model.safetensors --target camera/ --params 1.2M --steps 4 --dry-run",
+    "edgeprune prune runs/adapt-resnet50-1 --target camera/ --source lab/ --method admp --channels 0.4",
+    "edgeprune prune runs/adapt-resnet50-1 --target camera/ --source lab/ --method tcp --set batches=16 --macs 0.5",
+    "edgeprune prune runs/adapt-resnet50-1 --target camera/ --macs 0.3 --then dalr",
 )
 
 INSIDE = ("owed_before", "steps_before")  # of a cut: what resuming needs

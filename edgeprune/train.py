@@ -225,7 +225,7 @@ class _Loop:
             )
         if self.run and (step.number % 10 == 0):
             self.run.metric(stage=self.stage, step=step.number, **shown)
-        return shown
+        return {"loss": sum(shown.values()), **shown}
 
     def _forward(self, batches: Batches | None, number: int, *, track: bool) -> Batch | None:
         """Each view in a forward pass of its own, so that each domain is normalised by its own statistics.

@@ -308,7 +308,7 @@ def learn(
 def _title(job: Job, stage: str) -> str:
     """The stage, and what the last cut left: what progress shows."""
     if not job.trace:
-        return stage
+        return f"{stage}, all of the MACs"
     last = job.trace[-1]
     share = last["macs"] / macs.measure(job.dense, job.network.example())[0]
     known = [f"agreement_after_{what}" for what in ("recovery", "batchnorm", "cut")]

@@ -134,7 +134,7 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return passed
 
 
-@pytest.mark.parametrize("name", ["tcp", "itmc", "two-stage"])
+@pytest.mark.parametrize("name", ["tcp", "itmc", "two-stage", "adapt-then-prune"])
 def test_a_kill_anywhere_changes_nothing(
     name: str, options: PruneOptions, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -149,6 +149,9 @@ def test_a_kill_anywhere_changes_nothing(
             continue
     assert len(passed) >= 4
     assert found.cuts == whole.cuts
+    entries = checkpoint.read(tmp_path / "slim", []).history
+    cuts = [entry["trace"] for entry in entries if entry["command"] == "cut"]
+    assert cuts == list(whole.cuts)
     left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "slim"))
     assert all(torch.equal(left[key], right[key]) for key in left | right)
 

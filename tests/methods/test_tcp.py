@@ -16,7 +16,7 @@ from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import CODE_WEIGHT, TCP, Losses, beta
 from edgeprune.prune import graph
 from edgeprune.prune.scores.random import Random
-from edgeprune.prune.scores.transfer import Pairs, Transfer
+from edgeprune.prune.scores.transfer import Pairs, Transfer, additive
 
 WIDTH = 5
 
@@ -95,6 +95,17 @@ def reading(net: Net, batch: tuple[Tensor, Tensor, Tensor], channel: int) -> dic
         out[f"ce_{where}"], out[f"mmd_{where}"] = (c1 - c0) / (2 * step), (m1 - m0) / (2 * step)
     net.eval()
     return out
+
+
+def test_in_units_of_its_layer_it_is_itmcs(batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """sum_batches |s + t| over its L2 norm in the layer, squared so that a plan can add it up."""
+    net = Net().double().eval()
+    read = [[reading(net, b, c) for c in range(WIDTH)] for b in batches]
+    expected = np.mean([[abs(r["ce_s"] + 0.7 * r["mmd_t"]) for r in one] for one in read], 0)
+    couplings = graph.find(net, batches[0][0], verify=False)
+    score = Transfer(batches, Losses("paper", 0.7), "head", per_layer=True)
+    found = additive(score(net, couplings))["inner"].numpy()
+    assert found == pytest.approx(expected**2 / (expected**2).sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("variant", ["paper", "code", "max", "source"])
