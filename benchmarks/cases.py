@@ -104,7 +104,7 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                         continue
                     words: tuple[str, ...] = ("--method", name, f"--{kind}", share, *partial(task, name))
                     yield Case("prune", task.name, name, seed, words, budget)
-                for score in ("magnitude", "random"):
+                for score in ("magnitude", "taylor", "random"):
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)
                     yield Case("prune", task.name, f"distill+{score}", seed, words, budget)
                 yield Case("prune", task.name, TORCH_PRUNING, seed, (), budget)

@@ -17,7 +17,8 @@ TANA_UNIFORM = (
     "tana+statistic=given+rank=local+score=magnitude"  # as many cuts, so the structure alone differs
 )
 TWINS = tuple(c.name.removesuffix("+partial") for c in cases.adapting((0,)) if c.name.endswith("+partial"))
-HALFWAY = "halfway from distill+magnitude to the network before the cut"
+STRONG = ("distill+magnitude", "distill+taylor")  # adapt, cut, distil: the better of those that were run
+HALFWAY = f"halfway from {' or '.join(STRONG)} to the network before the cut"
 
 
 class Margin(NamedTuple):
@@ -123,7 +124,7 @@ CLAIMS = (
     ),
     *(
         Claim(
-            "auto closes half of the gap that distillation after a magnitude cut leaves (ours)",
+            "auto closes half of the gap that distillation after one cut leaves (ours)",
             "auto",
             HALFWAY,
             "pacs",
@@ -153,7 +154,8 @@ def page() -> str:
         *_claims([*accuracy.load(), *accuracy.load(ablations.RESULTS)]),
     ]
     if rows := accuracy.load(ablations.RESULTS):
-        lines += ["", "## Parts switched off", "", *ablations.table(rows).splitlines()]
+        known = {r["key"]: r for r in (*accuracy.load(), *rows)}
+        lines += ["", "## Parts switched off", "", *ablations.table(list(known.values())).splitlines()]
     if rows := accuracy.load(dalr.RESULTS):
         lines += ["", "## Low-rank layers", "", *dalr.table(rows).splitlines(), "", *dalr.verdicts(rows)]
     return "\n".join(lines) + "\n"
@@ -196,7 +198,8 @@ def _found(rows: Sequence[Row], claim: Claim, name: str | Margin) -> dict[int, f
         high, low = (_found(rows, there, side) for side in (name.ours, name.theirs))
         return {seed: high[seed] - low[seed] for seed in high.keys() & low.keys()}
     if name == HALFWAY:
-        low, high = (_found(rows, claim, end) for end in ("distill+magnitude", UNPRUNED))
+        high, *lows = (_found(rows, claim, end) for end in (UNPRUNED, *STRONG))
+        low = {seed: max(one[seed] for one in lows if seed in one) for seed in set().union(*lows)}
         return {seed: (low[seed] + high[seed]) / 2 for seed in low.keys() & high.keys()}
     column, name = ("before", str(claim.left)) if name == UNPRUNED else ("chosen", name)
     wanted = (stage, claim.task, name, claim.budget)

@@ -79,6 +79,10 @@ def _method(options: PruneOptions, budget: Budget) -> Callable[[Job], None]:
     words = [word for word in options.set if not word.startswith(others)]
     method: Callable[[Job], None] = kind(**parse(kind, words, options.method))
     if options.then is None:
+        if options.method in SECOND and "channels" in budget.given:
+            raise UsageError(
+                f"--method {options.method} takes --macs, --params or --latency; received a budget of {budget}"
+            )
         return method
     if options.then not in SECOND:
         raise UsageError(f"--then {options.then}: {nearest(options.then, SECOND)}")

@@ -89,10 +89,6 @@ class DALR:
         if parts.taken_up(job, number) is not None:
             return
         ceilings = parts.limits(job)[-1]
-        if "channels" in ceilings:
-            raise UsageError(
-                "--method dalr takes --macs, --params or --latency; received a budget of channels"
-            )
         module = job.network.module
         able = [
             name for name in candidates(module, job.network.classifier) if not _kept(name, job.options.keep)

@@ -168,6 +168,6 @@ def beta(iteration: int, iterations: int) -> float:
 
 
 def discrepancy(source: Tensor, target: Tensor) -> Tensor:
-    """MK-MMD^2 of features (N, D) and (M, D), a scalar: the same as in the objective DAN."""
+    """MK-MMD^2 of features (N, D) and (M, D), a scalar: the same as in the objective DAN, all classes alike."""
     kernel = gaussian_kernels(torch.cat([source, target]))
     return squared_mmd(kernel, torch.ones_like(kernel[0, : len(source)]), unbiased=True)

@@ -6,7 +6,8 @@ images and positions, a dL/da is the derivative of L by a gate on the channel, s
 order, by how much the loss changes when the channel goes, in nats, the same unit in every layer. (The paper writes
 the mean of a, which would weigh layers by the size of their maps.) The authors' code instead takes the smaller of the
 two domains' products, each divided by its L2 norm over the layer (`combine="min"`), and looks at the last batch alone;
-here batches are averaged. Ours: couplings in place of layers, and batch-norm by each domain's own batch as in training.
+here batches are averaged. Ours: couplings in place of layers, and batch-norm by each domain's own batch, as in training
+(but for a target that lacks classes: there it is as here, and classes weigh alike).
 """
 
 from __future__ import annotations
