@@ -1,4 +1,4 @@
-"""One progress bar with an ETA, on stderr; nothing at all when stderr is not a terminal.
+"""One progress bar with an ETA, on stderr; where stderr is no terminal, a line every half minute.
 
     with bar("adapt", total=300) as tick:
         tick(1, loss=0.3)
@@ -9,7 +9,8 @@ Bars may nest: an inner one is another line of the same display.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,6 +23,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+EVERY = 30.0  # seconds between two lines of a log
 
 
 class Tick(Protocol):
@@ -38,7 +41,7 @@ def bar(name: str, total: int, *, done: int = 0, console: Console | None = None)
     """Show `name` as a bar over `total` steps, of which `done` were done before (a resumed run)."""
     console = console or Console(file=sys.stderr)
     if not console.is_terminal:
-        yield _nothing
+        yield _written(console, name, total, done)
         return
     if _active:
         with _line(_active[-1], name, total, done) as tick:
@@ -74,10 +77,7 @@ def _line(display: Progress, name: str, total: int, done: int) -> Iterator[Tick]
 
     def tick(steps: int = 1, **shown: float | str) -> None:
         nonlocal words
-        if shown:
-            words = "  ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
-            )
+        words = _words(shown) or words
         display.update(task, advance=steps, shown=words)
 
     try:
@@ -86,5 +86,20 @@ def _line(display: Progress, name: str, total: int, done: int) -> Iterator[Tick]
         display.stop_task(task)
 
 
-def _nothing(steps: int = 1, **shown: float | str) -> None:
-    """Tick where nobody watches."""
+def _written(console: Console, name: str, total: int, done: int) -> Tick:
+    """A tick for a log: a line now and then, so that a long run is seen to go on."""
+    last = time.monotonic()
+
+    def tick(steps: int = 1, **shown: float | str) -> None:
+        nonlocal last, done
+        done += steps
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            line = f"{name} {done}/{total}  {_words(shown)}".rstrip()
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return tick
+
+
+def _words(shown: Mapping[str, float | str]) -> str:
+    return "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())

@@ -13,6 +13,18 @@ def test_nothing_where_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None
     assert out == err == ""
 
 
+def test_a_log_has_a_line_every_half_minute(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0.0, 10.0, 30.0, 30.0, 40.0, 61.0, 61.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with bar("adapt [x]", 300, done=100) as tick:
+        for step in range(4):
+            tick(10, loss=0.5 - 0.1 * step)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "adapt [x] 120/300  loss 0.4\nadapt [x] 140/300  loss 0.2\n")
+
+
 def test_a_terminal_shows_name_count_and_numbers() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)

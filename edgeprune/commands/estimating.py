@@ -20,6 +20,7 @@ from edgeprune.options import AdaptOptions
 
 HELD_OUT = 0.1
 ONE_CLASS = 0.95  # of the answers: hardly any target is so
+HALF = 0.5
 FEW_IMAGES = 20  # say little of which classes are there: of one that is, more than ten have to be sure
 
 
@@ -133,6 +134,23 @@ def doubts(options: AdaptOptions, network: Network, logits: Tensor, held: Pixels
             f"{len(logits)} target images are too few to say which classes are absent: give at least {FEW_IMAGES}"
         )
     return tuple(said)
+
+
+def spread(network: Network, was: Tensor, now: Tensor) -> tuple[str, ...]:
+    """A warning where nearly all answers (N, K) were of one class before adapting, and hardly half of them are now.
+
+    Most objectives want answers of all classes. A network that knew nothing of the target may begin the same way.
+    """
+    before, after = (z.argmax(1) for z in (was, now))
+    label = int(before.mode().values)
+    shares = [float((answers == label).double().mean()) for answers in (before, after)]
+    if len(was) < FEW_IMAGES or shares[0] < ONE_CLASS or shares[1] > HALF:
+        return ()
+    return (
+        f"before adapting {shares[0]:.0%} of the target images were called {network.classes[label]!r}, now "
+        f"{shares[1]:.0%}: if the target does hold that class alone, adapting has spread its answers over others; "
+        "--set partial=true keeps them",
+    )
 
 
 def _held_share(asked: float, chooser: str) -> float:

@@ -98,6 +98,7 @@ def begun_anew(options: RunOptions, run: Run) -> list[str]:
 def unread(pixels: Pixels, flag: str) -> list[str]:
     """A warning when files could not be read."""
     lost, names = len(pixels.skipped), ", ".join(str(one) for one in pixels.skipped[:3])
+    names += ", …" * (lost > 3)
     return [f"{flag}: {lost} of {lost + len(pixels)} files cannot be read and were left out: {names}"] * (
         lost > 0
     )
