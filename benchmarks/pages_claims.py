@@ -143,7 +143,7 @@ def page() -> str:
         "Made by `python -m benchmarks.pages` from `benchmarks/results/`. Accuracy in percent on the target, chosen",
         "without labels, mean and standard deviation of the seeds that both sides were run with;",
         "[accuracy.md](accuracy.md) has MACs, parameters, latency and work of each row (admp also trains beside its",
-        "masks, before the cut). Where the paper's method section is not public, its docstring says what is",
+        "masks before the cut, itmc a teacher beside the student, and both before the first cut). Where the paper's method section is not public, its docstring says what is",
         "reconstructed. *Equal*: the difference is below one deviation of the seeds (of their differences, where both",
         "sides are one network before and after); of one seed there is none, so a single pair of rows says little.",
         "",
