@@ -209,7 +209,7 @@ def _work(
     after = inference.evaluate(network, labelled) if labelled else None
     result = _result(options, how, network, data, run.path, fit, (before, after))
     doubts = (*start.begun_anew(options, run), *estimating.doubts(options, network, logits[1], held))
-    doubts += () if objective.partial else estimating.spread(network, *logits)
+    doubts += () if objective.partial else estimating.scattered(network, *logits)
     for doubt in doubts:
         run.log(doubt)
     result = replace(result, estimate=said, present_classes=there, warnings=(*result.warnings, *doubts))

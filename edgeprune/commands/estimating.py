@@ -136,7 +136,7 @@ def doubts(options: AdaptOptions, network: Network, logits: Tensor, held: Pixels
     return tuple(said)
 
 
-def spread(network: Network, was: Tensor, now: Tensor) -> tuple[str, ...]:
+def scattered(network: Network, was: Tensor, now: Tensor) -> tuple[str, ...]:
     """A warning where nearly all answers (N, K) were of one class before adapting, and hardly half of them are now.
 
     Most objectives want answers of all classes. A network that knew nothing of the target may begin the same way.

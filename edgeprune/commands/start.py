@@ -74,11 +74,9 @@ def _range(name: str) -> str:
     out = _OPEN.get(name)
     if not math.isfinite(high):
         return f"a number above {low:g}" if out == low else f"{low:g} or more"
-    return (
-        f"above {low:g}, at most {high:g}"
-        if out == low
-        else (f"{low:g} or more, less than {high:g}" if out == high else f"{low:g} to {high:g}")
-    )
+    if out == low:
+        return f"above {low:g}, at most {high:g}"
+    return f"{low:g} or more, less than {high:g}" if out == high else f"{low:g} to {high:g}"
 
 
 def log_skipped(run: Run, *sets: Pixels | None) -> None:

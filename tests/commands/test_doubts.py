@@ -81,10 +81,10 @@ def test_few_images_say_nothing_of_absent_classes() -> None:
 
 def test_one_class_that_was_spread_over_others_is_said() -> None:
     one, some = answers(39, 1, 0), answers(18, 12, 10)
-    (said,) = estimating.spread(network(), one, some)
+    (said,) = estimating.scattered(network(), one, some)
     assert said.startswith(
         "before adapting 98% of the target images were called 'a', now 45%: if the target does hold"
     )
-    assert estimating.spread(network(), some, one) == ()  # what collapses is told of elsewhere
-    assert estimating.spread(network(), one, answers(30, 10, 0)) == ()
-    assert estimating.spread(network(), answers(10, 0, 0), answers(1, 9, 0)) == ()  # too few to say
+    assert estimating.scattered(network(), some, one) == ()  # what collapses is told of elsewhere
+    assert estimating.scattered(network(), one, answers(30, 10, 0)) == ()
+    assert estimating.scattered(network(), answers(10, 0, 0), answers(1, 9, 0)) == ()  # too few to say
