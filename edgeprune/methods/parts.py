@@ -102,16 +102,20 @@ def cut(
     found = couplings(job)
     if not job.plans:
         _require_possible(job, found)
+    job.looked = 0
     with _looking(job):
-        plan = (choose or plan_within)(job, found, criterion(job, found), ceilings)
+        scores = criterion(job, found)
+    plan = (choose or plan_within)(
+        job, found, scores, ceilings
+    )  # may train, and be taken up from a killed process
+    with _looking(job):
         apply(job, plan, found, number)
     return plan
 
 
 @contextmanager
 def _looking(job: Job) -> Iterator[None]:
-    """Count the images that the student is shown inside the block, but for those that train it, in `job.looked`."""
-    job.looked = 0
+    """Add the images that the student is shown inside the block, but for those that train it, to `job.looked`."""
 
     def count(module: nn.Module, given: tuple[Any, ...]) -> None:
         job.looked += len(given[0]) if given and not module.training else 0

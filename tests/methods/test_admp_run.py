@@ -73,7 +73,9 @@ def test_a_kill_anywhere_changes_nothing(
     monkeypatch.setattr(parts, "cut", killed_cut)
     monkeypatch.setattr(train, "fit", killed_fit)
     monkeypatch.setattr(train._Loop, "_step", killed_step)
-    monkeypatch.setattr(learning, "settings", lambda *given: replace(settings(*given), save_every=1))
+    monkeypatch.setattr(
+        learning, "settings", lambda *a, **named: replace(settings(*a, **named), save_every=1)
+    )
     found = None
     while found is None:
         try:
