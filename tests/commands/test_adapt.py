@@ -251,10 +251,8 @@ def test_options_that_nothing_looks_at_are_warned_of(options: AdaptOptions) -> N
     assert (made.chosen_by, made.chosen_step) == (None, 4)
     again = replace(options, model=str(made.run), weights=None, classes=None, size=None, source_steps=None)
     again = replace(again, output=options.output.with_name("again"), crop=0.5)  # type: ignore[union-attr]
-    crop, source = (
-        r"--crop 0.5: --objective {} does not look at it: its views are {}, which",
-        f"--source {options.source}: ",
-    )
+    crop = r"--crop 0.5: --objective {} does not look at it: its views are {}, which"
+    source = f"--source {options.source}: "
     found = adapt(replace(again, objective="shot")).warnings
     assert len(found) == 1
     assert found[0].startswith(

@@ -6,8 +6,17 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from edgeprune import absent
+from edgeprune.commands import start
+from edgeprune.images import Preprocess
+from edgeprune.model import Network
 
 FAULTS = """
 import resource
@@ -77,3 +86,21 @@ def test_numbers_below_normal_are_none_in_every_thread(threads: str) -> None:
         pytest.skip("this processor has no such mode")
     assert said[1:3] == ["False", "False"]
     assert float(said[3]) == pytest.approx(1e-23, rel=1e-5)
+
+
+def test_images_of_dropped_classes_have_a_label_that_no_answer_is(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The labels of the others index what is left, and one class more dropped leaves these as they are."""
+    images = make_images(tmp_path / "i", ("blue", "green", "red"), count=4)
+    history = [{"command": "drop-absent-classes", "of": ["blue", "green", "red"]}]
+    network = Network(nn.Identity(), "x", Preprocess((8, 8)), ("blue", "red"), "head", history=history)
+    found = start.evaluated(images, network, tmp_path / "c")
+    assert found.labels is not None
+    assert found.labels.tolist() == [0] * 4 + [-1] * 4 + [1] * 4
+    assert start.never_right(found) == [
+        "--evaluate: 4 of 12 images are of classes that the network dropped, so no answer is right for them"
+    ]
+    fewer = absent.relabelled(found, ("red",), torch.tensor([1]))
+    assert fewer.labels is not None
+    assert fewer.labels.tolist() == [-1] * 8 + [0] * 4
