@@ -46,6 +46,12 @@ ABLATIONS = (
     Ablation("the released code's score: min over the domains", "tcp", ("variant=code",)),
     Ablation("max over the domains", "tcp", ("variant=max",)),
     Ablation("no domain adaptation: score and loss", "tcp", ("variant=source", "weight=0")),
+    Ablation(
+        "the same, as many steps as with it (half of the images: no target's)",
+        "tcp",
+        ("variant=source", "weight=0"),
+        ("--recover", "x0.5"),
+    ),
     Ablation("no domain adaptation: score alone", "tcp", ("variant=source",)),
     Ablation("magnitude in its place", "tcp", ("variant=given",), ("--score", "magnitude")),
     Ablation("label-free Taylor in its place", "tcp", ("variant=given",), ("--score", "taylor")),
@@ -59,7 +65,7 @@ ABLATIONS = (
     Ablation("the journal's base: dann", "tcp", (), ("--objective", "dann")),
     Ablation("the reconstruction", "itmc"),
     Ablation("teacher as it was", "itmc", ("teacher=fixed",)),
-    Ablation("pruning alone", "itmc", ("distill=false",)),
+    Ablation("pruning alone", "itmc", ("distill=false", "source=1")),
     Ablation(
         "distillation alone: one uniform cut",
         "itmc",
@@ -67,14 +73,22 @@ ABLATIONS = (
         ("--rank", "local", "--score", "magnitude"),
     ),
     Ablation("one cut, then distillation", "itmc", ("cuts=1",)),
+    Ablation("student learns on source too", "itmc", ("source=1",)),
     Ablation("score from the cross entropy alone", "itmc", ("score=source",)),
+    Ablation("score from its whole loss, to first order", "itmc", ("source=1", "score=student")),
+    Ablation("the same, teacher as it was", "itmc", ("source=1", "score=student", "teacher=fixed")),
+    Ablation("the same, pruning alone", "itmc", ("source=1", "score=student", "distill=false")),
+    Ablation(
+        "student learns on source too, one uniform cut",
+        "itmc",
+        ("source=1", "cuts=1", "score=given"),
+        ("--rank", "local", "--score", "magnitude"),
+    ),
+    Ablation("50 batches rank", "itmc", ("source=1", "score=student", "batches=50")),
     Ablation("our measured score in its place", "itmc", ("score=given",)),
-    Ablation("label-free Taylor in its place", "itmc", ("score=given",), ("--score", "taylor")),
     Ablation("student with its own MMD", "itmc", ("discrepancy=0.5",)),
-    Ablation("student without source", "itmc", ("source=0",)),
     Ablation("warmer teacher", "itmc", ("tau=8",)),
     Ablation("temperature of KD_UDA", "itmc", ("tau=20",)),
-    Ablation("50 batches rank", "itmc", ("batches=50",)),
     Ablation("even cuts in place of large ones first", "itmc", (), ("--schedule", "linear")),
     Ablation("teacher goes on by mcc in place of dan", "itmc", (), ("--objective", "mcc")),
     Ablation("the reconstruction", "admp"),
@@ -134,7 +148,10 @@ ABLATIONS = (
     Ablation("cut by label-free Taylor", "adapt-then-prune", ("score=taylor",)),
     Ablation("the baseline", "prune-then-adapt"),
     Ablation(
-        "with the passes that adapted the others' dense network", "prune-then-adapt", (), ("--recover", "+9")
+        "with the passes more that adapted the others' dense network on PACS",
+        "prune-then-adapt",
+        (),
+        ("--recover", "+9"),
     ),
     Ablation("cut by the source's Taylor", "prune-then-adapt", ("score=taylor-labels",)),
     Ablation("the baseline", "uniform"),
@@ -165,8 +182,10 @@ def cases(seeds: tuple[int, ...]) -> list[Case]:
 
 
 def _added(word: str, task: Task) -> str:
-    """A number as it is; "+4": four more than the task's --recover."""
+    """A number as it is; "+4": four more than the task's --recover; "x0.5": half of it."""
     usual = float(task.prune[task.prune.index("--recover") + 1])
+    if word.startswith("x"):
+        return f"{usual * float(word[1:]):g}"
     return f"{usual + float(word[1:]):g}" if word.startswith("+") else word
 
 

@@ -35,7 +35,7 @@ from edgeprune.runtime import ort
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "accuracy.json"
-LIMIT = 20 * 60.0
+LIMIT = 60 * 60.0  # the aim is 20 minutes on a quiet machine
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ def made(case: Case, place: Place) -> Row:
     program = [str(Path(sys.executable).with_name("edgeprune")), *words[1:]]
     program += ["--resume"] if folder.exists() else []
     try:
-        out = subprocess.run(program, capture_output=True, text=True, check=False, timeout=3 * LIMIT)
+        out = subprocess.run(program, capture_output=True, text=True, check=False, timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        return {"failed": f"took longer than {3 * LIMIT:.0f} s", "command": spoken}
+        return {"failed": f"took longer than {LIMIT:.0f} s", "command": spoken}
     if out.returncode != 0:
         lines = out.stderr.strip().splitlines() or ["no message"]
         return {"failed": f"exit {out.returncode}: {lines[-1][:300]}", "command": spoken}

@@ -4,10 +4,12 @@
 
 The paper's claim (Masana et al., ICCV 2017): at equal accuracy truncated SVD needs 4 times the parameters or more in a
 large fully connected layer. Tasks: `fc`, the two 1,024-wide layers of a VGG-11-BN, MNIST to optical digits at 32 px,
-trained here once a seed; `pacs`, all 1x1 convolutions of the network of that task. A row is one layer group,
-form and rank: forward passes alone, in seconds. Rows go to results/dalr.json as they finish and are skipped when there.
-Target labels are read for the accuracy alone. `-source` forms see the activations of source images in place of the
-target's: what knowing the activations is worth without knowing the domain.
+trained here once a seed; `pacs`, all 1x1 convolutions of the network of that task; `imagenet`, the classifier of that
+network as it comes, 1,000 classes, on paintings of seven kinds: there are no such labels, so what is measured is how
+many answers agree with the whole layer's, on the half of the paintings that it was not solved on. A row is one layer
+group, form and rank: forward passes alone, in seconds. Rows go to results/dalr.json as they finish and are skipped when
+there. Target labels are read for the accuracy alone. `-source` forms see the activations of source images in place of
+the target's: what knowing the activations is worth without knowing the domain.
 """
 
 from __future__ import annotations
@@ -15,34 +17,35 @@ from __future__ import annotations
 import argparse
 import copy
 import fnmatch
-import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from benchmarks import accuracy
 from benchmarks.accuracy import Place
 from benchmarks.cases import Case
+from benchmarks.data import locate
 from benchmarks.tasks import TASKS, Task
 from edgeprune import checkpoint, inference
 from edgeprune.data import folder
-from edgeprune.data.pixels import Pixels
+from edgeprune.data.pixels import Chosen, Pixels
 from edgeprune.methods.dalr import candidates
 from edgeprune.model import Network
+from edgeprune.opening import open_network
+from edgeprune.options import ModelOptions
 from edgeprune.prune import lowrank, surgery
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "dalr.json"
 FORMS = ("svd", "svd-bias", "dalr", "centred", "dalr-source", "centred-source")
 RIDGE, POSITIONS = 1e-3, 16  # those of --method dalr
-CLAIMED = 4.0  # times fewer parameters than truncated SVD, at equal accuracy
-LOSS = 1.0  # points below the unchanged network that count as equal accuracy
 
 
 class VGG11(nn.Module):
@@ -79,6 +82,7 @@ FC = Task(
     (),
     ("--trust", SPEC),
 )
+IMAGENET = replace(TASKS["pacs"], name="imagenet")
 
 
 class Group(NamedTuple):
@@ -92,6 +96,7 @@ class Group(NamedTuple):
 GROUPS = (
     *(Group("fc", name, (4, 8, 16, 32, 64, 128, 256)) for name in ("fc6", "fc7", "fc6+fc7")),
     Group("pacs", "pointwise", (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)),
+    Group("imagenet", "classifier", (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)),
 )
 
 
@@ -111,28 +116,31 @@ class Cell:
 
 
 class Bench:
-    """One task and seed: the adapted network, its images, and what enters its layers, read once for all its rows."""
+    """One task and seed: its network, its images, and what enters its layers, read once for all its rows."""
 
     def __init__(self, task: str, seed: int, place: Place, limit: int) -> None:
         self.place, self.limit, self.task = place, limit, place.tasks[task]
-        self.network = checkpoint.read(_adapted(task, seed, place), self.task.trust[1:])
+        if task == IMAGENET.name:
+            self.network = _as_it_comes(place)
+        else:
+            self.network = checkpoint.read(_adapted(task, seed, place), self.task.trust[1:])
         self._moments: dict[tuple[str, str], Mapping[str, lowrank.Moments]] = {}
+        self._entering: dict[str, Tensor] = {}
         module = self.network.module.eval()
         able = candidates(module, self.network.classifier)
         self.layers = {name: module.get_submodule(name) for name in able}
 
     @cached_property
     def images(self) -> dict[str, Pixels]:
-        """target, without labels; source, without labels; test: the target's with them."""
+        """target, without labels; source, without labels; test: the target's with them, or its other half without."""
         source, target, labelled = self.task.images(self.place.work, self.place.data)
         assert source is not None
         pre = self.network.preprocess
-        test = folder.labelled(labelled, pre, self.network.classes)
-        found = {
-            "target": folder.unlabelled(target, pre),
-            "source": folder.unlabelled(source, pre),
-            "test": test,
-        }
+        found = {"target": folder.unlabelled(target, pre), "source": folder.unlabelled(source, pre)}
+        if self.task.name == IMAGENET.name:
+            found["target"], found["test"] = halves(found["target"])
+        else:
+            found["test"] = folder.labelled(labelled, pre, self.network.classes)
         return {name: pixels.spread(self.limit) for name, pixels in found.items()}
 
     def names(self, group: str) -> list[str]:
@@ -149,14 +157,48 @@ class Bench:
             self._moments[group, domain] = seen
         return self._moments[group, domain]
 
-    @cached_property
-    def whole(self) -> float:
-        """Accuracy of the unchanged network, in percent."""
-        return 100 * inference.evaluate(self.network, self.images["test"])
+    def answers(self, network: Network, group: str, images: str) -> Tensor:
+        """(N,) classes; where the classifier alone differs, from what enters it, which is read once."""
+        pixels = self.images[images]
+        if self.names(group) != [network.classifier]:
+            return inference.logits_of(network.module, pixels, network.preprocess).argmax(1)
+        if images not in self._entering:
+            self._entering[images] = inference.predict(self.network, pixels)[0]
+        logits: Tensor = network.module.get_submodule(network.classifier)(self._entering[images])
+        return logits.argmax(1)
 
     def row(self, cell: Cell) -> Row:
-        """The facts of one row."""
+        """The facts of one row. accuracy: in percent, or the agreement on other images where none has a label."""
         begun = time.monotonic()
+        slim, before, after = self._slim(cell)
+        group, labels = cell.group.name, self.images["test"].labels
+        agreed = {
+            name: _share(self.answers(slim, group, name), self.answers(self.network, group, name))
+            for name in ("target", "test")[: 1 if labels is not None else 2]
+        }
+        whole = 1.0 if labels is None else _share(self.answers(self.network, group, "test"), labels)
+        right = agreed["test"] if labels is None else _share(self.answers(slim, group, "test"), labels)
+        return {
+            "key": cell.key,
+            "task": cell.group.task,
+            "layers": group,
+            "form": cell.form,
+            "rank": cell.rank,
+            "seed": cell.seed,
+            "accuracy": round(100 * right, 2),
+            "whole": round(100 * whole, 2),
+            "agreement": round(agreed["target"], 4),
+            "params": after,
+            "dense_params": before,
+            "images": {name: len(pixels) for name, pixels in self.images.items()},
+            "seconds": round(time.monotonic() - begun, 1),
+            "command": f"python -m benchmarks.dalr --task {cell.group.task} --layers {group} "
+            f"--form {cell.form} --seeds {cell.seed} --images {self.limit}",
+            "machine": accuracy.machine_of(self.place),
+        }
+
+    def _slim(self, cell: Cell) -> tuple[Network, int, int]:
+        """The network with pairs in place of layers, and how many weights these had, and have."""
         form = cell.form.removesuffix("-source")
         moments = self.moments(cell.group.name, "target" if form == cell.form else "source")
         slim = copy.copy(self.network)
@@ -171,34 +213,25 @@ class Bench:
             assert bias is None or isinstance(bias, Tensor)
             surgery.split(slim.module, name, lowrank.factors(weight, bias, seen, rank, form, RIDGE))
             before, after = before + m * n, after + rank * (m + n)
-        return {
-            "key": cell.key,
-            "task": cell.group.task,
-            "layers": cell.group.name,
-            "form": cell.form,
-            "rank": cell.rank,
-            "seed": cell.seed,
-            "accuracy": round(100 * inference.evaluate(slim, self.images["test"]), 2),
-            "whole": round(self.whole, 2),
-            "agreement": round(self._agreement(slim), 4),
-            "params": after,
-            "dense_params": before,
-            "images": {name: len(pixels) for name, pixels in self.images.items()},
-            "seconds": round(time.monotonic() - begun, 1),
-            "command": f"python -m benchmarks.dalr --task {cell.group.task} --layers {cell.group.name} "
-            f"--form {cell.form} --seeds {cell.seed} --images {self.limit}",
-            "machine": accuracy.machine_of(self.place),
-        }
+        return slim, before, after
 
-    @cached_property
-    def _answers(self) -> Tensor:
-        return inference.logits_of(
-            self.network.module, self.images["target"], self.network.preprocess
-        ).argmax(1)
 
-    def _agreement(self, slim: Network) -> float:
-        said = inference.logits_of(slim.module, self.images["target"], slim.preprocess).argmax(1)
-        return float((said == self._answers).double().mean())
+def halves(pixels: Pixels) -> tuple[Pixels, Pixels]:
+    """Images without labels in two, every second one in each; nothing is copied."""
+    index = torch.arange(len(pixels))
+    first, second = (Pixels(Chosen(pixels.images, index[k::2]), None, pixels.names[k::2], []) for k in (0, 1))
+    return first, second
+
+
+def _share(answers: Tensor, expected: Tensor) -> float:
+    return float((answers == expected).double().mean())
+
+
+def _as_it_comes(place: Place) -> Network:
+    """The network of the task pacs with the ImageNet weights and their 1,000 classes."""
+    weights = str(locate("efficientnet-lite0-57934424.pth", place.data))
+    words = ModelOptions(weights=weights, map_by_order=True, size=128, mean="0.5", std="0.5")
+    return open_network("timm:tf_efficientnet_lite0", words)[0]
 
 
 def _adapted(task: str, seed: int, place: Place) -> Path:
@@ -235,86 +268,12 @@ def work(wanted: Sequence[Cell], place: Place, limit: int, file: Path = RESULTS)
         print(f"{cell.key:36} {found['accuracy']:6.2f} of {found['whole']:.2f}", flush=True)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: for each task and layers, accuracy by form and rank, and the parameters that equal accuracy takes."""
-    lines = []
-    for group in GROUPS:
-        here = [r for r in rows if (r["task"], r["layers"]) == (group.task, group.name)]
-        if not here:
-            continue
-        ranks = [rank for rank in group.ranks if any(r["rank"] == rank for r in here)]
-        whole = statistics.fmean(r["whole"] for r in here)
-        lines += [
-            f"\n{group.task}, {group.name}: accuracy in %, {whole:.1f} unchanged\n",
-            "| form | "
-            + " | ".join(f"rank {rank:g}" for rank in ranks)
-            + f" | parameters within {LOSS:g} point |",
-            "|---" * (len(ranks) + 2) + "|",
-        ]
-        for form in FORMS:
-            mine = [r for r in here if r["form"] == form]
-            if mine:
-                cells = (_mean([r["accuracy"] for r in mine if r["rank"] == rank]) for rank in ranks)
-                lines.append(f"| {form} | " + " | ".join(cells) + f" | {_needed(mine)} |")
-    return "\n".join(lines).strip()
-
-
-def _mean(found: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.fmean(found):.1f}{spread}" if found else ""
-
-
-def needed(rows: Sequence[Row]) -> int | None:
-    """Parameters of the smallest rank from which on, over all seeds, accuracy stays within LOSS; None if none does."""
-    fewest = None
-    for rank in sorted({r["rank"] for r in rows}, reverse=True):
-        same = [r for r in rows if r["rank"] == rank]
-        if statistics.fmean(r["whole"] - r["accuracy"] for r in same) > LOSS:
-            break
-        fewest = int(same[0]["params"])
-    return fewest
-
-
-def _needed(rows: Sequence[Row]) -> str:
-    found = needed(rows)
-    return "more than any here" if found is None else f"{found:,} of {rows[0]['dense_params']:,}"
-
-
-def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Lines of Markdown: the paper's claim on each layer group that both forms were measured on."""
-    lines = [
-        f"Parameters that accuracy within {LOSS:g} point takes, truncated SVD against ours; the claim is at least"
-        f" {CLAIMED:g} times, in the fully connected layers:",
-        "",
-    ]
-    for group in GROUPS:
-        here = [r for r in rows if (r["task"], r["layers"]) == (group.task, group.name)]
-        sides = {form: [r for r in here if r["form"] == form] for form in ("svd", "dalr", "centred")}
-        if not sides["svd"]:
-            continue
-        theirs = needed(sides["svd"])
-        for form in ("dalr", "centred"):
-            if not sides[form]:
-                continue
-            ours = needed(sides[form])
-            if ours is None:
-                said = f"no: {form} needs more than any rank here"
-            elif theirs is None:  # then the largest rank bounds the ratio from below
-                ratio = max(r["params"] for r in sides["svd"]) / ours
-                said = f"more than {ratio:.1f} times with {form}: {'yes' if ratio >= CLAIMED else 'open'}"
-            else:
-                ratio = theirs / ours
-                said = f"{ratio:.1f} times with {form}: {'yes' if ratio >= CLAIMED else 'no'}"
-            lines.append(f"- {group.task}, {group.name}: {said}")
-    return lines
-
-
 def main() -> int:
     """Measure the rows that are asked for and open, or say which there are."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", default="*", help="glob over the tasks: fc, pacs")
+    parser.add_argument("--task", default="*", help="glob over the tasks: fc, pacs, imagenet")
     parser.add_argument("--layers", default="*", help="glob over the layers, such as fc6")
     parser.add_argument("--form", default="*", help="glob over the closed forms")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
@@ -334,12 +293,18 @@ def main() -> int:
     ]
     rows = accuracy.load(RESULTS)
     if args.table:
-        print(table(rows))
+        from benchmarks import pages_dalr
+
+        print(pages_dalr.table(rows))
     elif args.list:
         done = {row["key"] for row in rows}
         print("\n".join(f"{'done' if c.key in done else 'open'}  {c.key}" for c in wanted))
     else:
-        work(wanted, Place(args.data, args.work, args.device, {**TASKS, "fc": FC}), args.images)
+        work(
+            wanted,
+            Place(args.data, args.work, args.device, {**TASKS, "fc": FC, "imagenet": IMAGENET}),
+            args.images,
+        )
     return 0
 
 

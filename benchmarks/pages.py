@@ -32,11 +32,12 @@ def page(rows: Sequence[Row]) -> str:
         "# Accuracy",
         "",
         "Made by `python -m benchmarks.pages` from `benchmarks/results/accuracy.json`, which has each row's",
-        "command. Percent, mean and standard deviation over the seeds that were run. *Chosen* is the checkpoint that",
-        "was picked without labels, on all evaluation images; in pruning validators pick for prune-then-adapt and",
-        "adapt-then-prune, the others keep the last weights. *Last* and *oracle* are the last and the best of those",
-        "that were validated, on at most 1,024 of the images, so they may differ from *chosen* by that alone; the",
-        "oracle, or the finished network where that is better, needs labels to find and is shown for comparison only.",
+        "command. Percent, mean and standard deviation over the seeds that were run. *Before* is the network",
+        "that a row began with. *Chosen* is the checkpoint that was picked without labels, on all evaluation images;",
+        "in pruning validators pick for prune-then-adapt and adapt-then-prune, the others keep the last weights.",
+        "*Last* and *oracle* are the last and the best of those that were validated, on at most 1,024 of the images,",
+        "so they may differ from *chosen* by that alone; the oracle, or the finished network where that is better,",
+        "needs labels to find and is shown for comparison only.",
         "*Regret* is the best validated less the chosen, on the same images. MACs are",
         "work; the speed-up was measured on ONNX Runtime, one CPU thread, batch 1, dense and slim interleaved,",
         "with its 99% interval. MACs, parameters and channels are shares that were kept; images are those that the",
@@ -121,20 +122,31 @@ def _fits(row: Row) -> bool:
 
 
 def _prune_table(rows: Iterable[Row]) -> list[str]:
-    titles = ["budget", "method", "seeds", "chosen", "oracle", "MACs", "parameters", "channels", "speed-up"]
+    titles = [
+        "budget",
+        "method",
+        "seeds",
+        "before",
+        "chosen",
+        "oracle",
+        "MACs",
+        "parameters",
+        "channels",
+        "speed-up",
+    ]
     titles += ["images", "looks", "minutes"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for budget, of_budget in sorted(_by(rows, "budget").items(), reverse=True):
         for name, group in _by(of_budget, "name").items():
             good = [r for r in group if "failed" not in r]
             if not good:
-                lines.append(f"| {budget} | {name} | failed: {group[0]['failed']} | | | | | | | | | |")
+                lines.append(f"| {budget} | {name} | failed: {group[0]['failed']} | | | | | | | | | | |")
                 continue
             shares = [
                 f"{statistics.mean(r[k] / r[f'dense_{k}'] for r in good):.3f}"
                 for k in ("macs", "params", "channels")
             ]
-            accuracy = [_spread([r[k] for r in good if k in r]) for k in ("chosen", "oracle")]
+            accuracy = [_spread([r[k] for r in good if k in r]) for k in ("before", "chosen", "oracle")]
             images = f"{statistics.mean(r['images'] for r in good):,.0f}"
             if beside := statistics.mean(r.get("images_beside", 0) + r.get("images_before", 0) for r in good):
                 images += f" (+ {beside:,.0f})"
@@ -175,7 +187,7 @@ def _minutes(rows: Sequence[Row]) -> str:
 
 
 def plot(task: str, rows: Sequence[Row], file: Path) -> None:
-    """Accuracy over the MACs kept: a line a method through the means of its seeds, which are dots.
+    """Accuracy over the MACs kept: a line a method through the means of the seeds that all share, which are dots.
 
     The dashed line is the adapted model before any cut.
     """
@@ -185,7 +197,7 @@ def plot(task: str, rows: Sequence[Row], file: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = task  # the same file for the same rows
     from matplotlib import pyplot as plt
 
-    good = [r for r in rows if "failed" not in r]
+    good = pages_readme.comparable([r for r in rows if "failed" not in r])
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     markers = "osv^D<>Pp*hX"
     for place, (name, group) in enumerate(
@@ -200,7 +212,11 @@ def plot(task: str, rows: Sequence[Row], file: Path) -> None:
             for rows in each
         )
         (line,) = axes.plot(
-            *zip(*means, strict=True), marker=markers[place % len(markers)], label=name, linewidth=1
+            *zip(*means, strict=True),
+            marker=markers[place % len(markers)],
+            color=mpl.colormaps["tab20"](place % 20),
+            label=name,
+            linewidth=1,
         )
         kept, accuracy = ([r["macs"] / r["dense_macs"] for r in group], [r["chosen"] for r in group])
         axes.scatter(kept, accuracy, s=8, color=line.get_color(), alpha=0.4)

@@ -9,13 +9,20 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks import ablations, accuracy, cases, dalr
+from benchmarks import ablations, accuracy, cases, dalr, pages_dalr
 from benchmarks.accuracy import Row
 
 UNPRUNED = "its own network before the cut"
 TANA_UNIFORM = (
     "tana+statistic=given+rank=local+score=magnitude"  # as many cuts, so the structure alone differs
 )
+ITMC_UNIFORM = (
+    "itmc+cuts=1+score=given+rank=local+score=magnitude"  # its teacher and losses after one uniform cut
+)
+TCP_WITHOUT = (
+    "tcp+variant=source+weight=0"  # as many images as with it, so twice the steps: all are the source's
+)
+TCP_WITHOUT_STEPS = f"{TCP_WITHOUT}+recover=x0.5"  # as many steps, as the paper's epochs are counted
 TWINS = tuple(c.name.removesuffix("+partial") for c in cases.adapting((0,)) if c.name.endswith("+partial"))
 STRONG = ("distill+magnitude", "distill+taylor")  # adapt, cut, distil: the better of those that were run
 HALFWAY = f"halfway from {' or '.join(STRONG)} to the network before the cut"
@@ -52,13 +59,14 @@ CLAIMS = (
             (
                 "TCP beats prune-then-adapt and Taylor without adaptation",
                 "tcp",
-                ("prune-then-adapt", "two-stage", "tcp+variant=source+weight=0"),
+                ("prune-then-adapt", "two-stage", TCP_WITHOUT, TCP_WITHOUT_STEPS),
             ),
             (
                 "ITMC beats TCP, distillation and pruning alone",
                 "itmc",
-                ("tcp", "itmc+cuts=1+score=given+rank=local+score=magnitude", "itmc+distill=false"),
+                ("tcp", ITMC_UNIFORM, "itmc+distill=false+source=1", "uniform"),
             ),
+            ("ITMC beats one cut and plain distillation (ours)", "itmc", STRONG),
             ("TANA's structure beats uniform width", "tana", ("uniform", TANA_UNIFORM)),
             ("the same with ten labelled images a class", "tana+labelled", ("tana+labelled+uniform",)),
         )
@@ -73,7 +81,7 @@ CLAIMS = (
             "pacs",
             "macs=0.3",
         )
-        for right in ("prune-then-adapt", "two-stage", "tcp+variant=source+weight=0")
+        for right in ("prune-then-adapt", "two-stage", TCP_WITHOUT, TCP_WITHOUT_STEPS)
     ),
     *(
         Claim(
@@ -110,7 +118,7 @@ CLAIMS = (
         for budget in ("macs=0.5", "macs=0.3")
     ),
     *(
-        Claim("auto loses little (ours)", "auto", UNPRUNED, task, budget, least)
+        Claim("auto loses no more than we allow (ours)", "auto", UNPRUNED, task, budget, least)
         for task, budget, least in (
             ("pacs", "macs=0.5", -2.0),
             ("pacs", "macs=0.3", -6.0),
@@ -132,6 +140,28 @@ CLAIMS = (
         )
         for b in ("macs=0.5", "macs=0.3")
     ),
+    *(
+        Claim("auto is better than distillation after one cut (ours)", "auto", right, "pacs", b)
+        for b in ("macs=0.5", "macs=0.3")
+        for right in STRONG
+    ),
+)
+
+
+# What the rows above do not hold, in words; their numbers stand in the tables.
+TRIED = (
+    "- TCP at 0.3 against itself without adaptation: tried were the released code's score (`variant=code`), the",
+    "  paper's removal of the lowest scores whatever they cost (`rank=threshold`), MMD in training alone",
+    "  (`variant=source`), and the comparison at as many steps. From the first cut on TCP takes about 200 steps of 32",
+    "  images of each domain here; the paper takes 5 epochs after each of its many cuts and 20 at the end.",
+    "- ITMC: its first form (`source=1`, `score=student`: the student learns on the source too, and the first order",
+    "  of its whole loss ranks) was below distillation after one uniform cut, so the reconstruction was changed; both",
+    "  are among the parts switched off. One cut by Taylor with plain distillation stays above it. Tried at 0.3:",
+    "  a teacher that stays as it is, one that goes on by mcc. Not tried: one learning-rate schedule over its slices.",
+    "- SWMMD at 0.3: nothing was tried for it yet.",
+    "- ADMP on digits: TCP is within 4 points of the dense network there, so nothing can be 4 above it.",
+    "- `auto` against one cut by Taylor: no layers' error inside the network (`layers=0`), and Taylor in place of the",
+    "  measured score, are among the parts switched off; one seed each, within what seeds differ by.",
 )
 
 
@@ -152,15 +182,24 @@ def page() -> str:
         "model and adapt within that work; the others begin with an adapted network, `auto`'s (swmmd on pacs-partial",
         "with its own, and with the dense network as a teacher, which the paper is not known to have: among the parts",
         "switched off is `distill=false`, without it), whose adaptation is not counted.",
-        "`prune-then-adapt+recover=+9` among the parts switched off has as many passes more.",
+        "TCP without adaptation draws no target image, so it takes twice TCP's steps for as many images;",
+        "`recover=x0.5` takes as many steps.",
         "",
         *_claims([*accuracy.load(), *accuracy.load(ablations.RESULTS)]),
     ]
+    lines += ["", "What was tried where a claim does not hold:", "", *TRIED]
     if rows := accuracy.load(ablations.RESULTS):
         known = {r["key"]: r for r in (*accuracy.load(), *rows)}
         lines += ["", "## Parts switched off", "", *ablations.table(list(known.values())).splitlines()]
     if rows := accuracy.load(dalr.RESULTS):
-        lines += ["", "## Low-rank layers", "", *dalr.table(rows).splitlines(), "", *dalr.verdicts(rows)]
+        lines += [
+            "",
+            "## Low-rank layers",
+            "",
+            *pages_dalr.table(rows).splitlines(),
+            "",
+            *pages_dalr.verdicts(rows),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -187,6 +226,10 @@ def _claims(rows: Sequence[Row]) -> list[str]:
             *sides,
             *verdict(ours, theirs, one.least, paired=one.right == UNPRUNED),
         ]
+        if one.right == HALFWAY and statistics.fmean(theirs) >= statistics.fmean(
+            _found(rows, one, UNPRUNED)[seed] for seed in both
+        ):
+            cells[-1] = "no gap to close"
         lines.append(f"| {' | '.join(cells)} |")
     if missing:
         lines += ["", "Not measured yet:", "", *(f"- {name}" for name in missing)]

@@ -24,9 +24,11 @@ PARTIAL = ("dog", "elephant", "giraffe", "guitar")
 class Task:
     """One cloud model, one target.
 
+    images: from --work and --data the source (None without), the unlabelled target, and what accuracy is measured on.
     model: words that name the cloud model to `adapt`. common: words that every command of the task shares. cloud: words
-    that train the cloud model on source, none when it comes trained. adapt, prune: words of those stages. older: words
-    that name the weights before the cloud's fine-tuning, for objectives that use them.
+    that train the cloud model on source, none when it comes trained. adapt, prune: words of those stages. trust: words
+    that later commands need to open its runs. older: words that name the weights before the cloud's fine-tuning, for
+    objectives that use them.
     """
 
     name: str

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 Facts = Mapping[str, Any]
 _LAST = ("next", "warnings")
-TURNED = 4  # so few rows that are too wide stand side by side, a fact a line
 
 
 def result(facts: Facts, console: Console) -> None:
@@ -56,7 +55,8 @@ def table(
 ) -> None:
     """Rows that share keys; numbers to the right. `columns` chooses and orders the keys.
 
-    While the terminal is too narrow, columns go, those named first in `spare` first; --json has them all.
+    While the terminal is too narrow, columns go, those named first in `spare` first; --json has them all. What is still
+    too wide stands side by side, a fact a line, where that is not too wide itself.
     """
     from rich import box
     from rich.table import Table
@@ -64,7 +64,7 @@ def table(
     keys = _fitting(
         rows, list(columns) or list(dict.fromkeys(k for row in rows for k in row)), console, spare
     )
-    if len(rows) <= TURNED and sum(_width(rows, keys).values()) > console.width:
+    if sum(_width(rows, keys).values()) > console.width >= _turned_width(rows, keys):
         _turned(rows, keys, title, console)
         return
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -92,6 +92,11 @@ def _turned(rows: Sequence[Facts], keys: Sequence[str], title: str, console: Con
 
 def _width(rows: Sequence[Facts], keys: Sequence[str]) -> dict[str, int]:
     return {k: max(len(label(k)), *(len(text(row.get(k), k)) for row in rows)) + 3 for k in keys}
+
+
+def _turned_width(rows: Sequence[Facts], keys: Sequence[str]) -> int:
+    each = (max(len(text(row.get(k), k)) for k in keys) + 2 for row in rows)
+    return max(len(label(k)) for k in keys) + sum(each)
 
 
 def _fitting(rows: Sequence[Facts], keys: list[str], console: Console, spare: Sequence[str]) -> list[str]:

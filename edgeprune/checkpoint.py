@@ -45,7 +45,7 @@ def dumps(network: Network) -> bytes:
     }
     # Tied weights share memory, which the format refuses: each name gets a copy, and the skeleton ties them again.
     leaves = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return save(leaves, {header.KEY: json.dumps(document, sort_keys=True)})
+    return save(leaves, {header.KEY: json.dumps(document)})
 
 
 def write(path: Path, network: Network) -> artifact.Artifact:

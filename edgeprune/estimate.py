@@ -31,7 +31,7 @@ class Statistics:
 
     temperature: the one that calibrates it. accuracy in 0..1 and prior (K,), the classes' shares, are of all `images`.
     scores (n,): calibrated confidence, and right (n,): whether the answer was, of up to 1,000 images evenly spaced in
-    confidence.
+    confidence. model: fingerprint of the network's weights, "" where it is not known.
     """
 
     temperature: float
@@ -41,6 +41,7 @@ class Statistics:
     images: int
     scores: Array
     right: Array
+    model: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of from_json."""
@@ -60,7 +61,8 @@ class Statistics:
                 raise ValueError(f"{len(scores)} scores, {len(right)} answers")
             names, prior = tuple(map(str, facts["classes"])), tuple(map(float, facts["prior"]))
             numbers = float(facts["temperature"]), float(facts["accuracy"])
-            return cls(*numbers, prior, names, int(facts["images"]), scores, right)
+            model = str(facts.get("model", ""))
+            return cls(*numbers, prior, names, int(facts["images"]), scores, right, model)
         except (KeyError, TypeError, ValueError) as err:
             raise DataError(
                 f"{where}: not the statistics of a network ({err}); "

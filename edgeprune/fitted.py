@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+# Of the answers (N,) on the validated target images, None before they are known: what progress shows before the loss.
+Told = Callable[[Tensor | None], Mapping[str, float | str]]
 
 
 @dataclass(frozen=True)

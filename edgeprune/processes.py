@@ -8,6 +8,7 @@ draws other numbers too. With one process nothing here does anything.
 
 from __future__ import annotations
 
+import atexit
 import re
 from typing import Any
 
@@ -45,11 +46,9 @@ def rank() -> int:
     return dist.get_rank() if size() > 1 else 0
 
 
-def fabric(device: str, precision: Any) -> Fabric:
-    """The device and precision to train with, joined with the other processes if there are any.
-
-    device: "auto" (a CUDA GPU, else the CPU), "cpu", "cuda" or "cuda:N"; UsageError for another word, for the last in
-    several processes, which take one GPU each, and for float16 without a GPU; MissingHere without such a GPU.
+def require(device: str, precision: Any) -> None:
+    """UsageError for another word than "auto" (a CUDA GPU, else the CPU), "cpu", "cuda" or "cuda:N", and for float16
+    without a GPU; MissingHere without such a GPU.
     """
     if not _DEVICE.fullmatch(device):
         raise UsageError(
@@ -59,10 +58,18 @@ def fabric(device: str, precision: Any) -> Fabric:
         raise MissingHere(
             f"--device {device}: torch {torch.__version__} sees no CUDA device here; take --device cpu"
         )
-    if device == "auto":  # lightning-fabric's own would take MPS
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "16-mixed" and (device == "cpu" or not torch.cuda.is_available()):
         raise UsageError("--amp fp16 needs a GPU; on a CPU take --amp bf16")
+
+
+def fabric(device: str, precision: Any) -> Fabric:
+    """The device and precision to train with, joined with the other processes if there are any.
+
+    Errors of `require`; UsageError for "cuda:N" in several processes, which take one GPU each.
+    """
+    require(device, precision)
+    if device == "auto":  # lightning-fabric's own would take MPS
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     accelerator, _, index = device.partition(":")
     together = environment()
     if together is None:
@@ -82,8 +89,17 @@ def fabric(device: str, precision: Any) -> Fabric:
         precision=precision,
         plugins=[together],
     )
+    alone = not dist.is_initialized()
     made.launch()
+    if alone:
+        atexit.register(_leave)
     return made
+
+
+def _leave() -> None:
+    """Gloo's threads must end before the interpreter, which else aborts now and then; NCCL's group is gone by now."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _local_size(together: TorchElasticEnvironment | SLURMEnvironment) -> int:

@@ -2,6 +2,8 @@
 
     with bar("adapt", total=300) as tick:
         tick(1, loss=0.3)
+    with doing("cut 1 of 6"):
+        ...  # no steps to count
 
 Bars may nest: an inner one is another line of the same display.
 """
@@ -23,8 +25,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 EVERY = 30.0  # seconds between two lines of a log
+WIDE = 110  # columns of a terminal that leave room for a long bar
 
 
 class Tick(Protocol):
@@ -37,8 +41,8 @@ _active: list[Progress] = []
 
 
 @contextmanager
-def bar(name: str, total: int, *, done: int = 0, console: Console | None = None) -> Iterator[Tick]:
-    """Show `name` as a bar over `total` steps, of which `done` were done before (a resumed run)."""
+def bar(name: str, total: int | None, *, done: int = 0, console: Console | None = None) -> Iterator[Tick]:
+    """Show `name` as a bar over `total` steps (None: not known), of which `done` were done before (a resumed run)."""
     console = console or Console(file=sys.stderr)
     if not console.is_terminal:
         yield _written(console, name, total, done)
@@ -56,21 +60,37 @@ def bar(name: str, total: int, *, done: int = 0, console: Console | None = None)
             _active.remove(display)
 
 
+@contextmanager
+def doing(name: str, *, console: Console | None = None) -> Iterator[None]:
+    """Show that `name` is being done, which has no steps to count: a log has the line at once."""
+    console = console or Console(file=sys.stderr)
+    if not console.is_terminal:
+        _print(console, name)
+        yield
+        return
+    with bar(name, None, console=console):
+        yield
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def _display(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=30 if console.width >= WIDE else 10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
+        TextColumn("{task.fields[shown]}", table_column=Column(no_wrap=False)),  # wraps: nothing is cut off
         console=console,
     )
 
 
 @contextmanager
-def _line(display: Progress, name: str, total: int, done: int) -> Iterator[Tick]:
+def _line(display: Progress, name: str, total: int | None, done: int) -> Iterator[Tick]:
     task = display.add_task(name, total=total, completed=done, shown="")
 
     words = ""
@@ -86,7 +106,7 @@ def _line(display: Progress, name: str, total: int, done: int) -> Iterator[Tick]
         display.stop_task(task)
 
 
-def _written(console: Console, name: str, total: int, done: int) -> Tick:
+def _written(console: Console, name: str, total: int | None, done: int) -> Tick:
     """A tick for a log: a line now and then, so that a long run is seen to go on."""
     last = time.monotonic()
 
@@ -95,8 +115,7 @@ def _written(console: Console, name: str, total: int, done: int) -> Tick:
         done += steps
         if time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            line = f"{name} {done}/{total}  {_words(shown)}".rstrip()
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            _print(console, f"{name} {done}/{total or '?'}  {_words(shown)}".rstrip())
 
     return tick
 

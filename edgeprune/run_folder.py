@@ -90,8 +90,7 @@ def occupied(path: Path, marker: Mapping[str, Any]) -> str:
     if done is not None:
         when = done.get("finished", "an unknown day")
         return (
-            f"{path}: the run '{what}' finished there on {when}, nothing is left to resume; "
-            "--force replaces it, -o takes another folder"
+            f"{path}: the run '{what}' finished there on {when}; --force replaces it, -o takes another folder"
         )
     when = marker.get("started", "an unknown day")
     return (

@@ -18,7 +18,7 @@ from edgeprune.data.batches import Batches, RawBatch
 from edgeprune.data.cache import Streamed
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import Interrupted
-from edgeprune.fitted import Fit, State
+from edgeprune.fitted import Fit, State, Told
 from edgeprune.model import Network
 from edgeprune.optimise import Settings
 from edgeprune.progress import bar
@@ -43,15 +43,15 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
     watch: Pixels | None = None,
     held: Pixels | None = None,
     begun: int = 0,
-    title: str = "",
+    told: Told = lambda _: {},
 ) -> Fit:
     """Train `network.module` in place and leave the chosen weights in it, on the CPU and in eval mode.
 
     `stage` names this part of a run: finished parts are taken from the resume folder. `watch`: labelled images whose
     accuracy is written beside each validation, for the reader alone. `held`: labelled source images for validators
     alone. `begun`: steps of earlier parts on the same images; batches go on from there, so that short parts do not all
-    see the same first ones. UsageError when what the objective needs is not given; Interrupted after Ctrl-C, with a
-    snapshot written. `title`: what progress shows, `stage` when empty.
+    see the same first ones. `told`: shown before the loss. UsageError when what the objective needs is not given;
+    Interrupted after Ctrl-C, with a snapshot written.
     """
     labelled = source is not None and source.labels is not None
     objective.needs.require(type(objective).__name__, source=labelled, teacher=teacher is not None)
@@ -59,23 +59,21 @@ def fit(  # noqa: PLR0913 (what to train, on what, and how, in one place)
         validate.require_batchnorm(network)
     if run is not None:
         snapshot.same_images(run, stage, {"target": target.names, "source": source.names if source else []})
-    if run is not None and (known := snapshot.finished(run, stage, network.module, objective)) is not None:
-        return Fit(**known)
+        if (known := snapshot.finished(run, stage, network.module, objective)) is not None:
+            return Fit(**known)
     taught = source is not None and (objective.needs.source or objective.needs.welcome_source)
     with snapshot.held_interrupts() as check, optimise.learning(network, objective.needs, taught=taught):
         loop = _Loop(network, objective, (target, source, held), settings, run, teacher, stage)
-        loop.begun, loop.title = begun, title or stage
+        loop.begun = begun
         loop.watch = watch.spread(validate.IMAGES) if watch else None
         try:
             with inference.several_values():
-                result = loop.work(check)
+                result = loop.work(check, told)
         except KeyboardInterrupt:
             if loop.whole:  # else the last snapshot stands: half a step cannot be gone on with
                 loop.save()
-            where = f"; go on with --resume ({run.path})" if run else ""
-            raise Interrupted(
-                f"stopped at step {loop.state.step} of {settings.steps} ({stage}){where}"
-            ) from None
+            on = f" ({stage})" + (f"; go on with --resume ({run.path})" if run else "")
+            raise Interrupted(f"stopped at step {loop.state.step} of {settings.steps}{on}") from None
         finally:
             loop.close()
         if run is not None and processes.rank() == 0:
@@ -99,7 +97,7 @@ class _Loop:
         stage: str,
     ) -> None:
         self.network, self.objective, self.settings = network, objective, settings
-        self.stage, self.title, self.run, self.begun = stage, stage, run, 0
+        self.stage, self.run, self.begun = stage, run, 0
         self.watch: Pixels | None = None
         self.target, source, held = pixels
         self.held, self.frozen = len(held) if held else 0, objective.needs.frozen_statistics
@@ -140,7 +138,7 @@ class _Loop:
             self.teacher.cpu()
         self.network.module.to(memory_format=torch.contiguous_format)
 
-    def work(self, check: Callable[[], None]) -> Fit:
+    def work(self, check: Callable[[], None], told: Told) -> Fit:
         """Train; `check` is called after each whole step, and may raise KeyboardInterrupt."""
         total = self.settings.steps if self.objective.needs.train else 0
         if not self._resume():
@@ -154,13 +152,15 @@ class _Loop:
         every = max(1, -(-total // max(1, self.settings.validations)))
         self.whole = True
         check()
-        with bar(self.title, total, done=self.state.step) as tick:
+        with bar(self.stage, total, done=self.state.step) as tick:
+            beside = told(self.validator.answers)
             while self.state.step < total:
                 self.whole = False
-                tick(1, **self._step(Step(self.state.step, total)))
+                tick(1, **beside, **self._step(Step(self.state.step, total)))
                 self.state.step += 1
                 if self.state.step % every == 0 or self.state.step == total:
                     self._validate()
+                    beside = told(self.validator.answers)
                 self.whole = True
                 if self.state.step % self.settings.save_every == 0 and self.state.step < total:
                     self.save()
@@ -184,8 +184,8 @@ class _Loop:
 
     def _refresh(self, step: Step) -> None:
         """Show the objective the whole target before each pass over it, when it asked."""
-        per_pass = -(-len(self.target) // self.settings.batch)  # also where no batches of it are taken
-        per_pass = self.target_batches.steps_per_pass if self.target_batches else per_pass
+        batches = self.target_batches  # a pass is as long where none of it are taken
+        per_pass = batches.steps_per_pass if batches else -(-len(self.target) // self.settings.batch)
         # a new pass begins with this batch, or began in the last step
         first = (self.begun + step.number) * self.settings.accumulate
         due = step.number == 0 or first % per_pass < self.settings.accumulate

@@ -23,18 +23,17 @@ from edgeprune.waist import Needs
 IMAGES = 1024
 MIXED = 256  # pairs of each kind
 SOURCE_IMAGES = 512
-PSEUDO, ENOUGH = (
-    16,
-    256,
-)  # images that a network's own statistics weigh as; images that need no help of theirs
+PSEUDO = 16  # images that a network's own statistics weigh as
+ENOUGH = 256  # images that need no help of theirs
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the target, in a blend of batch-norm statistics
 
 
 class Validator:
     """Scores a network's weights as they are at each call; batch-norm statistics as at the first call are the origin.
 
-    `origin` is what a snapshot keeps. source: labelled images that took no part in training, or None. frozen: training
-    normalises the source by the network's statistics, not by its own.
+    `origin` is what a snapshot keeps; `answers` (N,) are those on the target's images at the last call, None before it.
+    source: labelled images that took no part in training, or None. frozen: training normalises the source by the
+    network's statistics, not by its own.
     """
 
     def __init__(
@@ -43,6 +42,7 @@ class Validator:
         self.network, self.target, self.frozen = network, target.spread(IMAGES), frozen
         self.source = source.spread(SOURCE_IMAGES) if source is not None else None
         self.origin: dict[str, Tensor] = {}
+        self.answers: Tensor | None = None
 
     def __call__(self) -> dict[str, float]:
         """Every validator's score: those of select.validators, mixval, drift; with a source, source and dev."""
@@ -50,6 +50,7 @@ class Validator:
         if not self.origin:
             self.origin = statistics(module)
         features, logits = inference.predict(self.network, self.target)
+        self.answers = logits.argmax(1)
         scores = select.validators(features, logits)
         scores["mixval"] = mixval(self.network, self.target, logits)
         scores["drift"] = drift(self.origin, statistics(module))

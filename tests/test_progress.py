@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from edgeprune.progress import bar
+from edgeprune.progress import bar, doing
 
 
 def test_nothing_where_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None:
@@ -36,6 +36,25 @@ def test_a_terminal_shows_name_count_and_numbers() -> None:
     text = screen.getvalue()
     for expected in ("adapt", "6/10", "0.1235", "stage warm", "inner", "4/4", "ETA"):
         assert expected in text
+
+
+def test_a_narrow_terminal_shows_all_numbers() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, color_system=None, width=60)
+    with bar("slice-1", 100, console=console) as tick:
+        tick(100, MACs="50%", agreement="91.2%", loss=0.123456, source=0.25, distill=0.75)
+    words = screen.getvalue().split()
+    for expected in ("100/100", "MACs", "50%", "agreement", "91.2%", "loss", "0.1235", "distill", "0.75"):
+        assert expected in words
+
+
+def test_what_has_no_steps_is_named_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with doing("cut 1: ranking [x]"):
+        assert capfd.readouterr().err == "cut 1: ranking [x]\n"
+    screen = io.StringIO()
+    with doing("cut 1", console=Console(file=screen, force_terminal=True, width=80)):
+        pass
+    assert "cut 1" in screen.getvalue()
 
 
 def test_an_error_inside_leaves_the_next_bar_alive() -> None:

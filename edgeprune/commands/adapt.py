@@ -71,7 +71,7 @@ class _Images:
     source: Pixels | None
     labelled: Pixels | None
     held: Pixels | None
-    left_out: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,12 @@ def _open_images(options: AdaptOptions, target: Path, network: Network) -> _Imag
     source = folder.labelled(options.source, *known, dropped=network.dropped) if options.source else None
     labelled = start.evaluated(options.evaluate, network, cache) if options.evaluate else None
     source, held = estimating.hold_out(options, source)
-    said = (*start.without_dropped(network, options.source), *start.never_right(labelled))
+    said = (
+        *start.without_dropped(network, options.source),
+        *start.lacking(network, source),
+        *start.never_right(labelled),
+        *estimating.of_another(options, network),
+    )
     return _Images(folder.unlabelled(target, pre, cache), source, labelled, held, said)
 
 
@@ -209,7 +214,9 @@ def _work(
     after = inference.evaluate(network, labelled) if labelled else None
     result = _result(options, how, network, data, run.path, fit, (before, after))
     doubts = (*start.begun_anew(options, run), *estimating.doubts(options, network, logits[1], held))
-    doubts += () if objective.partial else estimating.scattered(network, *logits)
+    if kept is None and not objective.partial:
+        can = "partial" in {f.name for f in fields(how.kind.Knobs)}
+        doubts += estimating.scattered(network, *logits, can=can)
     for doubt in doubts:
         run.log(doubt)
     result = replace(result, estimate=said, present_classes=there, warnings=(*result.warnings, *doubts))
@@ -331,4 +338,4 @@ def _unheard(options: AdaptOptions, how: _Learning, data: _Images) -> tuple[str,
     found = adaptable.unheard(options, needs, source_steps=how.source_steps, held=data.held is not None)
     sets = {"--target": data.target, "--source": data.source, "--evaluate": data.labelled}
     lost = (w for flag, pixels in sets.items() if pixels is not None for w in start.unread(pixels, flag))
-    return (*found, *data.left_out, *lost)
+    return (*found, *data.said, *lost)

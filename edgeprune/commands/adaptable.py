@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeprune import absent, inference, optimise, validate
+from edgeprune.commands import start
 from edgeprune.errors import ModelError
 from edgeprune.model import Network
 from edgeprune.options import AdaptOptions
@@ -34,7 +35,8 @@ def unheard(options: AdaptOptions, needs: Needs, *, source_steps: int, held: boo
     taught = options.source is not None and (needs.source or needs.welcome_source)
     views = {*needs.views, *((needs.source_view,) if taught else ()), *(("train",) if source_steps else ())}
     if options.crop is not None and not (views & {"train"} and options.steps + source_steps):
-        found.append(f"--crop {options.crop:g}: --objective {name} does not look at it: {_views(views)}")
+        why = _views(views) if options.steps + source_steps else "it takes no steps"
+        found.append(f"--crop {options.crop:g}: --objective {name} does not look at it: {why}")
     if options.source is not None and not (taught or source_steps or held):
         found.append(
             f"--source {options.source}: --objective {name} does not look at it: it learns from the target alone; "
@@ -45,6 +47,8 @@ def unheard(options: AdaptOptions, needs: Needs, *, source_steps: int, held: boo
         found.append(
             f"--select {options.select}: --objective {name} does not look at it: the last weights are kept"
         )
+    if options.source is None and (said := start.untaught(options)):
+        found.append(said)
     if needs.averaged and not options.ema:
         found.append(
             "--ema 0: no average of the weights is kept, so the network itself makes the pseudo-labels"

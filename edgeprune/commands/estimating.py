@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from edgeprune import artifact, catalog, estimate, inference, select
 from edgeprune.data.pixels import Pixels, split
@@ -71,6 +74,25 @@ def known(options: AdaptOptions, network: Network) -> Statistics | None:
             "export them from the model that is adapted"
         )
     return found
+
+
+def of_another(options: AdaptOptions, network: Network) -> list[str]:
+    """A warning when the statistics of --stats were measured with other weights."""
+    found = known(options, network)
+    other = found is not None and found.model not in ("", fingerprint(network.module))
+    return [
+        f"--stats {options.stats}: measured with other weights than this model has, so the estimate may be far off: "
+        "export them from the model that is adapted"
+    ] * other
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hex digits that tell weights and statistics of one network from those of another."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def before(network: Network, held: Pixels | None) -> Statistics | None:
@@ -136,9 +158,10 @@ def doubts(options: AdaptOptions, network: Network, logits: Tensor, held: Pixels
     return tuple(said)
 
 
-def scattered(network: Network, was: Tensor, now: Tensor) -> tuple[str, ...]:
+def scattered(network: Network, was: Tensor, now: Tensor, *, can: bool = True) -> tuple[str, ...]:
     """A warning where nearly all answers (N, K) were of one class before adapting, and hardly half of them are now.
 
+    can: whether the objective has the knob that helps.
     Most objectives want answers of all classes. A network that knew nothing of the target may begin the same way.
     """
     before, after = (z.argmax(1) for z in (was, now))
@@ -149,7 +172,8 @@ def scattered(network: Network, was: Tensor, now: Tensor) -> tuple[str, ...]:
     return (
         f"before adapting {shares[0]:.0%} of the target images were called {network.classes[label]!r}, now "
         f"{shares[1]:.0%}: if the target does hold that class alone, adapting has spread its answers over others; "
-        "--set partial=true keeps them",
+        + ("" if can else "an objective that learns from the source with ")
+        + "--set partial=true keeps them",
     )
 
 
@@ -184,7 +208,8 @@ def measure(network: Network, labelled: Pixels) -> Statistics:
     """Statistics of a network on labelled images."""
     assert labelled.labels is not None
     logits = inference.predict(network, labelled)[1].double().numpy()
-    return estimate.measure(logits, labelled.labels.numpy(), network.classes)
+    found = estimate.measure(logits, labelled.labels.numpy(), network.classes)
+    return replace(found, model=fingerprint(network.module))
 
 
 def export(file: Path, network: Network, labelled: Pixels) -> Statistics:

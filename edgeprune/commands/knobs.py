@@ -15,6 +15,8 @@ from edgeprune.options import AdaptOptions, PruneOptions
 
 T = TypeVar("T")
 
+_OTHERS = "objective.NAME=value sets a knob of --objective, score.NAME=value one of --score"
+
 
 def parse(kind: type[T], words: Sequence[str], what: str) -> dict[str, Any]:
     """The fields of dataclass `kind` that "name=value" words set, converted to each field's type.
@@ -44,6 +46,7 @@ class Knobs:
     name: str
     what: str
     paper: str
+    also: str
     knobs: tuple[Mapping[str, str], ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -71,7 +74,10 @@ def of(options: AdaptOptions | PruneOptions) -> Knobs:
         for f in _knobs(kind)
     ]
     entry = catalog.entry(table, name, what)
-    return Knobs(name, entry.summary, entry.paper, tuple(rows))
+    also = "" if rows else "it has no knobs of its own"
+    if isinstance(options, PruneOptions):
+        also += "; " * bool(also) + _OTHERS
+    return Knobs(name, entry.summary, entry.paper, also, tuple(rows))
 
 
 def meanings(text: str) -> dict[str, str]:

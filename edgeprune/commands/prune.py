@@ -80,7 +80,8 @@ class PruneResult:
             "widths": rows,
             "low_rank": pairs,
         }
-        return {**plain, **kept, "cuts": [dict(c) for c in self.cuts], "warnings": list(self.warnings)}
+        cuts = [{k: v for k, v in cut.items() if k not in parts.FOR_RESUMING} for cut in self.cuts]
+        return {**plain, **kept, "cuts": cuts, "warnings": list(self.warnings)}
 
 
 def prune(options: PruneOptions) -> PruneResult:
@@ -138,7 +139,8 @@ def _job(options: PruneOptions, target: Path, budget: Budget) -> tuple[Job, Pixe
     )
     job = Job.of(network, (images, source), budget, options, None)
     job.labelled = few
-    job.warnings += start.without_dropped(network, options.source)
+    job.warnings += filter(None, [start.untaught(options)])
+    job.warnings += start.without_dropped(network, options.source) + start.lacking(network, source)
     job.warnings += start.never_right(labelled)
     job.older = before_fine_tuning(network, options.pretrained, options) if options.pretrained else None
     return job, _unseen(job, labelled)
@@ -234,25 +236,29 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
     job.warnings += timing.outside(measured or {}, planned)
     was, dense_params = macs.measure(job.dense, example)
     run = job.run.path if job.run else None
+    before, after = accuracy
+    channels, dense_channels = job.channels
     return PruneResult(
-        run,
-        _name(options),
-        now,
-        was,
-        params,
-        dense_params,
-        str(job.budget) if not job.budget.empty else f"plan {options.plan}",
-        parts.agreement(job),
-        *accuracy,
-        widths(job.dense, job.network),
-        tuple(job.trace),
-        start.words("edgeprune", "export", run, *start.trusted(job.network)) if run else None,
-        tuple(job.warnings),
-        macs.padded(job.network.module, example, options.width_multiple),
-        measured,
-        *job.channels,
-        len(job.labelled) if job.labelled is not None else None,
-        low_rank(job.network),
+        run=run,
+        method=_name(options),
+        macs=now,
+        dense_macs=was,
+        params=params,
+        dense_params=dense_params,
+        requested=str(job.budget) if not job.budget.empty else f"plan {options.plan}",
+        agreement=parts.agreement(job),
+        accuracy_before=before,
+        accuracy=after,
+        widths=widths(job.dense, job.network),
+        cuts=tuple(job.trace),
+        next=start.words("edgeprune", "export", run, *start.trusted(job.network)) if run else None,
+        warnings=tuple(job.warnings),
+        padded_macs=macs.padded(job.network.module, example, options.width_multiple),
+        latency=measured,
+        channels=channels,
+        dense_channels=dense_channels,
+        target_labels=len(job.labelled) if job.labelled is not None else None,
+        low_rank=low_rank(job.network),
         partial=job.partial,
     )
 

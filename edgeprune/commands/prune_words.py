@@ -16,6 +16,7 @@ from edgeprune.methods.job import Job
 from edgeprune.methods.then import Then
 from edgeprune.options import PruneOptions
 from edgeprune.plan import PruningPlan
+from edgeprune.prune import schedule
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.ladder import RANKS
 
@@ -40,6 +41,8 @@ def check(options: PruneOptions) -> tuple[Budget, Callable[[Job], None]]:
         )
     if not budget.empty and options.plan is not None:
         raise UsageError(f"--plan {options.plan} says what is kept, and so does {budget}: give one of them")
+    if options.schedule is not None:
+        schedule.require(options.schedule)
     if options.rank not in RANKS:
         raise UsageError(f"--rank {options.rank}: {nearest(options.rank, RANKS)}")
     if options.table and not budget.timed:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune import __version__
 from edgeprune.errors import UsageError
-from edgeprune.options import RunOptions
+from edgeprune.options import ModelOptions, RunOptions
 
 if TYPE_CHECKING:
     from edgeprune.data.pixels import Pixels
@@ -86,6 +86,16 @@ def log_skipped(run: Run, *sets: Pixels | None) -> None:
             run.log(f"skipped, cannot be read: {lost}")
 
 
+def untaught(options: ModelOptions) -> str:
+    """A warning when the network comes without weights; nothing where it has some."""
+    if options.weights != "none":
+        return ""
+    return (
+        "--weights none: unless what makes the network loads weights that were trained, its answers are chance, and "
+        "there is nothing to adapt or to prune: give --weights FILE, or train it by --source DIR"
+    )
+
+
 def begun_anew(options: RunOptions, run: Run) -> list[str]:
     """A warning when --resume found nothing to go on with."""
     return [f"--resume: nothing was begun in {run.path}, so the run started anew"] * (
@@ -132,6 +142,20 @@ def without_dropped(network: Network, source: Path | None) -> list[str]:
     return [f"--source {source}: left out are classes that the network dropped: {', '.join(gone)}"] * bool(
         gone
     )
+
+
+def lacking(network: Network, source: Pixels | None) -> list[str]:
+    """A warning when the source holds no image of some of the network's classes."""
+    if source is None or source.labels is None:
+        return []
+    there = set(source.labels.tolist())
+    gone = [name for label, name in enumerate(network.classes) if label not in there]
+    if not gone:
+        return []
+    names = ", ".join(gone[:8]) + ", …" * (len(gone) > 8)
+    return [
+        f"--source: no image of {len(gone)} of {len(network.classes)} classes, which will be forgotten: {names}"
+    ]
 
 
 def words(*parts: object) -> str:

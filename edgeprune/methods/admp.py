@@ -20,7 +20,6 @@ Expects an adapted network; the teacher is that network.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,15 +28,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeprune import snapshot
-from edgeprune.methods import learning, parts, work
+from edgeprune.methods import learning, parts, recalibrate, work
 from edgeprune.methods.job import Job
 from edgeprune.objectives.dann import reverse_gradient, strength_at
 from edgeprune.objectives.distill import softened_kl
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, SHARE, expect
-from edgeprune.objectives.source import labelled
+from edgeprune.objectives.source import labelled, of_rows
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
 from edgeprune.plan import Cut, PruningPlan
@@ -46,6 +44,7 @@ from edgeprune.prune.masks import Layout, Values, masked, project
 from edgeprune.waist import Batch, Needs, Objective, Step, Task
 
 DECAYS = {"ema": 0.99, "joint": 0.0}  # of a teacher that follows the student's weights
+HALF = 0.5  # a mask that is further from what it is rounded to has not settled
 OPEN = 2.0  # v at the start: s = 0.88
 MEMORY = 0.95  # of the moving averages of the masks' gradients
 
@@ -57,12 +56,12 @@ class ADMP:
     soft: the soft mask is the adversary's, or chance's in its place (a channel of an image as likely to stay as the
     adversary's begin), or there is none. admm: else straight through the top k. teacher: "frozen"; "ema" and
     "joint" have the full-size network go on learning beside the masks of the first cut, on a quarter of the source
-    images, and the teacher from then on is its moving average, or itself.
-    threshold: c, how sure T is. pseudo: a, ramps up as in DANN. divergence: l1, or kl(T || S). lam: lambda, its weight.
-    b: the adversary's weight of the source. rho0: ADMM's at first. rho1: at last, growing geometrically. every: steps
-    between updates of z and u. rate: of the masks' steps, over rho for the hard mask under ADMM. passes: over the
-    target with masks, before each cut; weights learn, too; before all cuts but the first they are beside --recover.
-    tune: after it, "both" goes on with the first line beside distillation."""
+    images, and the teacher from then on is its moving average, or a copy one step behind.
+    threshold: c, how sure T is. pseudo: a, which ramps up as in DANN beside the masks. divergence: l1, or kl(T || S).
+    lam: lambda, its weight. b: the adversary's weight of the source. rho0: ADMM's at first. rho1: at last, growing
+    geometrically. every: steps between updates of z and u. rate: of the masks' steps, over rho for the hard mask under
+    ADMM. passes: over the target with masks, before each cut; weights learn, too; before all cuts but the first they
+    are beside --recover. tune: after it, "both" goes on with the first line beside distillation."""
 
     soft: Literal["adversary", "random", "none"] = "adversary"
     admm: bool = True
@@ -86,10 +85,15 @@ class ADMP:
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
         of_admm, masks = ("rho0", "rho1", "every"), ("soft", "admm", "teacher", "b", "rate")
+        losses = ("threshold", "pseudo", "divergence", "lam")
+        found = {} if self.pseudo else {"threshold": "pseudo=0 teaches no label"}
+        found |= {} if self.lam else {"divergence": "lam=0 weighs none"}
+        found |= {} if self.soft == "adversary" else {"b": f"soft={self.soft} is no adversary"}
+        found |= {} if self.admm else dict.fromkeys(of_admm, "admm=false")
         if not self.passes:
-            return dict.fromkeys((*masks, *of_admm), "has no effect: passes=0 has no masks")
-        found = {} if self.soft == "adversary" else {"b": f"has no effect: soft={self.soft} is no adversary"}
-        return found | ({} if self.admm else dict.fromkeys(of_admm, "has no effect: admm=false"))
+            found |= dict.fromkeys((*masks, *of_admm), "passes=0 has no masks")
+            found |= dict.fromkeys(losses, "nothing learns from it") if self.tune == "distill" else {}
+        return {name: f"has no effect: {why}" for name, why in found.items()}
 
     @property
     def learns_ranks(self) -> str | None:
@@ -99,7 +103,7 @@ class ADMP:
 
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
-        work.labelled_source(job, "admp")
+        work.require_source(job, "admp")
         taught = Taught()
         for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
             plan = parts.cut(
@@ -113,7 +117,8 @@ class ADMP:
                 taught.take_up(job, number)
             objective = parts.chosen_objective(job)
             if self.tune == "both":
-                losses = Losses(learning.task(job.network), self)
+                losses = Losses(learning.task(job.network), self, job.shares(compares=False))
+                losses.classifies = not objective.needs.source  # --objective has a source loss of its own
                 objective = Together([(1.0, objective), (1.0, losses)])
             work.learn(job, objective, passes, f"recover-{number}", teacher=taught.network)
 
@@ -128,13 +133,10 @@ class ADMP:
     ) -> PruningPlan:
         """As many channels of each coupling as the plan of the scores keeps; which, the masks find out."""
         # a plan for a latency is met as measured: masks that were begun must meet the same numbers of channels
-        plan = PruningPlan.from_json(
-            parts.decided(
-                job, f"mask-{number}-plan", lambda: parts.plan_within(job, found, scores, ceilings).to_json()
-            )
-        )
+        made = partial(parts.plan_within, job, found, scores, ceilings)
+        plan = PruningPlan.from_json(parts.decided(job, f"mask-{number}-plan", lambda: made().to_json()))
         cut = Couplings(tuple(found[one.root] for one in plan.cuts))
-        duel = Duel(learning.task(job.network), self, cut, plan)
+        duel = Duel(learning.task(job.network), self, cut, plan, job.shares(compares=False))
         duel.needs = replace(duel.needs, frozen_statistics=job.moves_statistics)
         if learns := self.teacher != "frozen" and taught.network is None:
             duel.follow(job.network.module)
@@ -145,7 +147,12 @@ class ADMP:
             teacher = duel.teacher if learns else taught.network
             parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=0)
         taught.network = teacher
-        return duel.plan(plan, steps * work.images_a_step(job, duel))
+        plan = duel.plan(plan, steps * work.images_a_step(job, duel))
+        if (gap := plan.why["masks"].get("mask_gap", 0.0)) > HALF:
+            job.warnings.append(
+                f"admp: a mask had not settled ({gap:.2f} from its choice): raise --set passes={self.passes:g}"
+            )
+        return plan
 
 
 @dataclass
@@ -163,27 +170,19 @@ class Taught:
             begin = "objective/teacher."
             held = snapshot.read(file)[0].items()
             state = {name.removeprefix(begin): value for name, value in held if name.startswith(begin)}
-            self.network = shadow(job.dense, job.moves_statistics)
+            self.network = recalibrate.shadow(job.dense, job.moves_statistics)
             self.network.load_state_dict(state)
 
 
-def shadow(module: nn.Module, moves: bool) -> nn.Module:
-    """A frozen copy that normalises by the batch, as running statistics are of other weights; by those if `moves`."""
-    copied = copy.deepcopy(module).requires_grad_(False).eval()
-    for norm in () if moves else copied.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
-    return copied
-
-
 class Losses(Objective):
-    """The defender's three terms. `ramp`: whether a grows over the steps. Classes count alike, also if partial."""
+    """The defender's three terms. `ramp`: whether a grows over the steps. classes: (K,), weights of source images."""
 
     ramp = False
+    classifies = True
 
-    def __init__(self, task: Task, how: ADMP) -> None:
+    def __init__(self, task: Task, how: ADMP, classes: Tensor | None = None) -> None:
         super().__init__(task)
-        self.how = how
+        self.how, self.classes = how, classes
         self.needs = Needs(source=True, teacher=True)
 
     def clean(self, images: int) -> Tensor:
@@ -192,6 +191,7 @@ class Losses(Objective):
 
     def terms(self, source: Batch | None, target: Batch | None, step: Step) -> dict[str, Tensor]:
         """Labelled source, and target with logits (N, K) and the teacher's (N, K)."""
+        assert source is not None
         assert target is not None
         assert target.teacher is not None
         how, logits, taught = self.how, target.logits.float(), target.teacher.float()
@@ -200,11 +200,10 @@ class Losses(Objective):
         each = F.cross_entropy(logits[rows], label[rows], reduction="none")
         pseudo = (each * (sure[rows] >= how.threshold)).sum() / rows.sum().clamp_min(1)
         a = how.pseudo * (strength_at(step) if self.ramp else 1.0)
-        return {
-            "source": labelled(source),
-            "pseudo": a * pseudo,
-            "divergence": how.lam * divergence(taught, logits, how.divergence),
-        }
+        terms = {"pseudo": a * pseudo, "divergence": how.lam * divergence(taught, logits, how.divergence)}
+        if self.classifies:
+            terms["source"] = labelled(source, weight=of_rows(self.classes, source.labels))
+        return terms
 
 
 def divergence(teacher: Tensor, student: Tensor, kind: str = "l1") -> Tensor:
@@ -227,8 +226,10 @@ class Duel(Losses):
     slopes: Tensor
     sizes: Tensor
 
-    def __init__(self, task: Task, how: ADMP, couplings: Couplings, plan: PruningPlan) -> None:
-        super().__init__(task, how)
+    def __init__(
+        self, task: Task, how: ADMP, couplings: Couplings, plan: PruningPlan, classes: Tensor | None = None
+    ) -> None:
+        super().__init__(task, how, classes)
         self.needs = replace(self.needs, last=True)
         self.layout = Layout(couplings)
         self.keep = {cut.root: len(cut.keep) for cut in plan.cuts}
@@ -248,7 +249,7 @@ class Duel(Losses):
 
     def follow(self, module: nn.Module) -> None:
         """Have a teacher of its own, which follows the weights of `module`."""
-        self.teacher, self._student = shadow(module, self.needs.frozen_statistics), (module,)
+        self.teacher, self._student = recalibrate.shadow(module, self.needs.frozen_statistics), (module,)
 
     def train(self, mode: bool = True) -> Duel:
         """As always; a teacher stays in evaluation mode."""
@@ -311,9 +312,8 @@ class Duel(Losses):
         if self.how.admm and following.number % self.how.every == 0:
             self.chosen = project(self.layout, self.hard + self.dual, self.keep)
             self.dual += self.hard - self.chosen.float()
-            self.dual *= rho / self.rho(
-                following
-            )  # it is in units of 1 / rho: Boyd et al. 2011, section 3.4.1
+            # it is in units of 1 / rho: Boyd et al. 2011, section 3.4.1
+            self.dual *= rho / self.rho(following)
         if self.teacher is not None:
             decay = DECAYS[self.how.teacher]
             for mine, now in zip(self.teacher.parameters(), self._student[0].parameters(), strict=True):

@@ -40,7 +40,8 @@ class PruneThenAdapt:
 
     def __call__(self, job: Job) -> None:
         """Cut once or as often as --steps says; adapt `job.network` in place after the last cut."""
-        work.labelled_source(job, "prune-then-adapt")
+        work.require_source(job, "prune-then-adapt")
+        _expect_source_network(job, "prune-then-adapt")
         _cut_on_source(job, self.score, self.source_share)
         passes = job.options.recover * (1 - self.source_share)
         work.learn(job, work.adapting(job), passes, "adapt", choose=True)
@@ -71,7 +72,8 @@ class TwoStage:
 
     def __call__(self, job: Job) -> None:
         """Prune and adapt `job.network` in place, within `job.budget`."""
-        work.labelled_source(job, "two-stage")
+        work.require_source(job, "two-stage")
+        _expect_source_network(job, "two-stage")
         job = work.several(job, self.cuts, "linear")
         _cut_on_source(job, "taylor-labels", self.source_share)
         work.learn(
@@ -107,7 +109,7 @@ class AdaptThenPrune:
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         if self.tune == "source" or self.score == "taylor-labels":
-            work.labelled_source(job, "adapt-then-prune")
+            work.require_source(job, "adapt-then-prune")
         _in_turn(_by(job, self.score), self._objective, choose=self.tune == "adapt")
 
     def _objective(self, job: Job) -> Objective:
@@ -137,6 +139,15 @@ class Uniform:
 def _check_share(share: float) -> None:
     if not 0 <= share <= 1:
         raise UsageError(f"source_share={share:g}: expected a share in 0..1")
+
+
+def _expect_source_network(job: Job, method: str) -> None:
+    """Warn where the network has met a target already: the baseline is of one that has not."""
+    objectives = (e.get("objective") for e in job.network.history if e.get("command") == "adapt")
+    if met := [name for name in objectives if name not in (None, "source")]:
+        job.warnings.append(
+            f"{method}: this network is adapted already ({met[-1]}); the baseline begins with the cloud model"
+        )
 
 
 def source_alone(job: Job) -> Objective:

@@ -86,8 +86,11 @@ class DALR:
     def preview(self, job: Job) -> None:
         """Replace layers by pairs until the budget holds and learn nothing: what --dry-run shows."""
         number = len(job.trace)
-        if parts.taken_up(job, number) is not None:
-            return
+        if parts.taken_up(job, number) is None:
+            with parts.looking(job):
+                self._cut(job, number)
+
+    def _cut(self, job: Job, number: int) -> None:
         ceilings = parts.limits(job)[-1]
         module = job.network.module
         able = [
@@ -129,8 +132,11 @@ class DALR:
         PlanError when a layer is not there, cannot become a pair, or has no such rank; nothing has been changed then.
         """
         number = len(job.trace)
-        if parts.taken_up(job, number) is not None:
-            return
+        if parts.taken_up(job, number) is None:
+            with parts.looking(job):
+                self._cut_by_plan(job, number, ranks)
+
+    def _cut_by_plan(self, job: Job, number: int, ranks: Sequence[LowRank]) -> None:
         module = job.network.module
         check(module, job.network.classifier, ranks)
         looks = self._looks(job, [one.layer for one in ranks])

@@ -1,4 +1,4 @@
-"""Where a cut network can be compared with the dense one it came from, channel by channel, with nothing to learn."""
+"""Where a cut network can be compared with the dense one it came from, channel by channel, with no learned adapter."""
 
 from __future__ import annotations
 

@@ -5,9 +5,12 @@ not public. Known of it: two parts in alternation; teacher and student adapt to 
 teacher, updated meanwhile, guides the student; how much is pruned depends on the epoch, and what is pruned on the loss
 of the distilled student. Ours: all that puts it in numbers. Teacher and student learn in turn as in KD_UDA (Nguyen-
 Meidine et al., 2020, arXiv 2005.07839), but: the teacher is detached; KL(teacher || student), which its code has the
-other way round; no distillation on source; turns of many steps in place of one each; both losses at full weight all
-along in place of beta from 0.1 to 0.9; the teacher's MMD without a ramp; tau 2 in place of 20. Expects an adapted
-network: student and teacher both begin as it is.
+other way round; the student learns on the target alone, as the source would take half of the images it sees; turns of
+many steps in place of one each; the teacher's losses at full weight all along in place of beta from 0.1 to 0.9, and its
+MMD without a ramp; tau 2 in place of 20. "The loss of the distilled student" ranks by what a channel adds to it to
+second order, since to first order a student that answers as its teacher does loses nothing: of KL(teacher || student)
+at tau 1 the Gauss-Newton part of the second derivative by a gate is label-free Taylor's (scores/taylor.py), whoever the
+teacher is. Expects an adapted network: student and teacher both begin as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from edgeprune import inference, train
 from edgeprune.errors import UsageError
 from edgeprune.methods import learning, parts, recalibrate, work
 from edgeprune.methods.job import Job
-from edgeprune.methods.tcp import discrepancy
+from edgeprune.methods.tcp import discrepancy, weights
 from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.distill import Distill, softened_kl
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, expect
@@ -37,9 +40,8 @@ from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer, additive
 from edgeprune.waist import Objective
 
-BEFORE = (
-    1 / 9
-)  # of --recover goes into the slice before the first cut: as long as one of the nine of six cuts
+# Of --recover, beside it, for the slice before the first cut: with six cuts there are nine slices, and it is as long.
+BEFORE = 1 / 9
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class ITMC:
     slices come after them, so nothing is pruned in the last third. A slice before them is beside --recover, a ninth of
     it ("images_before"). teacher: "trained" on source and target before each slice, or "fixed". teacher_lr: its peak
     rate, a share of --lr. tau: temperature that divides the logits. discrepancy: weight of the student's own MMD.
-    source: weight of its cross entropy on source. batches: of both domains, for one ranking. score: by the student's
-    whole loss, by its cross entropy alone ("source"), or by --score ("given"). distill: without it there is no teacher,
-    only pruning.
+    source: weight of its cross entropy on source. score: by the distillation to second order ("distilled"), by the
+    student's whole loss to first order ("student"), by the cross entropy on source alone ("source"), or by --score
+    ("given"). batches: of both domains, for one ranking by "student" or "source". distill: without it there is no
+    teacher, only pruning; give source=1 to learn from.
     """
 
     cuts: int = 6
@@ -60,9 +63,9 @@ class ITMC:
     teacher_lr: float = 0.1
     tau: float = 2.0
     discrepancy: float = 0.0
-    source: float = 1.0
+    source: float = 0.0
     batches: int = 8
-    score: Literal["student", "source", "given"] = "student"
+    score: Literal["distilled", "student", "source", "given"] = "distilled"
     distill: bool = True
 
     @property
@@ -80,6 +83,8 @@ class ITMC:
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
         found = {"batches": "has no effect: --score ranks"} if self.score == "given" else {}
+        if self.score == "distilled":
+            found = {"batches": "has no effect: the target's images rank, as with --score taylor"}
         if not self.distill:
             why = "has no effect: distill=false leaves no teacher"
             return found | dict.fromkeys(("teacher", "teacher_lr", "tau"), why)
@@ -90,10 +95,14 @@ class ITMC:
     def __post_init__(self) -> None:
         expect(self, cuts=AT_LEAST_ONE, batches=AT_LEAST_ONE, teacher_lr=POSITIVE, tau=POSITIVE)
         expect(self, discrepancy=NOT_NEGATIVE, source=NOT_NEGATIVE)
+        if not (self.distill or self.source or self.discrepancy):
+            raise UsageError(
+                "--method itmc: with distill=false there is nothing to learn from; add --set source=1"
+            )
 
     def __call__(self, job: Job) -> None:
         """Cut and distil `job.network` in place, within `job.budget`."""
-        work.labelled_source(job, "itmc")
+        work.require_source(job, "itmc")
         job = work.several(job, self.cuts, "cubic")
         cuts = job.cuts
         slices = cuts + (cuts + 1) // 2
@@ -125,7 +134,7 @@ class ITMC:
         settings = learning.settings(job.options, count, 0)
         settings = replace(settings, lr=self.teacher_lr * settings.lr)
         network = replace(job.network, module=teacher)
-        begun = sum(job.steps)  # as many as the student
+        begun = sum(job.steps)  # draws the batches that the student's next slice draws
         recalibrate.keep_statistics(job, adapting)
         train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage, begun=begun)
         job.count("images_beside", count * work.images_a_step(job, adapting))
@@ -150,8 +159,6 @@ class ITMC:
             terms.append((1.0, DAN(task, knobs)))
         elif self.source:
             terms.append((self.source, Source(task, Source.Knobs(smoothing=0.0, partial=job.partial))))
-        if not terms:
-            raise UsageError("--method itmc: with distill=false and source=0 there is nothing to learn from")
         student = Together(terms)
         if self.distill and not self.discrepancy:  # see `recalibrate` of what a teacher answers to
             student.needs = replace(student.needs, frozen_statistics=False, statistics=False)
@@ -160,6 +167,8 @@ class ITMC:
     def _rank(self, job: Job, found: Couplings, teacher: nn.Module) -> Mapping[str, Tensor]:
         if self.score == "given":
             return parts.score(job, found)
+        if self.score == "distilled":
+            return parts.score(parts.as_if(job, score="taylor"), found)
         assert job.source is not None
         pairs = Pairs(
             job.source,
@@ -169,8 +178,9 @@ class ITMC:
             job.options.batch,
             job.options.seed,
         )
-        losses = StudentLosses(self, teacher.eval())
-        transfer = Transfer(pairs, losses, job.network.classifier, per_layer=True)
+        losses = StudentLosses(self, teacher.eval(), job.shares(compares=self.discrepancy > 0))
+        frozen = job.moves_statistics and (self.discrepancy > 0 or not self.distill)
+        transfer = Transfer(pairs, losses, job.network.classifier, per_layer=True, frozen=frozen)
         return additive(transfer(job.network.module, found))
 
 
@@ -180,12 +190,13 @@ class StudentLosses:
 
     knobs: ITMC
     teacher: nn.Module
+    classes: Tensor | None = None  # (K,), how much source images of each count; None: alike
 
     def __call__(self, source: Pass, target: Pass) -> tuple[Tensor, Tensor]:
         """The two scalars; the other domain and the teacher are constants."""
         assert source.labels is not None
-        knobs = self.knobs
-        of_source = F.cross_entropy(source.logits, source.labels)
+        knobs, rows = self.knobs, weights(source, self.classes)
+        of_source = (rows * F.cross_entropy(source.logits, source.labels, reduction="none")).mean()
         of_target = 0.0 * target.logits.sum()
         if knobs.score == "source":
             return of_source, of_target
@@ -195,6 +206,7 @@ class StudentLosses:
                 taught = self.teacher(target.images)
             of_target = of_target + softened_kl(taught, target.logits, knobs.tau)
         if knobs.discrepancy:
-            of_source = of_source + knobs.discrepancy * discrepancy(source.features, target.features.detach())
-            of_target = of_target + knobs.discrepancy * discrepancy(source.features.detach(), target.features)
+            here, there = source.features, target.features
+            of_source = of_source + knobs.discrepancy * discrepancy(here, there.detach(), rows)
+            of_target = of_target + knobs.discrepancy * discrepancy(here.detach(), there, rows)
         return of_source, of_target

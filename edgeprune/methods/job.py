@@ -9,10 +9,13 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from edgeprune import inference
+from edgeprune import inference, validate
 from edgeprune.data.pixels import Pixels
 from edgeprune.model import Network
+from edgeprune.objectives.prior import label_prior
+from edgeprune.objectives.source import NEGLIGIBLE, class_weights
 from edgeprune.options import PruneOptions
 from edgeprune.plan import PruningPlan
 from edgeprune.prune import graph, macs
@@ -22,7 +25,7 @@ from edgeprune.prune.latency import Timing
 from edgeprune.prune.macs import Costs
 from edgeprune.run import Run
 
-AGREEMENT_IMAGES = 1024
+AGREEMENT_IMAGES = validate.IMAGES  # and the same ones, so that each validation tells agreement too
 
 
 def find(
@@ -133,14 +136,25 @@ class Job:
         return float(self.timing.predictor(self.dense_costs, self.dense_costs).at(self.dense_costs.full))
 
     @cached_property
-    def dense_answers(self) -> Tensor:
-        """(N,) classes that the dense network gives the images of `probe`."""
-        return inference.logits_of(self.dense, self.probe, self.network.preprocess).argmax(1)
+    def dense_logits(self) -> Tensor:
+        """(N, K) of the dense network on the images of `probe`."""
+        return inference.logits_of(self.dense, self.probe, self.network.preprocess)
+
+    def shares(self, *, compares: bool) -> Tensor | None:
+        """(K,), mean 1: how much the target holds of each class, by the dense network's answers; None for all alike.
+
+        compares: whether what they weigh compares the domains; the two ways are those of objectives (see WithSource).
+        """
+        if not self.partial:
+            return None
+        prior = label_prior(self.dense_logits)
+        found = prior * len(prior) if compares else class_weights(self.dense_logits)
+        return F.threshold(found, NEGLIGIBLE, 0.0)
 
     def agreement(self, module: nn.Module) -> float:
         """Share of the images of `probe`, in 0..1, on which a network says what the dense one says."""
         answers = inference.logits_of(module, self.probe, self.network.preprocess).argmax(1)
-        return float((answers == self.dense_answers).double().mean())
+        return float((answers == self.dense_logits.argmax(1)).double().mean())
 
     @property
     def probe(self) -> Pixels:

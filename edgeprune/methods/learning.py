@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from edgeprune import catalog, inference, validate
+from edgeprune import catalog, inference, processes, validate
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError, nearest
 from edgeprune.model import Network
@@ -80,7 +80,7 @@ def knowing(
 
 
 def check_words(options: AdaptOptions | PruneOptions) -> None:
-    """UsageError for a word of the training options that is none of the choices."""
+    """UsageError for a word of the training options that is none of the choices; errors of `processes.require`."""
     for flag, word, choices in (
         ("--optimizer", options.optimizer, get_args(Optimizer)),
         ("--decay", options.decay, get_args(Decay)),
@@ -88,6 +88,7 @@ def check_words(options: AdaptOptions | PruneOptions) -> None:
     ):
         if word not in choices:
             raise UsageError(f"{flag} {word!r} is not known: {nearest(word, choices)}")
+    processes.require(options.device, AMP[options.amp])
 
 
 def settings(

@@ -11,12 +11,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgeprune import checkpoint, train
+from edgeprune import checkpoint, progress, train
 from edgeprune.errors import BudgetNotMet, UsageError
 from edgeprune.methods import hints, latency_plan, learning, recalibrate
 from edgeprune.methods.job import Job, find
@@ -31,6 +32,8 @@ from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.ladder import Rules
 from edgeprune.prune.search import LATENCY
 from edgeprune.waist import Objective
+
+FOR_RESUMING = ("steps_before", "owed_before")  # what a cut of the trace has for a resumed process alone
 
 
 def agreement(job: Job) -> float:
@@ -102,19 +105,17 @@ def cut(
     found = couplings(job)
     if not job.plans:
         _require_possible(job, found)
-    job.looked = 0
-    with _looking(job):
+    with progress.doing(f"cut {number + 1}: ranking channels"), looking(job):
         scores = criterion(job, found)
-    plan = (choose or plan_within)(
-        job, found, scores, ceilings
-    )  # may train, and be taken up from a killed process
-    with _looking(job):
+    # may train, and be taken up from a killed process
+    plan = (choose or plan_within)(job, found, scores, ceilings)
+    with progress.doing(f"cut {number + 1}: removing them, then batch-norm"), looking(job):
         apply(job, plan, found, number)
     return plan
 
 
 @contextmanager
-def _looking(job: Job) -> Iterator[None]:
+def looking(job: Job) -> Iterator[None]:
     """Add the images that the student is shown inside the block, but for those that train it, to `job.looked`."""
 
     def count(module: nn.Module, given: tuple[Any, ...]) -> None:
@@ -211,7 +212,8 @@ def record(job: Job, plan: PruningPlan, number: int, twin: nn.Module | None = No
 
     twin: as `recalibrate` makes it before surgery, with the channels that are left.
     """
-    entry: dict[str, Any] = {"cut": number, "steps_before": sum(job.steps), "owed_before": dict(job.owed)}
+    resuming = {"steps_before": sum(job.steps), "owed_before": dict(job.owed)}
+    entry: dict[str, Any] = {"cut": number + 1, **resuming}
     entry["agreement_after_cut"] = agreement(job)
     if job.options.bn_recal:
         recalibrate.after(job, job.network.module, twin)
@@ -222,14 +224,14 @@ def record(job: Job, plan: PruningPlan, number: int, twin: nn.Module | None = No
             timed["measured_ms"],
             timed["measured_of_requested"],
         )
-    entry["images_looked_at"] = job.looked
+    entry["images_looked_at"], job.looked = job.looked, 0
     if not job.trace:
         entry |= job.before
     job.trace.append(entry)
     _remember(job, plan)
     if job.run:
-        job.run.metric(stage="cut", step=number, **entry)
-        job.run.log(f"cut {number}: {json.dumps(entry)}")
+        job.run.metric(stage="cut", step=number + 1, **entry)
+        job.run.log(f"cut {number + 1}: {json.dumps(entry)}")
         job.network.history.append({"command": "cut", "plan": plan.to_json(), "trace": entry})
         job.run.resume_dir.mkdir(exist_ok=True)
         job.run.write(f"resume/cut-{number}.safetensors", checkpoint.dumps(job.network))
@@ -303,21 +305,23 @@ def learn(
         stage=stage,
         watch=job.watch,
         begun=begun,
-        title=_title(job, stage),
+        told=partial(_told, job),
     )
     job.warnings.extend(result.warnings)
     return result
 
 
-def _title(job: Job, stage: str) -> str:
-    """The stage, and what the last cut left: what progress shows."""
+def _told(job: Job, answers: Tensor | None) -> dict[str, str]:
+    """MACs kept, and agreement of `answers` (N,) on the images of `job.probe`; without them, what the last cut left."""
     if not job.trace:
-        return f"{stage}, all of the MACs"
+        return {}
     last = job.trace[-1]
     share = last["macs"] / macs.measure(job.dense, job.network.example())[0]
     known = [f"agreement_after_{what}" for what in ("recovery", "batchnorm", "cut")]
     agrees = next(last[name] for name in known if name in last)
-    return f"{stage}, {share:.0%} of the MACs, agreement {agrees:.1%}"
+    if answers is not None:
+        agrees = float((answers == job.dense_logits.argmax(1)).double().mean())
+    return {"MACs": f"{share:.0%}", "agreement": f"{agrees:.1%}"}
 
 
 def chosen_objective(job: Job, layers: float = 0.0) -> Objective:

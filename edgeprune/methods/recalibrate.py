@@ -8,7 +8,7 @@ before the cut (no variance is below 0, though). Both are measured with each lay
 either case. Taking the target's is AdaBN (Li et al. 2016, arXiv 1603.04779); moving one's own is ours.
 
 A student that a teacher answers to about the target learns under the target's statistics, whichever classes it holds:
-the answers do not depend on them. What learns from the source and from domains that look alike keeps its own.
+the answers do not depend on them. What learns from the source, or by comparing the domains, keeps its own.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ def after(job: Job, module: nn.Module, theirs: nn.Module | None) -> None:
 def keep_statistics(job: Job, objective: Objective) -> None:
     """Change `objective.needs` so that a partial job learns with its statistics as they are; `objective.partial`, too.
 
-    With a teacher's answers it need not, unless the objective says so. They may be settled once more before the first
-    cut (validate.settle_batchnorm), and are after cuts that left the source's, but not what a cut moved. With
-    `--no-bn-recal`, or where training on the source is to take the source's, the loop does as the objective says.
+    With a teacher's answers it need not, unless the objective says so. Before the first cut the statistics may be
+    blended with the target's (validate.settle_batchnorm), after a cut only if it kept the source's: what a cut moved is
+    left alone. With `--no-bn-recal`, or where training on the source is to take the source's, the loop does as the
+    objective says.
     """
     if not job.moves_statistics:
         return
@@ -87,3 +88,12 @@ def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 def _norms(module: nn.Module) -> Iterator[_BatchNorm]:
     return (m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None)
+
+
+def shadow(module: nn.Module, moves: bool) -> nn.Module:
+    """A frozen copy that normalises by the batch, as running statistics are of other weights; by those if `moves`."""
+    copied = copy.deepcopy(module).requires_grad_(False).eval()
+    for norm in () if moves else copied.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    return copied

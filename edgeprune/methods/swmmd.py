@@ -80,7 +80,10 @@ class SWMMDPruning:
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
         ranks = dict.fromkeys(("power", "normalise"), "has no effect: --score ranks")
-        return ranks if self.score == "given" else {}
+        found = ranks if self.score == "given" else {}
+        if self.through and (self.momentum == 1 or not self.weight):
+            found["through"] = "has no effect: momentum=1 has no weights, weight=0 no discrepancy"
+        return found
 
     @property
     def learns_ranks(self) -> str | None:
@@ -93,7 +96,7 @@ class SWMMDPruning:
 
     def __call__(self, job: Job) -> None:
         """Adapt, cut and fine-tune `job.network` in place, within `job.budget`."""
-        work.labelled_source(job, "swmmd")
+        work.require_source(job, "swmmd")
         job = work.several(job, self.cuts_in(job), "linear")
         knobs = SWMMD.Knobs(self.weight, self.entropy, self.momentum, self.through)
         own = SWMMD(learning.task(job.network), knobs)
@@ -116,7 +119,13 @@ class SWMMDPruning:
 
     def _rank(self, job: Job, found: Couplings, watched: Watched) -> Mapping[str, Tensor]:
         """(C,) of each coupling; by --score where it is asked for, or nothing was trained yet to be read."""
-        if self.score == "given" or not watched.steps:
+        if self.score == "given":
+            return parts.score(job, found)
+        if not watched.steps:
+            if not job.options.dry_run:
+                job.warnings.append(
+                    f"swmmd: nothing was trained before cut {len(job.trace) + 1}, so --score {job.options.score} ranks"
+                )
             return parts.score(job, found)
         if watched.bare:
             said = (

@@ -27,7 +27,7 @@ from edgeprune.objectives.dan import DAN
 from edgeprune.objectives.distill import Distill
 from edgeprune.objectives.mmd import gaussian_kernels, squared_mmd
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
-from edgeprune.objectives.source import Source
+from edgeprune.objectives.source import Source, of_rows
 from edgeprune.objectives.together import Together
 from edgeprune.options import PruneOptions
 from edgeprune.prune.coupling import Couplings
@@ -45,8 +45,8 @@ class TCP:
     term alone), or "given": what --score says. cuts: iterations when --steps is not given, evenly spread as the paper's
     are. channels: K, how many an iteration removes on the mean: it says how many iterations there are, each of which
     saves as much of the budget (0: cuts says it). batches: of both domains, for one ranking. base: passes of training
-    before the first cut. weight: times beta; 0 is the paper's "TCP without DA". distill: also learn from the dense
-    network, which the paper does not.
+    before the first cut. weight: times beta; 0 and variant=source are the paper's "TCP without DA". distill: also learn
+    from the dense network, which the paper does not.
     """
 
     variant: Literal["paper", "code", "max", "source", "given"] = "paper"
@@ -80,11 +80,12 @@ class TCP:
 
     def cuts_in(self, job: Job) -> int:
         """How many cuts a run makes of the job; with K channels each, a dry run has made them all."""
-        return len(job.trace) if self.channels else job.options.iterations or self.cuts
+        made = sum(bool(plan.cuts) for plan in job.plans)  # what follows may have added low-rank pairs
+        return made if self.channels else job.options.iterations or self.cuts
 
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
-        work.labelled_source(job, "tcp")
+        work.require_source(job, "tcp")
         if self.base:
             work.learn(job, self.objective(job, beta(1, 1)), self.base, "base")
         job = work.several(job, self.cuts, "linear")
@@ -132,11 +133,15 @@ class TCP:
             job.options.batch,
             job.options.seed,
         )
-        losses = Losses(self.variant, self.weight * weight)
+        # without adaptation nothing is known of the target's classes
+        shares = job.shares(compares=True) if self.weight else None
+        losses = Losses(self.variant, self.weight * weight, shares)
         combine: Literal["sum", "min", "max"] = "sum"
         if self.variant in ("code", "max"):
             combine = "min" if self.variant == "code" else "max"
-        return additive(Transfer(pairs, losses, job.network.classifier, combine)(job.network.module, found))
+        frozen = job.moves_statistics and not (self.distill and not self.weight)
+        score = Transfer(pairs, losses, job.network.classifier, combine, frozen=frozen)
+        return additive(score(job.network.module, found))
 
 
 @dataclass(frozen=True)
@@ -144,21 +149,24 @@ class Losses:
     """What the activations of each domain answer for.
 
     paper: classification for the source, weighted MMD for the target. source: classification alone. code, max: the
-    whole loss for both, with the MMD at the constant weight that the code has while ranking.
+    whole loss for both, with the MMD at the constant weight that the code has while ranking. classes: (K,), how much
+    source images of each count; None: alike.
     """
 
     variant: str
     weight: float
+    classes: Tensor | None = None
 
     def __call__(self, source: Pass, target: Pass) -> tuple[Tensor, Tensor]:
         """The two scalars; the other domain is a constant in each."""
         assert source.labels is not None
-        classification = F.cross_entropy(source.logits, source.labels)
+        rows = weights(source, self.classes)
+        classification = (rows * F.cross_entropy(source.logits, source.labels, reduction="none")).mean()
         if self.variant in ("paper", "source"):
             weight = self.weight if self.variant == "paper" else 0.0
-            return classification, weight * discrepancy(source.features.detach(), target.features)
-        of_source = discrepancy(source.features, target.features.detach())
-        of_target = discrepancy(source.features.detach(), target.features)
+            return classification, weight * discrepancy(source.features.detach(), target.features, rows)
+        of_source = discrepancy(source.features, target.features.detach(), rows)
+        of_target = discrepancy(source.features.detach(), target.features, rows)
         return classification + CODE_WEIGHT * of_source, CODE_WEIGHT * of_target
 
 
@@ -167,7 +175,12 @@ def beta(iteration: int, iterations: int) -> float:
     return 4 / (1 + math.exp(-iteration / iterations)) - 2
 
 
-def discrepancy(source: Tensor, target: Tensor) -> Tensor:
-    """MK-MMD^2 of features (N, D) and (M, D), a scalar: the same as in the objective DAN, all classes alike."""
-    kernel = gaussian_kernels(torch.cat([source, target]))
-    return squared_mmd(kernel, torch.ones_like(kernel[0, : len(source)]), unbiased=True)
+def weights(source: Pass, classes: Tensor | None) -> Tensor:
+    """(N,), mean 1, of labelled images by those of their classes (K,); 1 where these are None."""
+    found = of_rows(classes, source.labels)
+    return torch.ones_like(source.logits[:, 0]) if found is None else found.to(source.logits)
+
+
+def discrepancy(source: Tensor, target: Tensor, rows: Tensor) -> Tensor:
+    """MK-MMD^2 of features (N, D), that count by `rows` (N,), and (M, D), a scalar: the same as in DAN."""
+    return squared_mmd(gaussian_kernels(torch.cat([source, target])), rows, unbiased=True)

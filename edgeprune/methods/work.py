@@ -1,8 +1,8 @@
 """Equal work: from passes to steps, so that methods are compared at one number of images.
 
 What it must satisfy: with `--recover P` a method that counts by this file shows the student P times the number of
-target images after its first cut, source and target images and every view together, however many cuts it makes; what
-it sees before is "images_before".
+target images after its first cut, source and target images and every view together, however many cuts it makes (admp
+adds the masks before its later cuts); what it sees before is "images_before".
 Forward passes for scoring, for agreement and for batch-norm, and those of a frozen teacher, are not training and not
 counted. Images that a teacher of its own is trained on, or the student beside masks before the first cut, are counted
 apart ("images_beside").
@@ -15,7 +15,6 @@ from dataclasses import replace
 from torch import nn
 
 from edgeprune import inference
-from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
 from edgeprune.methods import parts
 from edgeprune.methods.job import Job
@@ -30,13 +29,12 @@ def several(job: Job, own: int, schedule: str) -> Job:
     return parts.as_if(job, iterations=own, schedule=schedule)
 
 
-def labelled_source(job: Job, method: str) -> Pixels:
-    """The labelled source images; UsageError when there are none."""
+def require_source(job: Job, method: str) -> None:
+    """UsageError when there are no labelled source images."""
     if job.source is None or job.source.labels is None:
         raise UsageError(
             f"--method {method} learns from labelled source images: give --source DIR, or take --method distill"
         )
-    return job.source
 
 
 def images_a_step(job: Job, objective: Objective) -> int:
@@ -100,7 +98,7 @@ def learn(
     job.count("images" if job.trace else "images_before", count * images_a_step(job, objective))
     if job.trace:
         entry = job.trace[-1]
-        entry["chosen_step"] = fit.chosen_step
+        entry["steps_kept"] = fit.chosen_step
         entry["agreement_after_recovery"] = parts.agreement(job)
 
 

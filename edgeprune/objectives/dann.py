@@ -15,9 +15,8 @@ from edgeprune.objectives.source import PartialKnobs, WithSource
 from edgeprune.waist import Batch, Needs, Step, Task
 
 NEW_LAYERS_RATE = 10.0  # factor of the learning rate for layers that start from nothing
-WEIGHT = (
-    0.1  # of the adversarial term: about what TLLib's ramp, 2 / (1 + exp(-t / 1000)) - 1, is at step t = 200
-)
+# Of the adversarial term: about what TLLib's ramp, 2 / (1 + exp(-t / 1000)) - 1, is at step t = 200.
+WEIGHT = 0.1
 
 
 class _Reverse(torch.autograd.Function):

@@ -57,10 +57,7 @@ class WithSource(Objective):
 
     def weights(self, source: Batch) -> Tensor | None:
         """Weight (N,) of each source image, mean 1 over the batch; None when every image counts the same."""
-        if not self.knobs.partial or source.labels is None:
-            return None
-        weight = self.gamma[source.labels]
-        return weight / weight.mean().clamp_min(torch.finfo(weight.dtype).eps)
+        return of_rows(self.gamma if self.knobs.partial else None, source.labels)
 
     def labelled(self, source: Batch | None) -> Tensor:
         """Cross entropy of a labelled batch, a scalar: sum_i w_i CE_i / sum_i w_i when partial."""
@@ -101,6 +98,14 @@ def labelled(source: Batch | None, smoothing: float = 0.0, weight: Tensor | None
     return (
         weight * F.cross_entropy(logits, source.labels, label_smoothing=smoothing, reduction="none")
     ).mean()
+
+
+def of_rows(gamma: Tensor | None, labels: Tensor | None) -> Tensor | None:
+    """Class weights (K,) as those of rows by their labels, (N,) with mean 1; None where there are none of either."""
+    if gamma is None or labels is None:
+        return None
+    weight = gamma.to(labels.device)[labels]
+    return weight / weight.mean().clamp_min(torch.finfo(weight.dtype).eps)
 
 
 @torch.no_grad()

@@ -121,7 +121,9 @@ def _number(kind: str, word: str) -> float:
         absolute = (
             "a number such as 250" if kind == "channels" else "an absolute 120M (K, M or G) or 120000000"
         )
-        raise UsageError(f"--{kind} {word}: expected what is kept: a fraction such as 0.4, or {absolute}")
+        raise UsageError(
+            f"--{kind} {word}: expected what is kept: a fraction up to 1, such as 0.4, or {absolute}"
+        )
     return value
 
 

@@ -38,10 +38,6 @@ class Layout:
         """(..., size) -> root -> (..., C)."""
         return {root: flat[..., place] for root, place in self.places.items()}
 
-    def join(self, values: Values) -> Tensor:
-        """root -> (C,) to one vector (size,)."""
-        return torch.cat([values[root] for root in self.places]) if self.places else torch.zeros(0)
-
 
 def project(layout: Layout, flat: Tensor, keep: Mapping[str, int]) -> Tensor:
     """The 0/1 vector (size,) nearest to `flat` (size,) with `keep[root]` ones in each coupling; bool.

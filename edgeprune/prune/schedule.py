@@ -15,6 +15,12 @@ _KEPT: Mapping[str, Callable[[float, float], float]] = {
 }
 
 
+def require(kind: str) -> None:
+    """UsageError, with the nearest, for a schedule that there is not."""
+    if kind not in _KEPT:
+        raise UsageError(f"no schedule is called {kind!r}: {nearest(kind, _KEPT)}")
+
+
 def fractions(final: float, steps: int, kind: str = "cubic") -> tuple[float, ...]:
     """Fraction kept after each of `steps` cuts, the last one exactly `final` (in 0..1, above 0).
 
@@ -22,8 +28,7 @@ def fractions(final: float, steps: int, kind: str = "cubic") -> tuple[float, ...
     2110.10811); cubic f + (1-f)(1-t)^3, large cuts first (Zhu and Gupta, arXiv 1710.01878, eq. 1, from no
     sparsity). UsageError for an unknown kind or numbers outside their ranges.
     """
-    if kind not in _KEPT:
-        raise UsageError(f"no schedule is called {kind!r}: {nearest(kind, _KEPT)}")
+    require(kind)
     if steps < 1 or not 0 < final <= 1:
         raise UsageError(
             f"a schedule needs at least one step and a fraction in (0, 1]; received {steps}, {final}"

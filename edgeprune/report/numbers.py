@@ -56,7 +56,7 @@ def number(item: float, words: set[str]) -> str:
     """A number with the unit that the words of its key imply."""
     if isinstance(item, float) and not math.isfinite(item):
         return str(item)
-    if words & {"accuracy", "share", "kept"} and isinstance(item, float) and 0 <= item <= 1:
+    if words & {"accuracy", "agreement", "share", "kept"} and isinstance(item, float) and 0 <= item <= 1:
         return f"{100 * item:.1f}%"
     units = {"macs": count, "params": count, "parameters": count, "bytes": size, "ms": milliseconds}
     for word, written in units.items():

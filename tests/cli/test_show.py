@@ -104,7 +104,7 @@ def test_a_narrow_terminal_loses_the_spare_columns_first() -> None:
 def test_a_few_rows_that_are_too_wide_stand_side_by_side() -> None:
     rows = [{f"agreement_{n}": number / 4 for n in range(9)} for number in range(3)]
 
-    def lines(rows: list[dict[str, float]], width: int) -> list[str]:
+    def lines(rows: list[dict[str, Any]], width: int) -> list[str]:
         stream = io.StringIO()
         show.table(rows, Console(file=stream, width=width), title="Cuts")
         return [line.rstrip() for line in stream.getvalue().splitlines()]
@@ -112,7 +112,9 @@ def test_a_few_rows_that_are_too_wide_stand_side_by_side() -> None:
     turned = lines(rows, 80)
     assert turned[0].split() == ["Cuts"]
     assert [line.split() for line in turned[1:]] == [
-        ["Agreement", str(n), "0", "0.25", "0.5"] for n in range(9)
+        ["Agreement", str(n), "0.0%", "25.0%", "50.0%"] for n in range(9)
     ]
     assert "Agreement 0   Agreement 1" in " ".join(lines(rows, 200))
-    assert len(lines([*rows, *rows], 80)) != len(turned)  # many rows stay rows
+    assert len(lines(rows * 4, 80)) != len(turned)  # many rows stay rows
+    wordy = [{"name": name, "means": "a long sentence " * 8} for name in "ab"]
+    assert " Name   Means" in lines(wordy, 80)  # and so do rows that are wide side by side too

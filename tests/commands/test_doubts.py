@@ -1,5 +1,7 @@
 """What a user should know before believing an estimate, or the classes that are called present."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.commands import estimating
+from edgeprune.commands import adaptable, estimating
 from edgeprune.data.pixels import Pixels
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
 from edgeprune.options import AdaptOptions
+from edgeprune.waist import Needs
 
 
 def network(*, command: str = "adapt", **options: Any) -> Network:
@@ -88,3 +91,38 @@ def test_one_class_that_was_spread_over_others_is_said() -> None:
     assert estimating.scattered(network(), some, one) == ()  # what collapses is told of elsewhere
     assert estimating.scattered(network(), one, answers(30, 10, 0)) == ()
     assert estimating.scattered(network(), answers(10, 0, 0), answers(1, 9, 0)) == ()  # too few to say
+    (other,) = estimating.scattered(network(), one, some, can=False)
+    assert other.endswith("an objective that learns from the source with --set partial=true keeps them")
+
+
+def test_statistics_of_other_weights_are_said(tmp_path: Path) -> None:
+    def of(weight: float) -> Network:
+        module = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 64, 3))
+        nn.init.constant_(module[2].weight, weight)  # type: ignore[arg-type]
+        return replace(network(), module=module.eval(), classifier="2")
+
+    labelled = Pixels(torch.zeros(24, 8, 8, 3, dtype=torch.uint8), torch.arange(24) % 3, ["x"] * 24)
+    file = tmp_path / "stats.json"
+    mine = of(0.25)
+    estimating.export(file, mine, labelled)
+    options = AdaptOptions(stats=file)
+    assert estimating.of_another(options, mine) == []
+    assert estimating.of_another(AdaptOptions(), mine) == []
+    (said,) = estimating.of_another(options, of(0.5))
+    assert "measured with other weights than this model has" in said
+    mine.module.get_submodule("0").get_buffer("running_mean").add_(1)
+    assert estimating.of_another(options, mine)
+    old = json.loads(file.read_text())  # a file of before says nothing of its model
+    del old["model"]
+    file.write_text(json.dumps(old))
+    assert estimating.of_another(options, mine) == []
+
+
+def test_a_network_that_nothing_taught_is_said(tmp_path: Path) -> None:
+    words: dict[str, Any] = {"source_steps": 0, "held": False}
+    said = adaptable.unheard(AdaptOptions(weights="none"), Needs(), **words)
+    assert [
+        one for one in said if one.startswith("--weights none: unless what makes the network loads weights")
+    ]
+    for fine in (AdaptOptions(), AdaptOptions(weights="none", source=tmp_path)):
+        assert not any(one.startswith("--weights") for one in adaptable.unheard(fine, Needs(), **words))

@@ -57,6 +57,14 @@ def test_every_knob_of_a_method_is_explained(name: str) -> None:
     assert found["what"] == catalog.METHODS[name].summary
 
 
+def test_no_knobs_are_told_too() -> None:
+    assert knobs.of(replace(PruneOptions(), method="distill")).also.startswith(
+        "it has no knobs of its own; objective."
+    )
+    assert knobs.of(replace(PruneOptions(), method="tcp")).also.startswith("objective.NAME=value sets a knob")
+    assert knobs.of(replace(AdaptOptions(), objective="source")).also == ""
+
+
 def test_knobs_are_shown_by_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing else has to make sense then."""
     words = ["adapt", "any", "--objective", "shot", "--set", "help", "--target", "nowhere"]

@@ -86,7 +86,7 @@ def test_several_cuts_go_on_after_a_kill_at_any_of_them(
     """Killed after each cut and each recovery in turn (nothing is cleaned up), then resumed: bit-equal weights."""
     several = replace(options, iterations=3, between=1.0, schedule="linear")
     whole = prune(replace(several, output=tmp_path / "whole"))
-    assert [cut["cut"] for cut in whole.cuts] == [0, 1, 2]
+    assert [cut["cut"] for cut in whole.cuts] == [1, 2, 3]
     assert sorted((c["macs"] for c in whole.cuts), reverse=True) == [c["macs"] for c in whole.cuts]
     cut, fit = parts.cut, train.fit
 
@@ -172,6 +172,7 @@ def test_a_model_that_was_no_run(options: PruneOptions) -> None:
     assert found.run is not None
     history = checkpoint.read(found.run).history
     assert history[-1]["parent"] is None
+    assert any(said.startswith("--weights none: unless") for said in found.warnings)
     with pytest.raises(UsageError, match="new and untrained; adapt first"):
         prune(replace(options, model=DIGITS, weights="none", classes="3"))
 
@@ -214,6 +215,7 @@ def test_mistakes_leave_no_folder(options: PruneOptions, tmp_path: Path, make_im
         (UsageError, "--score taylor-labels needs labelled source", {"score": "taylor-labels"}),
         (UsageError, "--objective mcc learns from labelled source", {"objective": "mcc"}),
         (UsageError, "no schedule is called 'cubik'", {"schedule": "cubik"}),
+        (UsageError, "--device cup: expected auto, cpu, cuda", {"device": "cup"}),
         (UsageError, "--rank globl: did you mean 'global'", {"rank": "globl"}),
         (UsageError, "--steps 0: expected 1 or more", {"iterations": 0}),
         (UsageError, "--latency 2: expected what is kept", {"latency": "2"}),
@@ -238,7 +240,7 @@ def test_mistakes_leave_no_folder(options: PruneOptions, tmp_path: Path, make_im
 def test_metrics_have_every_cut_once(options: PruneOptions, tmp_path: Path) -> None:
     prune(replace(options, iterations=2))
     lines = [json.loads(line) for line in (tmp_path / "slim" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["stage"] == "cut"] == [0, 1]
+    assert [line["step"] for line in lines if line["stage"] == "cut"] == [1, 2]
 
 
 @pytest.mark.parametrize(

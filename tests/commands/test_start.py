@@ -15,6 +15,7 @@ from torch import nn
 
 from edgeprune import absent
 from edgeprune.commands import start
+from edgeprune.data.pixels import Pixels
 from edgeprune.images import Preprocess
 from edgeprune.model import Network
 
@@ -104,3 +105,13 @@ def test_images_of_dropped_classes_have_a_label_that_no_answer_is(
     fewer = absent.relabelled(found, ("red",), torch.tensor([1]))
     assert fewer.labels is not None
     assert fewer.labels.tolist() == [-1] * 8 + [0] * 4
+
+
+def test_a_source_without_some_classes_is_told() -> None:
+    network = Network(nn.Identity(), "x", Preprocess((8, 8)), ("a", "b", "c"), "head")
+    images = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
+    whole, part = (Pixels(images, torch.tensor(rows), list("wxyz")) for rows in ([0, 1, 2, 2], [0, 2, 2, 0]))
+    assert start.lacking(network, None) == start.lacking(network, whole) == []
+    assert start.lacking(network, part) == [
+        "--source: no image of 1 of 3 classes, which will be forgotten: b"
+    ]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from edgeprune.data.pixels import Pixels
 from edgeprune.errors import UsageError
@@ -79,6 +80,14 @@ def test_terms_are_their_equations(soft: Any, kind: Any) -> None:
     )
     found = {k: float(v.detach()) for k, v in Losses(TASK, how).terms(source, target, Step(3, 10)).items()}
     assert found == pytest.approx(reading(source, target, how, 0.7, list(range(6))), abs=1e-5)
+    only = torch.zeros(K)  # of a partial target
+    assert source.labels is not None
+    only[source.labels[0]] = 1.0
+    weighed = Losses(TASK, how, only).terms(source, target, Step(3, 10))["source"]
+    rows = source.labels == source.labels[0]
+    assert not rows.all()
+    alone = F.cross_entropy(source.logits[rows].float(), source.labels[rows])
+    torch.testing.assert_close(weighed, alone)
 
 
 def masks(duel: Duel, images: int = 4, training: bool = True) -> Tensor:

@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 from edgeprune import train
 from edgeprune.commands.prune import prune
 from edgeprune.errors import UsageError
-from edgeprune.methods import learning, parts
+from edgeprune.methods import learning, parts, work
+from edgeprune.methods.admp import ADMP, Losses
 from edgeprune.options import PruneOptions
 from edgeprune.waist import Step
+
+from .test_admp import striped
 
 
 def whole(options: PruneOptions, *knobs: str) -> PruneOptions:
@@ -101,3 +104,15 @@ def test_helpful_errors(options: PruneOptions, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             prune(replace(whole(options), set=(word,)))
     assert not (tmp_path / "slim").exists()
+
+
+def test_an_objective_that_goes_on_classifies_the_source_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for objective, terms in (("none", True), ("mcc", False)):
+        seen: list[Losses] = []
+
+        def learned(job: Any, loss: Any, *_: Any, seen: list[Losses] = seen, **__: Any) -> None:
+            seen.extend(part for part in loss.modules() if isinstance(part, Losses))
+
+        monkeypatch.setattr(work, "learn", learned)
+        ADMP(passes=0.0)(striped(recover=1.0, objective=objective))
+        assert [one.classifies for one in seen] == [terms]

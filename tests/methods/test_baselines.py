@@ -30,7 +30,8 @@ OURS = ("tcp", "itmc", "tana", "distill", "prune-then-adapt", "two-stage", "adap
 NEEDY = ("tcp", "itmc", "prune-then-adapt", "two-stage")
 FINDERS = [
     *(TCP(variant=v, batches=2) for v in ("paper", "code", "max", "source")),
-    *(ITMC(score=s, teacher="fixed", batches=2) for s in ("student", "source")),
+    ITMC(teacher="fixed", batches=2),
+    *(ITMC(score=s, teacher="fixed", batches=2, source=1.0) for s in ("student", "source")),
     PruneThenAdapt(score="taylor-labels"),
     TwoStage(cuts=3),
     AdaptThenPrune(score="taylor"),
@@ -88,6 +89,17 @@ def test_statistics_that_an_objective_froze_stay(frozen: bool, planted: Callable
     assert (dict(norm.named_buffers())["running_mean"].abs().sum() == 0) == frozen
 
 
+@pytest.mark.parametrize("method", [PruneThenAdapt(), TwoStage()])
+def test_a_baseline_of_the_cloud_model_says_when_it_is_given_another(
+    method: Any, planted: Callable[..., Job]
+) -> None:
+    for objective, told in (("source", False), ("mcc", True)):
+        job = planted()
+        job.network.history.append({"command": "adapt", "objective": objective})
+        method(job)
+        assert any("adapted already (mcc); the baseline begins with" in w for w in job.warnings) == told
+
+
 def test_passes_add_up(planted: Callable[..., Job]) -> None:
     assert work.shares(planted(iterations=1, recover=3.0)) == [3.0]
     assert work.shares(planted(iterations=3, recover=3.0, between=0.5)) == [0.5, 0.5, 2.0]
@@ -134,7 +146,10 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return passed
 
 
-@pytest.mark.parametrize("name", ["tcp", "itmc", "two-stage", "adapt-then-prune"])
+KILLED = ["tcp", "itmc", "two-stage", "adapt-then-prune", "prune-then-adapt", "uniform", "distill"]
+
+
+@pytest.mark.parametrize("name", KILLED)
 def test_a_kill_anywhere_changes_nothing(
     name: str, options: PruneOptions, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -149,6 +164,7 @@ def test_a_kill_anywhere_changes_nothing(
             continue
     assert len(passed) >= 4
     assert found.cuts == whole.cuts
+    assert [list(cut) for cut in found.cuts] == [list(cut) for cut in whole.cuts]  # tables have columns by it
     entries = checkpoint.read(tmp_path / "slim", []).history
     cuts = [entry["trace"] for entry in entries if entry["command"] == "cut"]
     assert cuts == list(whole.cuts)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import accuracy, cases, dalr, tasks
+from benchmarks import accuracy, cases, dalr, pages_dalr, tasks
 from benchmarks.accuracy import Place
 from benchmarks.dalr import Cell, Group
 from benchmarks.tasks import TASKS
@@ -88,9 +88,9 @@ def test_equal_accuracy() -> None:
         return {**facts, "rank": rank, "accuracy": accuracy, "params": int(10 * rank)}
 
     rows = [row(4, 89.5), row(8, 80.0), row(16, 89.0), row(32, 90.0)]
-    assert dalr.needed(rows) == 160  # rank 4 was luck: a larger rank is worse
-    assert dalr.needed([row(4, 50.0)]) is None
-    lines = dalr.table([*rows, row(4, 89.9, "centred")]).splitlines()
+    assert pages_dalr.needed(rows) == 160  # rank 4 was luck: a larger rank is worse
+    assert pages_dalr.needed([row(4, 50.0)]) is None
+    lines = pages_dalr.table([*rows, row(4, 89.9, "centred")]).splitlines()
     assert lines[0] == "fc, fc6: accuracy in %, 90.0 unchanged"
     assert lines[-2] == "| svd | 89.5 | 80.0 | 89.0 | 90.0 | 160 of 1,000 |"
     assert lines[-1] == "| centred | 89.9 |  |  |  | 40 of 1,000 |"
@@ -109,9 +109,45 @@ def test_the_claim_is_a_ratio_of_parameters(svd: tuple[tuple[float, float], ...]
     facts = {"task": "fc", "layers": "fc6", "whole": 90.0, "dense_params": 1000}
     ours: list[dict[str, Any]] = [{**facts, "form": "centred", "rank": 4, "accuracy": 89.9, "params": 40}]
     rows = [*ours, *({**facts, "form": "svd", "rank": r, "accuracy": a, "params": 10 * r} for r, a in svd)]
-    assert dalr.verdicts(rows)[-1] == f"- fc, fc6: {said}"
+    assert pages_dalr.verdicts(rows)[-1] == f"- fc, fc6: {said}"
     worse = [{**row, "accuracy": 50.0} if row["form"] == "centred" else row for row in rows]
-    assert "no: centred needs more than any rank here" in dalr.verdicts(worse)[-1]
+    assert "within 1 point centred needs more than any rank here" in pages_dalr.verdicts(worse)[-1]
+
+
+def test_what_svd_takes_for_as_much() -> None:
+    facts = {"task": "imagenet", "layers": "classifier", "whole": 100.0, "dense_params": 5000}
+
+    def row(form: str, rank: float, accuracy: float) -> dict[str, Any]:
+        return {**facts, "form": form, "rank": rank, "accuracy": accuracy, "params": int(10 * rank)}
+
+    svd = [row("svd", 8, 10.0), row("svd", 16, 20.0), row("svd", 32, 30.0)]
+    ours = [row("dalr", 8, 30.0), row("dalr", 16, 31.0), row("dalr", 32, 99.5)]
+    assert pages_dalr.as_good(svd, 20.0) == 160
+    assert pages_dalr.as_good(svd, 30.5) is None
+    (line,) = pages_dalr.verdicts([*svd, *ours])[6:]
+    assert line == (
+        "- imagenet, classifier: more than 1.0 times with dalr: open; "
+        "at rank 8: 4.0 times, 16: more than any rank here"
+    )
+    assert pages_dalr.table([*svd, *ours]).startswith("imagenet, classifier: answers that agree with")
+
+
+def test_a_classifier_alone_is_measured_on_what_enters_it(
+    place: Place, two_classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no image has a label: agreement on the half that the pair was not solved on."""
+    small = replace(place.tasks["small"], name=dalr.IMAGENET.name)
+    monkeypatch.setattr(dalr, "_as_it_comes", lambda place: checkpoint.read(two_classes))
+    bench = dalr.Bench("imagenet", 0, replace(place, tasks={"imagenet": small}), 1000)
+    assert [len(bench.images[name]) for name in ("target", "test")] == [6, 6]
+    assert not set(bench.images["target"].names) & set(bench.images["test"].names)
+    name = bench.network.classifier
+    full = float(min(lowrank.matrix(bench.network.module.get_submodule(name)).shape))
+    row = bench.row(Cell(Group("imagenet", name, (full,)), "svd", full, 0))
+    assert (row["accuracy"], row["whole"], row["agreement"]) == (100.0, 100.0, 1.0)
+    slim = bench._slim(Cell(Group("imagenet", name, (1,)), "dalr", 1, 0))[0]
+    whole = inference.logits_of(slim.module, bench.images["test"], slim.preprocess).argmax(1)
+    assert torch.equal(bench.answers(slim, name, "test"), whole)
 
 
 def test_the_network_of_the_claim() -> None:
@@ -121,7 +157,7 @@ def test_the_network_of_the_claim() -> None:
     assert wide == [(1024, 512), (1024, 1024)]
     assert network.classifier == "classifier"
     assert network.module.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    assert {group.task for group in dalr.GROUPS} <= {"fc", *TASKS}
+    assert {group.task for group in dalr.GROUPS} <= {"fc", "imagenet", *TASKS}
     assert len({cell.key for cell in dalr.cells((0, 1))}) == len(dalr.cells((0, 1)))
 
 

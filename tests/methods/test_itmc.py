@@ -31,7 +31,7 @@ def test_the_scored_loss_is_the_one_that_is_trained(planted: Callable[..., Job])
     p, q = softmax(taught.numpy() / 3), softmax(t.numpy() / 3)
     kl = 9 * (p * (np.log(p) - np.log(q))).sum(1).mean()
     ce = 0.5 * -np.log(softmax(s.numpy())[range(6), labels.numpy()]).mean()
-    knobs = ITMC(tau=3.0, source=0.5)
+    knobs = ITMC(tau=3.0, source=0.5, score="student")
 
     class Teacher(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,6 +48,11 @@ def test_the_scored_loss_is_the_one_that_is_trained(planted: Callable[..., Job])
     assert {k: float(v) for k, v in terms.items()} == pytest.approx({"source": ce, "distill": kl}, rel=1e-5)
     alone = StudentLosses(ITMC(score="source"), Teacher())(Pass(s, s, s, labels), Pass(t, t, t))
     assert [float(v) for v in alone] == pytest.approx([2 * ce, 0.0])
+    classes = torch.tensor([2.0, 1.0, 1.0, 0.0])  # of a partial target
+    counts = np.array([2, 1, 1, 0, 2, 1]) / 7
+    of_source, _ = StudentLosses(knobs, Teacher(), classes)(Pass(s, s, s, labels), Pass(t, t, t))
+    each = -np.log(softmax(s.numpy())[range(6), labels.numpy()])
+    assert float(of_source) == pytest.approx(0.5 * float((counts * each).sum()))
 
 
 def test_the_discrepancy_is_of_both_domains(planted: Callable[..., Job]) -> None:
@@ -82,7 +87,7 @@ def test_nothing_is_cut_in_the_last_third(
     monkeypatch.setattr(
         work, "learn", lambda job, objective, passes, stage, **_: done.append((stage, passes))
     )
-    ITMC(teacher="fixed", batches=1)(planted(recover=9.0))
+    ITMC(teacher="fixed")(planted(recover=9.0))
     assert [name for name, _ in done if name != "cut"] == ["before", *(f"slice-{i}" for i in range(9))]
     assert {passes for name, passes in done if name != "cut"} == {1.0}
     assert [name for name, _ in done[-3:]] == ["slice-6", "slice-7", "slice-8"]
@@ -94,7 +99,7 @@ def test_nothing_is_cut_in_the_last_third(
 def test_what_is_trained_is_counted(cuts: int, planted: Callable[..., Job]) -> None:
     """48 target images and 40 of the source: 32 a step of the student, and of the teacher, however many cuts."""
     job = planted(recover=18.0, iterations=cuts)
-    ITMC(batches=1, teacher_lr=1.0)(job)
+    ITMC(source=1.0, teacher_lr=1.0)(job)
     first, *later = job.trace
     assert first["images_before"] == 96, "two passes of 48 target images: a ninth of 18"
     assert sum(entry["images"] for entry in job.trace) == pytest.approx(18 * 48, abs=32 * 5)
@@ -102,7 +107,7 @@ def test_what_is_trained_is_counted(cuts: int, planted: Callable[..., Job]) -> N
     assert first["images_beside"] > first["images"]
     assert all("images_before" not in entry and entry["images_beside"] == entry["images"] for entry in later)
     fixed = planted(recover=18.0, iterations=cuts)
-    ITMC(batches=1, teacher="fixed")(fixed)
+    ITMC(source=1.0, teacher="fixed")(fixed)
     assert all("images_beside" not in entry for entry in fixed.trace)
     assert fixed.trace[0]["images_before"] == 96
 
@@ -122,12 +127,38 @@ def test_the_teacher_learns_unless_it_is_fixed(
     monkeypatch.setattr(work, "learn", spy)
     job = planted(recover=6.0, iterations=2)
     before = {k: v.clone() for k, v in job.dense.state_dict().items()}
-    ITMC(teacher=kind, teacher_lr=1.0, batches=1)(job)
+    ITMC(teacher=kind, teacher_lr=1.0)(job)
     moved = [any(not torch.equal(v, before[k]) for k, v in one.items()) for one in seen]
     assert moved == [kind == "trained"] * 4
     assert all(torch.equal(v, before[k]) for k, v in job.dense.state_dict().items())
 
 
 def test_nothing_to_learn_is_said(planted: Callable[..., Job]) -> None:
-    with pytest.raises(UsageError, match="with distill=false and source=0 there is nothing to learn from"):
-        ITMC(distill=False, source=0.0)(planted())
+    with pytest.raises(
+        UsageError, match="with distill=false there is nothing to learn from; add --set source=1"
+    ):
+        ITMC(distill=False)(planted())
+
+
+def test_what_a_channel_adds_to_the_distillation_to_second_order(planted: Callable[..., Job]) -> None:
+    """1/2 d2/dz2 KL(teacher || student) by its gate z, whoever the teacher: here logits are linear in the gates."""
+    job = planted()
+    scores = ITMC()._rank(job, parts.couplings(job), nn.Identity())
+    net: Any = job.network.module.double()
+    assert isinstance(job.target.images, torch.Tensor)
+    x = (job.target.images.double().permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        stream = net.norm(net.stem(x)).relu()
+        stream = stream + net.first_out(net.first(stream).relu())
+        inner = net.second(stream).relu()
+    for seed in (0, 1):
+        taught = torch.randn(48, 4, generator=torch.Generator().manual_seed(seed)).double().softmax(1)
+
+        def loss(z: torch.Tensor, taught: torch.Tensor = taught) -> torch.Tensor:
+            out = stream + net.second_out(inner * z[:, None, None])
+            logp = net.head(out.mean((2, 3))).log_softmax(1)
+            found: torch.Tensor = (taught * (taught.log() - logp)).sum(1).mean()
+            return found
+
+        curved = torch.func.hessian(loss)(torch.ones(16).double()).diagonal()
+        torch.testing.assert_close(scores["second"], curved / 2, rtol=1e-4, atol=1e-9)

@@ -140,7 +140,7 @@ def test_a_channel_that_nothing_enters_any_more_is_no_trouble() -> None:
         (AutoPruning(), {"iterations": 2, "objective": "auto"}),
         (AdaptThenPrune(), {}),
         (SWMMDPruning(), {"iterations": 2}),
-        (ITMC(distill=False), {"iterations": 2}),
+        (ITMC(distill=False, source=1.0), {"iterations": 2}),
     ],
 )
 def test_what_a_cut_moved_stays_while_the_network_learns(

@@ -173,6 +173,13 @@ def test_no_ramp_and_weights_that_go_on_over_removals(monkeypatch: pytest.Monkey
     assert all(a.tolist() == [0.25] * 4 for a in averages)  # plain MMD
 
 
+def test_a_cut_that_nothing_was_trained_for_is_told() -> None:
+    """--between 0: the second cut has no gradients of its own to go by."""
+    job = striped(recover=2.0, between=0.0)
+    SWMMDPruning(warm=1.0, remove=0.25)(job)
+    assert [w for w in job.warnings if w.startswith("swmmd: nothing was trained before cut 2, so --score")]
+
+
 def whole(options: PruneOptions, *knobs: str) -> PruneOptions:
     return replace(options, method="swmmd", iterations=2, recover=4.0, set=("warm=4", *knobs))
 

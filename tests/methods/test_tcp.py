@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune import inference
 from edgeprune.methods import parts, work
 from edgeprune.methods.job import Job
 from edgeprune.methods.tcp import CODE_WEIGHT, TCP, Losses, beta
+from edgeprune.objectives.source import class_weights
 from edgeprune.prune import graph
 from edgeprune.prune.scores.random import Random
-from edgeprune.prune.scores.transfer import Pairs, Transfer, additive
+from edgeprune.prune.scores.transfer import Pairs, Pass, Transfer, additive
 
 WIDTH = 5
 
@@ -152,6 +154,64 @@ def test_signs_count_before_the_absolute_value(batches: list[tuple[Tensor, Tenso
         return source.logits.square().sum(), target.logits.square().sum()
 
     assert float(Transfer(same, equal, "head")(net, couplings)["inner"].min()) > 1e-3
+
+
+@pytest.mark.parametrize("variant", ["paper", "code"])
+def test_source_images_count_as_their_class_does(variant: str) -> None:
+    """A partial target: sum_i a_i CE_i and || sum_i a_i phi(s_i) - mean_j phi(t_j) ||^2, a_i = w_yi / sum w_y."""
+    g = torch.Generator().manual_seed(7)
+    s, t = torch.randn(6, 4, generator=g).double(), torch.randn(5, 4, generator=g).double()
+    labels, w = torch.tensor([0, 1, 2, 0, 1, 3]), torch.tensor([2.0, 1.5, 0.5, 0.0])
+    losses = Losses(variant, 0.7, w)
+    found = losses(Pass(s, s, s, labels), Pass(t, t, t))
+    a = w[labels].double().numpy()
+    a = a / a.sum()
+    each = [math.log(np.exp(z).sum()) - z[y] for z, y in zip(s.numpy(), labels, strict=True)]
+    rows = torch.cat([s, t]).numpy()
+    mean = float(np.mean([((x - y) ** 2).sum() for x in rows for y in rows]))
+
+    def k(x: Any, y: Any) -> float:
+        return sum(math.exp(-((x - y) ** 2).sum() / (2 * h * mean)) for h in (0.125, 0.25, 0.5, 1, 2))
+
+    own = [(a[i] * a[j], k(rows[i], rows[j])) for i in range(6) for j in range(6) if i != j]
+    same = sum(p * v for p, v in own) / sum(p for p, _ in own)
+    other = np.mean([k(x, y) for i, x in enumerate(t.numpy()) for j, y in enumerate(t.numpy()) if i != j])
+    far = same + other - 2 * sum(a[i] * k(rows[i], y) for i in range(6) for y in t.numpy()) / 5
+    ce = float((a * np.array(each)).sum())
+    expected = (ce, 0.7 * far) if variant == "paper" else (ce + CODE_WEIGHT * far, CODE_WEIGHT * far)
+    assert [float(v) for v in found] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_partial_target_says_how_much_each_class_counts(
+    planted: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = planted()
+    assert job.shares(compares=True) is None
+    again = planted()
+    again.partial = True
+    sure = 8.0 * torch.eye(4)[torch.tensor([0, 0, 0, 1])]
+    monkeypatch.setattr(inference, "logits_of", lambda *_, **__: sure)
+    weights = again.shares(compares=True)
+    assert weights is not None
+    torch.testing.assert_close(weights, torch.tensor([3.0, 1.0, 0.0, 0.0]), atol=1e-2, rtol=0)
+    assert weights[2:].tolist() == [0.0, 0.0]  # a class that nothing asks for
+    plain = again.shares(compares=False)
+    assert plain is not None
+    torch.testing.assert_close(plain, class_weights(sure))
+    seen: list[Any] = []
+
+    def spy(self: Transfer, *_: Any) -> dict[str, Tensor]:
+        assert isinstance(self.losses, Losses)
+        seen.append(self.losses.classes)
+        return {}
+
+    monkeypatch.setattr(Transfer, "__call__", spy)
+    for one in (job, again):
+        TCP().score(one, parts.couplings(one), 0.5)
+    assert seen[0] is None
+    torch.testing.assert_close(seen[1], weights)
+    TCP(variant="source", weight=0.0).score(again, parts.couplings(again), 0.5)
+    assert seen[2] is None  # without adaptation nothing is known of the target
 
 
 def test_ramp() -> None:

@@ -271,7 +271,7 @@ def test_words() -> None:
     assert str(Budget(0.4, 1.2e6, 250)) == "macs 0.4, params 1.2 M, channels 250"
     assert Budget.parse(macs="200000", params=None, channels="250") == Budget(2e5, None, 250)
     with pytest.raises(
-        UsageError, match=r"--channels 1\.5: .* a fraction such as 0\.4, or a number such as 250"
+        UsageError, match=r"--channels 1\.5: .* a fraction up to 1, such as 0\.4, or a number such as 250"
     ):
         Budget.parse(macs=None, params=None, channels="1.5")
     assert Budget().empty

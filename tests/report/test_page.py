@@ -186,14 +186,14 @@ def test_a_new_head_is_no_cut(run: Path) -> None:
 def test_cuts_are_a_table(run: Path) -> None:
     done = json.loads((run / "done.json").read_text())
     done["results"]["cuts"] = [
-        {"cut": 0, "agreement_after_cut": 0.25},
-        {"cut": 1, "agreement_after_cut": 0.5, "agreement_after_recovery": 0.75},
+        {"cut": 1, "agreement_after_cut": 0.25},
+        {"cut": 2, "agreement_after_cut": 0.5, "agreement_after_recovery": 0.75},
     ]
     write(run / "done.json", done)
     page = render([run])
     parsed(page)
     said = text_of(page)
-    assert "Cut Agreement after cut Agreement after recovery 0 0.25 - 1 0.5 0.75" in said
+    assert "Cut Agreement after cut Agreement after recovery 1 25.0% - 2 50.0% 75.0%" in said
 
 
 def test_the_images_that_differ_most_are_shown(run: Path, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ images and positions, a dL/da is the derivative of L by a gate on the channel, s
 order, by how much the loss changes when the channel goes, in nats, the same unit in every layer. (The paper writes
 the mean of a, which would weigh layers by the size of their maps.) The authors' code instead takes the smaller of the
 two domains' products, each divided by its L2 norm over the layer (`combine="min"`), and looks at the last batch alone;
-here batches are averaged. Ours: couplings in place of layers, and batch-norm by each domain's own batch, as in training
-(but for a target that lacks classes: there it is as here, and classes weigh alike).
+here batches are averaged. Ours: couplings in place of layers, and batch-norm as in training: by each domain's own
+batch, or frozen.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Transfer:
     batches: (source images, labels, target images), read once a call. classifier: dotted name of the layer that
     features enter. combine: "sum" | s + t | of each batch (the paper); "min" or "max" of the domains' own | s |, | t |
     after division by their L2 norm over the coupling (the code; and its opposite). per_layer: divide the sum likewise.
+    frozen: batch-norm by its running statistics.
     """
 
     batches: Iterable[Triple]
@@ -59,6 +60,7 @@ class Transfer:
     classifier: str
     combine: Literal["sum", "min", "max"] = "sum"
     per_layer: bool = False
+    frozen: bool = False
 
     def __call__(self, module: nn.Module, couplings: Couplings) -> dict[str, Tensor]:
         """Scores (C,) of each coupling that can be cut, larger = keep; DataError when there was no batch."""
@@ -89,7 +91,7 @@ class Transfer:
             torch.enable_grad(),
         ):
             for norm in (m for m in module.modules() if isinstance(m, _BatchNorm)):
-                norm.train()
+                norm.train(not self.frozen)
             passes, kept = [], []
             for x, y in ((images, labels), (unlabelled, None)):
                 gates.start(x)
