@@ -75,16 +75,30 @@ ABLATIONS = (
     Ablation("one cut, then distillation", "itmc", ("cuts=1",)),
     Ablation("student learns on source too", "itmc", ("source=1",)),
     Ablation("score from the cross entropy alone", "itmc", ("score=source",)),
-    Ablation("score from its whole loss, to first order", "itmc", ("source=1", "score=student")),
-    Ablation("the same, teacher as it was", "itmc", ("source=1", "score=student", "teacher=fixed")),
-    Ablation("the same, pruning alone", "itmc", ("source=1", "score=student", "distill=false")),
+    Ablation("turns of the usual length after the last cut, too", "itmc", ("after=4",)),
+    Ablation("so, teacher as it was", "itmc", ("teacher=fixed", "after=4")),
+    Ablation("so, teacher goes on by mcc", "itmc", ("after=4",), ("--objective", "mcc")),
+    Ablation("so, pruning alone", "itmc", ("distill=false", "source=1", "after=4")),
     Ablation(
-        "student learns on source too, one uniform cut",
+        "so, distillation alone: one uniform cut",
         "itmc",
-        ("source=1", "cuts=1", "score=given"),
+        ("cuts=1", "score=given", "after=2"),
         ("--rank", "local", "--score", "magnitude"),
     ),
-    Ablation("50 batches rank", "itmc", ("source=1", "score=student", "batches=50")),
+    Ablation("so, score from the cross entropy alone", "itmc", ("score=source", "after=4")),
+    *(
+        Ablation(f"so, student learns on source too{question}", "itmc", ("source=1", *knobs), words)
+        for question, knobs, words in (
+            (", score from its whole loss, to first order", ("score=student", "after=4"), ()),
+            (", the same score, teacher as it was", ("score=student", "teacher=fixed", "after=4"), ()),
+            (", the same score, pruning alone", ("score=student", "distill=false", "after=4"), ()),
+            (
+                ", one uniform cut",
+                ("cuts=1", "score=given", "after=2"),
+                ("--rank", "local", "--score", "magnitude"),
+            ),
+        )
+    ),
     Ablation("our measured score in its place", "itmc", ("score=given",)),
     Ablation("student with its own MMD", "itmc", ("discrepancy=0.5",)),
     Ablation("warmer teacher", "itmc", ("tau=8",)),

@@ -89,15 +89,14 @@ def fabric(device: str, precision: Any) -> Fabric:
         precision=precision,
         plugins=[together],
     )
-    alone = not dist.is_initialized()
+    if not dist.is_initialized():
+        atexit.register(_leave)  # before the launch, whose own leaving of NCCL's group then comes first
     made.launch()
-    if alone:
-        atexit.register(_leave)
     return made
 
 
 def _leave() -> None:
-    """Gloo's threads must end before the interpreter, which else aborts now and then; NCCL's group is gone by now."""
+    """Gloo's threads must end before the interpreter does, which else aborts now and then."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,4 +1,5 @@
-"""One progress bar with an ETA, on stderr; where stderr is no terminal, a line every half minute.
+"""One progress bar with an ETA, on stderr; where stderr is no terminal, a line every half minute, and one for each
+thing that is done.
 
     with bar("adapt", total=300) as tick:
         tick(1, loss=0.3)

@@ -47,7 +47,7 @@ def unheard(options: AdaptOptions, needs: Needs, *, source_steps: int, held: boo
         found.append(
             f"--select {options.select}: --objective {name} does not look at it: the last weights are kept"
         )
-    if options.source is None and (said := start.untaught(options)):
+    if not (taught or source_steps) and (said := start.untaught(options)):
         found.append(said)
     if needs.averaged and not options.ema:
         found.append(

@@ -15,7 +15,10 @@ from edgeprune.options import AdaptOptions, PruneOptions
 
 T = TypeVar("T")
 
-_OTHERS = "objective.NAME=value sets a knob of --objective, score.NAME=value one of --score"
+_OTHERS = {
+    "objective": "objective.NAME=value sets a knob of --objective",
+    "score": "score.NAME=value sets a knob of --score",
+}
 
 
 def parse(kind: type[T], words: Sequence[str], what: str) -> dict[str, Any]:
@@ -41,7 +44,10 @@ def parse(kind: type[T], words: Sequence[str], what: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """What `--set help` shows of an objective or a method: what it is, its paper, its knobs with defaults."""
+    """What `--set help` shows of an objective or a method: what it is, its paper, its knobs with defaults.
+
+    also: what else --set takes beside it, or that it has no knobs.
+    """
 
     name: str
     what: str
@@ -76,7 +82,8 @@ def of(options: AdaptOptions | PruneOptions) -> Knobs:
     entry = catalog.entry(table, name, what)
     also = "" if rows else "it has no knobs of its own"
     if isinstance(options, PruneOptions):
-        also += "; " * bool(also) + _OTHERS
+        heard = [said for option, said in _OTHERS.items() if option not in getattr(found(), "ignores", {})]
+        also = "; ".join([*filter(None, [also]), *heard])
     return Knobs(name, entry.summary, entry.paper, also, tuple(rows))
 
 

@@ -92,7 +92,7 @@ def untaught(options: ModelOptions) -> str:
         return ""
     return (
         "--weights none: unless what makes the network loads weights that were trained, its answers are chance, and "
-        "there is nothing to adapt or to prune: give --weights FILE, or train it by --source DIR"
+        "there is nothing to adapt or to prune: give --weights FILE, or train it by `adapt --source DIR`"
     )
 
 
@@ -154,7 +154,7 @@ def lacking(network: Network, source: Pixels | None) -> list[str]:
         return []
     names = ", ".join(gone[:8]) + ", …" * (len(gone) > 8)
     return [
-        f"--source: no image of {len(gone)} of {len(network.classes)} classes, which will be forgotten: {names}"
+        f"--source: no image of {len(gone)} of {len(network.classes)} classes; what learns from it forgets {names}"
     ]
 
 

@@ -110,6 +110,9 @@ class ADMP:
                 job, ceiling, number, parts.score, partial(self._choose, number=number, taught=taught)
             )
             masks = dict(plan.why.get("masks", {}))
+            if (gap := masks.get("mask_gap", 0.0)) > HALF:
+                told = f"admp: a mask of cut {number + 1} had not settled ({gap:.2f} from its choice)"
+                job.warnings.append(f"{told}: raise --set passes={self.passes:g}")
             if number:  # after the first cut all that the student sees counts
                 job.count("images", masks.pop("images_beside", 0))
             job.trace[-1].update(masks)
@@ -147,12 +150,7 @@ class ADMP:
             teacher = duel.teacher if learns else taught.network
             parts.learn(job, duel, steps, f"mask-{number}", teacher=teacher, validations=0)
         taught.network = teacher
-        plan = duel.plan(plan, steps * work.images_a_step(job, duel))
-        if (gap := plan.why["masks"].get("mask_gap", 0.0)) > HALF:
-            job.warnings.append(
-                f"admp: a mask had not settled ({gap:.2f} from its choice): raise --set passes={self.passes:g}"
-            )
-        return plan
+        return duel.plan(plan, steps * work.images_a_step(job, duel))
 
 
 @dataclass
@@ -175,7 +173,9 @@ class Taught:
 
 
 class Losses(Objective):
-    """The defender's three terms. `ramp`: whether a grows over the steps. classes: (K,), weights of source images."""
+    """The defender's three terms. `ramp`: whether a grows over the steps. `classifies`: else the source's is left to
+    what learns beside. classes: (K,), weights of source images.
+    """
 
     ramp = False
     classifies = True

@@ -48,9 +48,10 @@ BEFORE = 1 / 9
 class ITMC:
     """See the top of this file; UsageError without labelled source images.
 
-    cuts: when --steps is not given, large ones first (cubic); each is followed by a slice of training, and half as many
-    slices come after them, so nothing is pruned in the last third. A slice before them is beside --recover, a ninth of
-    it ("images_before"). teacher: "trained" on source and target before each slice, or "fixed". teacher_lr: its peak
+    cuts: when --steps is not given, large ones first (cubic); each is followed by a slice of training, the last by half
+    as many more, so nothing is pruned in the last third. A slice before them is beside --recover, a ninth of it
+    ("images_before"). after: turns into which the last stretch is split, each with a turn of the teacher and learning
+    rates of its own. teacher: "trained" on source and target before each slice, or "fixed". teacher_lr: its peak
     rate, a share of --lr. tau: temperature that divides the logits. discrepancy: weight of the student's own MMD.
     source: weight of its cross entropy on source. score: by the distillation to second order ("distilled"), by the
     student's whole loss to first order ("student"), by the cross entropy on source alone ("source"), or by --score
@@ -59,6 +60,7 @@ class ITMC:
     """
 
     cuts: int = 6
+    after: int = 1
     teacher: Literal["trained", "fixed"] = "trained"
     teacher_lr: float = 0.1
     tau: float = 2.0
@@ -72,13 +74,20 @@ class ITMC:
     def ignores(self) -> dict[str, str]:
         """Options that are not looked at -> what is in their place."""
         own = {} if self.score == "given" else {"score": "its own ranks, unless --set score=given"}
-        return {"between": "as many passes after each cut", **own, **self._untaught}
+        return {"between": "as many passes after each cut", **own, **self._untaught, **self._unread}
 
     @property
     def _untaught(self) -> dict[str, str]:
         """No objective is looked at where the teacher does not learn."""
         still = self.teacher == "fixed" or not self.distill
         return {"objective": "its teacher does not learn on"} if still else {}
+
+    @property
+    def _unread(self) -> dict[str, str]:
+        """The source has a say in the teacher's learning, the student's, or the ranks; else in none."""
+        heard = self.teacher == "trained" or self.source or self.discrepancy
+        unread = not heard and self.score == "distilled"
+        return {"source": "teacher=fixed, and the student learns on the target"} if unread else {}
 
     def idle(self, options: PruneOptions) -> dict[str, str]:
         """Knobs that do less, or nothing, with these options -> why."""
@@ -93,7 +102,14 @@ class ITMC:
         return found
 
     def __post_init__(self) -> None:
-        expect(self, cuts=AT_LEAST_ONE, batches=AT_LEAST_ONE, teacher_lr=POSITIVE, tau=POSITIVE)
+        expect(
+            self,
+            cuts=AT_LEAST_ONE,
+            after=AT_LEAST_ONE,
+            batches=AT_LEAST_ONE,
+            teacher_lr=POSITIVE,
+            tau=POSITIVE,
+        )
         expect(self, discrepancy=NOT_NEGATIVE, source=NOT_NEGATIVE)
         if not (self.distill or self.source or self.discrepancy):
             raise UsageError(
@@ -105,15 +121,16 @@ class ITMC:
         work.require_source(job, "itmc")
         job = work.several(job, self.cuts, "cubic")
         cuts = job.cuts
-        slices = cuts + (cuts + 1) // 2
-        each = job.options.recover / slices
+        last = 1 + (cuts + 1) // 2  # slices from the last cut on
+        each = job.options.recover / (cuts - 1 + last)
         teacher = self._teacher(job)
         self._slice(job, teacher, BEFORE * job.options.recover, "before")
         for number, ceiling in enumerate(parts.limits(job)):
             parts.cut(job, ceiling, number, partial(self._rank, teacher=teacher))
-            self._slice(job, teacher, each, f"slice-{number}")
-        for number in range(cuts, slices):
-            self._slice(job, teacher, each, f"slice-{number}")
+            if number < cuts - 1:
+                self._slice(job, teacher, each, f"slice-{number}")
+        for number in range(cuts - 1, cuts - 1 + self.after):
+            self._slice(job, teacher, last * each / self.after, f"slice-{number}")
 
     def _teacher(self, job: Job) -> nn.Module:
         """A network of its own: `job.dense` stays the reference that agreement is measured with."""
@@ -134,7 +151,7 @@ class ITMC:
         settings = learning.settings(job.options, count, 0)
         settings = replace(settings, lr=self.teacher_lr * settings.lr)
         network = replace(job.network, module=teacher)
-        begun = sum(job.steps)  # draws the batches that the student's next slice draws
+        begun = sum(job.steps)  # begins with the batches that the student's next slice begins with
         recalibrate.keep_statistics(job, adapting)
         train.fit(network, adapting, job.target, job.source, settings, run=job.run, stage=stage, begun=begun)
         job.count("images_beside", count * work.images_a_step(job, adapting))

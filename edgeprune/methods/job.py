@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from edgeprune import inference, validate
 from edgeprune.data.pixels import Pixels
+from edgeprune.fitted import Told
 from edgeprune.model import Network
 from edgeprune.objectives.prior import label_prior
 from edgeprune.objectives.source import NEGLIGIBLE, class_weights
@@ -155,6 +156,25 @@ class Job:
         """Share of the images of `probe`, in 0..1, on which a network says what the dense one says."""
         answers = inference.logits_of(module, self.probe, self.network.preprocess).argmax(1)
         return float((answers == self.dense_logits.argmax(1)).double().mean())
+
+    def told(self) -> Told:
+        """What tells MACs kept, and agreement of answers (N,) on `probe`; without answers, what the last cut left.
+
+        Networks are measured now, before a training loop takes them to its device.
+        """
+        share, agrees = 1.0, 1.0
+        if self.trace:
+            last = self.trace[-1]
+            share = last["macs"] / macs.measure(self.dense, self.network.example())[0]
+            known = [f"agreement_after_{what}" for what in ("recovery", "batchnorm", "cut")]
+            agrees = next(last[name] for name in known if name in last)
+        dense = self.dense_logits.argmax(1)
+
+        def told(answers: Tensor | None) -> dict[str, str]:
+            now = agrees if answers is None else float((answers == dense).double().mean())
+            return {"MACs": f"{share:.0%}", "agreement": f"{now:.1%}"}
+
+        return told
 
     @property
     def probe(self) -> Pixels:

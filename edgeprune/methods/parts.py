@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -105,11 +104,12 @@ def cut(
     found = couplings(job)
     if not job.plans:
         _require_possible(job, found)
-    with progress.doing(f"cut {number + 1}: ranking channels"), looking(job):
+    with progress.doing(f"cut {number + 1}: finding what goes"), looking(job):
         scores = criterion(job, found)
     # may train, and be taken up from a killed process
     plan = (choose or plan_within)(job, found, scores, ceilings)
-    with progress.doing(f"cut {number + 1}: removing them, then batch-norm"), looking(job):
+    then = ", then batch-norm" * job.options.bn_recal
+    with progress.doing(f"cut {number + 1}: removing it{then}"), looking(job):
         apply(job, plan, found, number)
     return plan
 
@@ -292,6 +292,12 @@ def learn(
     # with fixed statistics nothing evens out what large steps do to a layer's scale
     frozen = objective.needs.frozen_statistics
     settings = learning.settings(job.options, steps, validations, gentle=frozen)
+    if frozen and settings.lr > learning.RECOVERY_LR:
+        said = (
+            f"--lr {settings.lr:g}: batch-norm statistics stand still while this learns, so large steps may ruin the "
+            f"network; {learning.GENTLE_RECOVERY_LR:g} is usual"
+        )
+        job.warnings += [said] * (said not in job.warnings)
     begun = sum(job.steps)
     job.steps.append(steps)
     result = train.fit(
@@ -305,23 +311,10 @@ def learn(
         stage=stage,
         watch=job.watch,
         begun=begun,
-        told=partial(_told, job),
+        told=job.told(),
     )
     job.warnings.extend(result.warnings)
     return result
-
-
-def _told(job: Job, answers: Tensor | None) -> dict[str, str]:
-    """MACs kept, and agreement of `answers` (N,) on the images of `job.probe`; without them, what the last cut left."""
-    if not job.trace:
-        return {}
-    last = job.trace[-1]
-    share = last["macs"] / macs.measure(job.dense, job.network.example())[0]
-    known = [f"agreement_after_{what}" for what in ("recovery", "batchnorm", "cut")]
-    agrees = next(last[name] for name in known if name in last)
-    if answers is not None:
-        agrees = float((answers == job.dense_logits.argmax(1)).double().mean())
-    return {"MACs": f"{share:.0%}", "agreement": f"{agrees:.1%}"}
 
 
 def chosen_objective(job: Job, layers: float = 0.0) -> Objective:

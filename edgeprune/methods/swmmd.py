@@ -113,6 +113,7 @@ class SWMMDPruning:
             def ranked(job: Job, found: Couplings, watched: Watched = watched) -> Mapping[str, Tensor]:
                 return self._rank(job, found, watched)
 
+            self._warn(job, watched, number)
             parts.cut(job, ceiling, number, ranked)
             seen = Watched(job, loss, self.power)
             work.learn(job, seen, passes, f"recover-{number}")
@@ -122,21 +123,23 @@ class SWMMDPruning:
         if self.score == "given":
             return parts.score(job, found)
         if not watched.steps:
-            if not job.options.dry_run:
-                job.warnings.append(
-                    f"swmmd: nothing was trained before cut {len(job.trace) + 1}, so --score {job.options.score} ranks"
-                )
             return parts.score(job, found)
-        if watched.bare:
+        scores = watched.scores()
+        chosen = {one.root: scores[one.root] for one in found}
+        return relative(chosen) if self.normalise == "layer" else chosen
+
+    def _warn(self, job: Job, watched: Watched, number: int) -> None:
+        """Warn of a cut that is not ranked as the paper does."""
+        if self.score == "given" or job.options.dry_run:
+            return
+        said = f"swmmd: nothing was trained before cut {number + 1}, so --score {job.options.score} ranks"
+        if watched.steps:
             said = (
                 f"swmmd: {len(watched.bare)} couplings have no batch-norm and are ranked by their weights' "
                 f"gradients: {', '.join(watched.bare[:3])}"
             )
-            if said not in job.warnings:
-                job.warnings.append(said)
-        scores = watched.scores()
-        chosen = {one.root: scores[one.root] for one in found}
-        return relative(chosen) if self.normalise == "layer" else chosen
+        if said not in job.warnings and (watched.bare or not watched.steps):
+            job.warnings.append(said)
 
 
 def removals(job: Job, remove: float) -> int:

@@ -133,13 +133,15 @@ class TCP:
             job.options.batch,
             job.options.seed,
         )
-        # without adaptation nothing is known of the target's classes
-        shares = job.shares(compares=True) if self.weight else None
+        adapts = (
+            bool(self.weight) or job.options.objective != "none"
+        )  # else nothing is known of the target's classes
+        shares = job.shares(compares=True) if adapts else None
         losses = Losses(self.variant, self.weight * weight, shares)
         combine: Literal["sum", "min", "max"] = "sum"
         if self.variant in ("code", "max"):
             combine = "min" if self.variant == "code" else "max"
-        frozen = job.moves_statistics and not (self.distill and not self.weight)
+        frozen = job.moves_statistics and (adapts or not self.distill)
         score = Transfer(pairs, losses, job.network.classifier, combine, frozen=frozen)
         return additive(score(job.network.module, found))
 

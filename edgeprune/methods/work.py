@@ -98,7 +98,7 @@ def learn(
     job.count("images" if job.trace else "images_before", count * images_a_step(job, objective))
     if job.trace:
         entry = job.trace[-1]
-        entry["steps_kept"] = fit.chosen_step
+        entry["steps_kept"] = entry.get("steps_kept", 0) + fit.chosen_step
         entry["agreement_after_recovery"] = parts.agreement(job)
 
 

@@ -113,5 +113,5 @@ def test_a_source_without_some_classes_is_told() -> None:
     whole, part = (Pixels(images, torch.tensor(rows), list("wxyz")) for rows in ([0, 1, 2, 2], [0, 2, 2, 0]))
     assert start.lacking(network, None) == start.lacking(network, whole) == []
     assert start.lacking(network, part) == [
-        "--source: no image of 1 of 3 classes, which will be forgotten: b"
+        "--source: no image of 1 of 3 classes; what learns from it forgets b"
     ]

@@ -87,6 +87,7 @@ def test_a_kill_anywhere_changes_nothing(
             continue
     assert passed == ["mask-0 step 2", "mask-0", "cut", "recover-0 step 2", "recover-0"]
     assert found.cuts == first.cuts
+    assert found.warnings == first.warnings
     left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "slim"))
     assert all(torch.equal(left[key], right[key]) for key in left | right)
 

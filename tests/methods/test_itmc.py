@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from edgeprune.commands import prune_words
 from edgeprune.errors import UsageError
 from edgeprune.methods import parts, work
 from edgeprune.methods.itmc import ITMC, StudentLosses
 from edgeprune.methods.job import Job
+from edgeprune.options import PruneOptions
 from edgeprune.prune.scores.transfer import Pass
 from edgeprune.waist import Batch, Step
 
@@ -87,10 +90,15 @@ def test_nothing_is_cut_in_the_last_third(
     monkeypatch.setattr(
         work, "learn", lambda job, objective, passes, stage, **_: done.append((stage, passes))
     )
-    ITMC(teacher="fixed")(planted(recover=9.0))
+    ITMC(teacher="fixed", after=4)(planted(recover=9.0))
     assert [name for name, _ in done if name != "cut"] == ["before", *(f"slice-{i}" for i in range(9))]
     assert {passes for name, passes in done if name != "cut"} == {1.0}
     assert [name for name, _ in done[-3:]] == ["slice-6", "slice-7", "slice-8"]
+    turns = [name for name, _ in done]
+    done.clear()
+    ITMC(teacher="fixed")(planted(recover=9.0))
+    assert [name for name, _ in done] == turns[:-3], "the last stretch is one"
+    assert [passes for name, passes in done if name != "cut"] == [1.0] * 6 + [4.0]
     kept = [value / 32 for name, value in done if name == "cut"]  # two inner layers of 16
     assert kept == pytest.approx([0.5 + 0.5 * (1 - i / 6) ** 3 for i in range(1, 7)])
 
@@ -129,8 +137,20 @@ def test_the_teacher_learns_unless_it_is_fixed(
     before = {k: v.clone() for k, v in job.dense.state_dict().items()}
     ITMC(teacher=kind, teacher_lr=1.0)(job)
     moved = [any(not torch.equal(v, before[k]) for k, v in one.items()) for one in seen]
-    assert moved == [kind == "trained"] * 4
+    assert moved == [kind == "trained"] * 3
     assert all(torch.equal(v, before[k]) for k, v in job.dense.state_dict().items())
+
+
+def test_a_source_that_nothing_looks_at_is_said() -> None:
+    options = PruneOptions(method="itmc", source=Path("lab"))
+    assert [prune_words.unheard(options, method) for method in (ITMC(), ITMC(teacher="fixed"))] == [
+        [],
+        [
+            "--source lab: --method itmc does not look at it: teacher=fixed, and the student learns on the target"
+        ],
+    ]
+    for words in ({"source": 1.0}, {"discrepancy": 0.5}, {"score": "source"}):
+        assert "source" not in ITMC(teacher="fixed", **words).ignores
 
 
 def test_nothing_to_learn_is_said(planted: Callable[..., Job]) -> None:

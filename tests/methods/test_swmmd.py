@@ -244,6 +244,7 @@ def test_a_kill_anywhere_changes_nothing(
     assert passed[:3] == ["warm step 1", "warm", "cut 0"]
     assert len(passed) >= 7
     assert found.cuts == first.cuts
+    assert found.warnings == first.warnings
     left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "slim"))
     assert all(torch.equal(left[key], right[key]) for key in left | right)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -212,6 +213,9 @@ def test_a_partial_target_says_how_much_each_class_counts(
     torch.testing.assert_close(seen[1], weights)
     TCP(variant="source", weight=0.0).score(again, parts.couplings(again), 0.5)
     assert seen[2] is None  # without adaptation nothing is known of the target
+    again.options = replace(again.options, objective="dan")  # which weighs classes as it learns
+    TCP(variant="source", weight=0.0).score(again, parts.couplings(again), 0.5)
+    torch.testing.assert_close(seen[3], weights)
 
 
 def test_ramp() -> None:
