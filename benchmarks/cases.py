@@ -29,6 +29,10 @@ LABELLED: Mapping[str, tuple[str, ...]] = {
     "tana+labelled": (),
     "tana+labelled+uniform": ("--set", "statistic=given", "--rank", "local", "--score", "magnitude"),
 }
+GENTLE = (
+    "--lr",
+    "3e-4",
+)  # what swmmd takes by itself: it keeps batch-norm statistics, and larger steps ruin it
 # At 40% of the inner channels and of the parameters: admp, and what its claim compares it with.
 COMPARED = (("admp", ()), ("tcp", ()), ("distill+magnitude", ("--score", "magnitude")))
 
@@ -103,6 +107,7 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                     if not task.cloud and "source" in catalog.METHODS[name].needs:
                         continue
                     words: tuple[str, ...] = ("--method", name, f"--{kind}", share, *partial(task, name))
+                    words += GENTLE if name == "swmmd" and "--lr" in (*task.common, *task.prune) else ()
                     yield Case("prune", task.name, name, seed, words, budget)
                 for score in ("magnitude", "taylor", "random"):
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)

@@ -67,18 +67,19 @@ def table(task: str, rows: Sequence[Row]) -> str:
 def methods(task: str, rows: Sequence[Row]) -> str:
     """Markdown: every method's accuracy and speed-up at both budgets in MACs, the best first.
 
-    Of the seeds that all of them have, since networks of other seeds begin elsewhere.
+    Of the seeds that most of them have, since networks of other seeds begin elsewhere: those say from where.
     """
     mine = comparable([r for r in rows if (r["stage"], r["task"]) == ("prune", task) and "failed" not in r])
+    shared = seeds_of_most(mine)
     cells: dict[str, list[str]] = {}
     order: dict[str, float] = {}
     for name in {r["name"] for r in mine if r["budget"] in _BUDGETS}:
         groups = [[r for r in mine if (r["name"], r["budget"]) == (name, b)] for b in _BUDGETS]
-        cells[name] = [f"{_percent([r['chosen'] for r in g])}, {_faster(g)}" if g else "" for g in groups]
+        cells[name] = [f"{_reached(g, shared)}, {_faster(g)}" if g else "" for g in groups]
         order[name] = max((statistics.mean(r["chosen"] for r in g) for g in groups if g), default=0.0)
     if not cells:
         raise ValueError(f"{task}: the README shows pruning rows that are not there")
-    dense = {r["seed"]: r["before"] for r in mine if r["name"] == "auto"}
+    dense = {r["seed"]: r["before"] for r in mine if r["name"] == "auto" and r["seed"] in shared}
     lines = [
         "| method | at half of the MACs | at 0.3 |",
         "|---|---|---|",
@@ -89,13 +90,27 @@ def methods(task: str, rows: Sequence[Row]) -> str:
 
 
 def comparable(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the seeds that every method was run with at a budget in MACs; all rows where there is no such seed."""
-    seeds: dict[tuple[str, str], set[int]] = {}
+    """Rows of the seeds that most methods were run with at a budget in MACs; of a method without them, all of its."""
+    shared = seeds_of_most(rows)
+    there = {(r["name"], r["budget"]) for r in rows if r["seed"] in shared}
+    return [r for r in rows if r["seed"] in shared or (r["name"], r["budget"]) not in there]
+
+
+def seeds_of_most(rows: Sequence[Row]) -> set[int]:
+    """The seed that the largest number of methods and budgets in MACs were run with, and others that all those were."""
+    there: dict[int, set[tuple[str, str]]] = {}
     for r in rows:
         if r["budget"] in _BUDGETS:
-            seeds.setdefault((r["name"], r["budget"]), set()).add(r["seed"])
-    shared = set.intersection(*seeds.values()) if seeds else set()
-    return [r for r in rows if r["seed"] in shared or not shared]
+            there.setdefault(r["seed"], set()).add((r["name"], r["budget"]))
+    most = max(sorted(there), key=lambda seed: len(there[seed]), default=None)
+    return set() if most is None else {seed for seed in there if there[seed] >= there[most]}
+
+
+def _reached(rows: Sequence[Row], shared: set[int]) -> str:
+    """Accuracy; where the seeds are others, that of the network before the cut, too."""
+    found = _percent([r["chosen"] for r in rows])
+    others = not {r["seed"] for r in rows} & shared
+    return f"{found} of {_percent([r['before'] for r in rows])}" if others else found
 
 
 def _faster(rows: Sequence[Row]) -> str:

@@ -104,3 +104,31 @@ def test_regret_is_told_with_and_without_objectives_on_the_wrong_target() -> Non
     assert "2.50 over the 4 rows" in said
     assert f"{49 / 6:.2f} over all 6" in said
     assert pages._mean_regret([]) == []
+
+
+def test_a_method_without_the_seed_of_most_says_where_it_began() -> None:
+    rows = [
+        {
+            "stage": "prune",
+            "task": "pacs",
+            "budget": "macs=0.5",
+            "name": n,
+            "seed": s,
+            "chosen": c,
+            "before": b,
+        }
+        for n, s, c, b in (
+            ("auto", 0, 79.0, 80.0),
+            ("auto", 2, 60.0, 70.0),
+            ("uniform", 0, 75.0, 80.0),
+            ("itmc", 2, 65.0, 70.0),
+        )
+    ]
+    assert pages_readme.comparable(rows) == [rows[0], rows[2], rows[3]]
+    lines = pages_readme.methods("pacs", rows).splitlines()
+    assert [line.split("|")[2].split(",")[0].strip() for line in lines[2:]] == [
+        "80.0%",
+        "79.0%",
+        "75.0%",
+        "65.0% of 70.0%",
+    ]
