@@ -88,14 +88,14 @@ def of(options: AdaptOptions | PruneOptions) -> Knobs:
 
 
 def meanings(text: str) -> dict[str, str]:
-    """Of a docstring that says "name: words. other, another: words." the words of each name."""
-    words = " ".join(text.split())
-    begins = list(re.finditer(r"(?:^|(?<=[.;] ))(\w+(?:, \w+)*): ", words))
-    ends = [m.start() for m in begins[1:]] + [len(words)] * bool(begins)
-    said = [
-        (m.group(1).split(", "), words[m.end() : end].strip()) for m, end in zip(begins, ends, strict=True)
-    ]
-    return {name: meaning.rstrip(".") for names, meaning in said for name in names}
+    """Of paragraphs that say "name: words. other, another: words." the words of each name."""
+    found: dict[str, str] = {}
+    for words in (" ".join(part.split()) for part in text.split("\n\n")):
+        begins = list(re.finditer(r"(?:^|(?<=[.;] ))(\w+(?:, \w+)*): ", words))
+        ends = [m.start() for m in begins[1:]] + [len(words)] * bool(begins)
+        for m, end in zip(begins, ends, strict=True):
+            found |= dict.fromkeys(m.group(1).split(", "), words[m.end() : end].strip().rstrip("."))
+    return found
 
 
 def _takes(kind: Any) -> str:

@@ -141,6 +141,7 @@ def _job(options: PruneOptions, target: Path, budget: Budget) -> tuple[Job, Pixe
     job.labelled = few
     job.warnings += filter(None, [start.untaught(options)])
     job.warnings += start.without_dropped(network, options.source) + start.lacking(network, source)
+    job.warnings += start.without_dropped(network, options.labelled_target, "--labelled-target")
     job.warnings += start.never_right(labelled)
     job.older = before_fine_tuning(network, options.pretrained, options) if options.pretrained else None
     return job, _unseen(job, labelled)
@@ -193,7 +194,13 @@ def _work(
         job.timing = timing.as_begun(job)
         job.timing = _with_table(job, method)
     method(job)
-    if options.recover and not any(cut.get("images") for cut in job.trace):
+    bare = sum(not cut.get("images") for cut in job.trace)
+    if options.recover and options.between and 0 < bare < len(job.trace):
+        job.warnings.append(
+            f"nothing was trained after {bare} of {len(job.trace)} cuts: passes there are less than a step of --batch "
+            f"{options.batch} images; give more images, a larger --recover or fewer cuts (--steps)"
+        )
+    if options.recover and bare == len(job.trace):
         job.warnings.append(
             f"--recover {options.recover:g}: nothing was trained after the cut, it is less than a step of --batch "
             f"{options.batch} images; give more images, a larger --recover or a smaller --batch"

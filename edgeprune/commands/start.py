@@ -133,15 +133,13 @@ def never_right(labelled: Pixels | None) -> list[str]:
     ] * (count > 0)
 
 
-def without_dropped(network: Network, source: Path | None) -> list[str]:
-    """A warning when the source has folders of classes that the network no longer has; they are left out."""
+def without_dropped(network: Network, root: Path | None, flag: str = "--source") -> list[str]:
+    """A warning when labelled images have folders of classes that the network no longer has; they are left out."""
     from edgeprune import images
 
-    there = images.classes(images.find(source)) if source is not None and network.dropped else ()
+    there = images.classes(images.find(root)) if root is not None and network.dropped else ()
     gone = [name for name in there if name in network.dropped]
-    return [f"--source {source}: left out are classes that the network dropped: {', '.join(gone)}"] * bool(
-        gone
-    )
+    return [f"{flag} {root}: left out are classes that the network dropped: {', '.join(gone)}"] * bool(gone)
 
 
 def lacking(network: Network, source: Pixels | None) -> list[str]:

@@ -111,8 +111,9 @@ class ADMP:
             )
             masks = dict(plan.why.get("masks", {}))
             if (gap := masks.get("mask_gap", 0.0)) > HALF:
-                told = f"admp: a mask of cut {number + 1} had not settled ({gap:.2f} from its choice)"
-                job.warnings.append(f"{told}: raise --set passes={self.passes:g}")
+                job.warnings.append(f"admp: cut {number + 1}: a mask is {gap:.2f} unsettled: raise passes")
+            if plan.cuts and self.passes and not (masks.get("images_beside") or job.options.dry_run):
+                job.warnings.append(f"admp: cut {number + 1}: masks had less than a step, so --score chose")
             if number:  # after the first cut all that the student sees counts
                 job.count("images", masks.pop("images_beside", 0))
             job.trace[-1].update(masks)
@@ -173,9 +174,8 @@ class Taught:
 
 
 class Losses(Objective):
-    """The defender's three terms. `ramp`: whether a grows over the steps. `classifies`: else the source's is left to
-    what learns beside. classes: (K,), weights of source images.
-    """
+    """The defender's three terms. ramp: whether a grows over the steps. classifies: else the source's term is left to
+    what learns beside. classes: (K,), weights of source images."""
 
     ramp = False
     classifies = True

@@ -22,7 +22,9 @@ class PruneThenAdapt:
     """Expects the source network: cut it as if there were no target, repair it on source, then adapt it.
 
     score: of the cut; --score is not asked, as most of its choices look at the target. source_share: of the images that
-    go into the repair, the rest into adapting by --objective (auto when none is named). UsageError without source.
+    go into the repair, the rest into adapting by --objective (auto when none is named).
+
+    UsageError without source.
     """
 
     score: Literal["magnitude", "taylor-labels", "bn-scale", "lamp", "fpgm", "random"] = "magnitude"
@@ -52,9 +54,10 @@ class TwoStage:
     """Expects the source network: TCP's two stages one after the other, the baseline of its tables (arXiv 1904.02654).
 
     Iterations of ranking by the cross entropy's first-order change and fine-tuning on source, then CE + MMD. cuts:
-    iterations when --steps is not given. source_share: of the images that the first stage has. UsageError without
-    source. The paper says no more of it than its name; that the second stage is the base network's DAN, unless
-    --objective names another, is ours.
+    iterations when --steps is not given. source_share: of the images that the first stage has.
+
+    UsageError without source. The paper says no more of it than its name; that the second stage is the base network's
+    DAN, unless --objective names another, is ours.
     """
 
     cuts: int = 8

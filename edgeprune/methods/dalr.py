@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import inference
-from edgeprune.errors import BudgetNotMet, MissingHere, PlanError, UsageError, nearest
+from edgeprune.errors import MissingHere, PlanError, UsageError, nearest
 from edgeprune.methods import parts, recalibrate, work
 from edgeprune.methods.job import Job
+from edgeprune.methods.ranks import Choice, Ladders, Look, allocate, ladders
 from edgeprune.objectives.ranges import AT_LEAST_ONE, NOT_NEGATIVE, expect
 from edgeprune.options import PruneOptions
 from edgeprune.plan import LowRank, PruningPlan
@@ -27,24 +28,6 @@ from edgeprune.prune import deadline, lowrank, macs, pair_times, surgery
 from edgeprune.prune.coupling import Couplings
 from edgeprune.prune.pair_times import PairTime
 from edgeprune.prune.search import LATENCY
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A layer at one rank: what it saves (MACs, parameters or ms) and the share of output energy that it loses."""
-
-    layer: str
-    rank: int
-    saved: float
-    lost: float
-
-
-@dataclass(frozen=True)
-class Look:
-    """What target images say of a layer: share of output energy lost at each rank (m + 1,), products an image."""
-
-    lost: Tensor
-    positions: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +83,8 @@ class DALR:
         times = self._times(job, looks, ceilings)
         multiple, biased = job.options.width_multiple, self.form in lowrank.WITH_BIAS
         steps = {kind: ladders(module, looks, kind, multiple, times, biased=biased) for kind in ceilings}
-        plan = _plan(job, steps, ceilings) if LATENCY in ceilings else _saving(steps, _short(job, ceilings))
+        short = _short(job, ceilings)
+        plan = _plan(job, steps, ceilings) if LATENCY in ceilings else _saving(steps, short, ceilings)
         twin = recalibrate.twin(job)
         self._split(job, {one.layer: one.rank for one in plan.low_rank})
         parts.record(job, plan, number, twin)
@@ -213,109 +197,33 @@ def candidates(module: nn.Module, classifier: str) -> list[str]:
     ]
 
 
-def ladders(
-    module: nn.Module,
-    looks: Mapping[str, Look],
-    kind: str,
-    multiple: int,
-    times: Mapping[str, PairTime],
-    *,
-    biased: bool,
-) -> list[list[Choice]]:
-    """For each layer that ran, its ranks that save something of `kind`, in multiples, the largest first.
-
-    times: of the layers that were timed; where there are any, only ranks faster than the layer, and no other layer.
-    biased: a pair has a bias, whether its layer has one or not.
-    """
-    found = []
-    for name, seen in looks.items():
-        layer = module.get_submodule(name)
-        m, n = lowrank.matrix(layer).shape
-        added = m if biased and layer.bias is None else 0
-        steps = []
-        for k in reversed(range(multiple, min(m, n) + 1, multiple)):
-            faster = times[name].whole - float(times[name].pair(k)) if name in times else 0.0
-            count = m * n - k * (m + n)
-            saved = {"macs": seen.positions * count, "params": float(count - added), LATENCY: faster}[kind]
-            if count > 0 and saved > 0 and (faster > 0 or not times):
-                steps.append(Choice(name, k, saved, float(seen.lost[k])))
-        found.append(steps)
-    return [steps for steps in found if steps]
-
-
-def allocate(ladders: list[list[Choice]], needed: float, kind: str = "") -> dict[str, Choice]:
-    """Ranks that save `needed`, each step the one that loses least output energy for what it saves; BudgetNotMet.
-
-    What the last step saves too much is given back: no single rank could be higher.
-    """
-    chosen: dict[str, Choice] = {}
-    while (short := needed - sum(one.saved for one in chosen.values())) > 0:
-        best: tuple[float, Choice] | None = None
-        for steps in ladders:
-            now = chosen.get(steps[0].layer, Choice(steps[0].layer, 0, 0, 0.0))
-            for one in (s for s in steps if s.saved > now.saved):
-                price = max(one.lost - now.lost, 0.0) / min(one.saved - now.saved, short)
-                if best is None or price < best[0]:
-                    best = price, one
-        if best is None:
-            what = {LATENCY: " ms", "macs": " MACs", "params": " parameters"}.get(kind, "")
-            slower = (
-                ", or count pairs that are slower here, too (the knob measured=false)"
-                if kind == "macs"
-                else ""
-            )
-            raise BudgetNotMet(
-                f"low rank saves {_said(needed - short)} of the {_said(needed)}{what} that the budget asks for; "
-                f"give a larger budget, cut channels with another method{slower}"
-            )
-        chosen[best[1].layer] = best[1]
-    return _filled(chosen, ladders, -short)
-
-
-def _filled(chosen: dict[str, Choice], ladders: list[list[Choice]], spare: float) -> dict[str, Choice]:
-    """Ranks raised, or layers left whole, within what is to spare: what regains most output energy for it first."""
-    while True:
-        best: tuple[float, Choice] | None = None
-        for steps in (s for s in ladders if s[0].layer in chosen):
-            now = chosen[steps[0].layer]
-            for one in (*steps, Choice(now.layer, 0, 0.0, 0.0)):
-                given, regained = now.saved - one.saved, now.lost - one.lost
-                if 0 < given <= spare and regained >= 0 and (best is None or regained / given > best[0]):
-                    best = regained / given, one
-        if best is None:
-            return {name: one for name, one in chosen.items() if one.rank}
-        spare -= chosen[best[1].layer].saved - best[1].saved
-        chosen[best[1].layer] = best[1]
-
-
-def _said(number: float) -> str:
-    return f"{number:.0f}" if number >= 10 else f"{number:.3g}"
-
-
 def _short(job: Job, ceilings: Mapping[str, float]) -> dict[str, float]:
     """How much of what is counted the network has beyond its ceilings."""
     counted = zip(("macs", "params"), macs.measure(job.network.module, job.network.example()), strict=True)
     return {kind: have - ceilings[kind] for kind, have in counted if kind in ceilings}
 
 
-def _saving(steps: Mapping[str, list[list[Choice]]], needed: Mapping[str, float]) -> PruningPlan:
+def _saving(
+    steps: Mapping[str, Ladders], needed: Mapping[str, float], ceilings: Mapping[str, float]
+) -> PruningPlan:
     """The ranks that save what is needed of each kind."""
     chosen: dict[str, Choice] = {}
     for kind, much in needed.items():
-        for name, one in allocate(steps[kind], much, kind).items():
+        ceiling = 0.0 if kind == LATENCY else ceilings[kind]
+        for name, one in allocate(steps[kind], much, kind, ceiling).items():
             if name not in chosen or one.rank < chosen[name].rank:
                 chosen[name] = one
     return _made({name: (one.rank, one.lost) for name, one in chosen.items()})
 
 
-def _plan(job: Job, steps: Mapping[str, list[list[Choice]]], ceilings: Mapping[str, float]) -> PruningPlan:
+def _plan(job: Job, steps: Mapping[str, Ladders], ceilings: Mapping[str, float]) -> PruningPlan:
     """The ranks for a deadline, corrected by what they are measured to take; none where the network meets it."""
     module, clock, limit = job.network.module, require_clock(job), ceilings[LATENCY]
     whole, short = clock(module), _short(job, ceilings)
     if whole <= deadline.BAND[1] * limit:
-        return _saving(steps, short)
+        return _saving(steps, short, ceilings)
     return deadline.meet(
-        lambda milliseconds: _saving(steps, {**short, LATENCY: whole - milliseconds}),
+        lambda milliseconds: _saving(steps, {**short, LATENCY: whole - milliseconds}, ceilings),
         lambda plan: clock(_stand_in(module, plan.low_rank)),
         limit,
     )

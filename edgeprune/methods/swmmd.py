@@ -97,6 +97,11 @@ class SWMMDPruning:
     def __call__(self, job: Job) -> None:
         """Adapt, cut and fine-tune `job.network` in place, within `job.budget`."""
         work.require_source(job, "swmmd")
+        told = [entry["partial"] for entry in job.network.history if "partial" in entry]
+        if told and not told[-1]:
+            job.warnings.append(
+                "swmmd is made for targets that lack classes; this network was adapted to all of them"
+            )
         job = work.several(job, self.cuts_in(job), "linear")
         knobs = SWMMD.Knobs(self.weight, self.entropy, self.momentum, self.through)
         own = SWMMD(learning.task(job.network), knobs)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from edgeprune import train
 from edgeprune.commands.prune import prune
 from edgeprune.errors import UsageError
-from edgeprune.methods import learning, parts, work
+from edgeprune.methods import admp, learning, parts, work
 from edgeprune.methods.admp import ADMP, Losses
 from edgeprune.options import PruneOptions
 from edgeprune.waist import Step
@@ -117,3 +117,17 @@ def test_an_objective_that_goes_on_classifies_the_source_itself(monkeypatch: pyt
         monkeypatch.setattr(work, "learn", learned)
         ADMP(passes=0.0)(striped(recover=1.0, objective=objective))
         assert [one.classifies for one in seen] == [terms]
+
+
+def test_masks_that_took_no_step_or_had_not_settled_are_told(
+    options: PruneOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = ("masks had less than a step, so --score chose", "unsettled: raise passes")
+    for passes, half, expected in (
+        (0.01, 0.5, [True, False]),
+        (3, -1.0, [False, True]),
+        (3, 2.0, [False] * 2),
+    ):
+        monkeypatch.setattr(admp, "HALF", half)
+        found = prune(replace(whole(options, f"passes={passes}"), force=True)).warnings
+        assert [any(w.endswith(words) for w in found) for words in told] == expected

@@ -239,6 +239,12 @@ def test_short_stages_add_up(planted: Callable[..., Job]) -> None:
 def test_too_little_to_train_on_is_told(options: PruneOptions) -> None:
     found = prune(replace(options, method="distill", iterations=1, recover=0.1))
     assert any("--recover 0.1: nothing was trained after the cut" in one for one in found.warnings)
+    words = replace(options, method="tcp", force=True)
+    for cuts, recover, told in ((6, 2.0, True), (2, 4.0, False), (6, 0.1, False)):
+        found = prune(replace(words, iterations=cuts, recover=recover))
+        bare = sum(not cut.get("images") for cut in found.cuts)
+        said = f"nothing was trained after {bare} of {cuts} cuts: passes there are less than a step"
+        assert any(said in one for one in found.warnings) == told
 
 
 def test_chance_follows_the_seed_alone(options: PruneOptions) -> None:

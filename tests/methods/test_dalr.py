@@ -27,8 +27,9 @@ from edgeprune.device_options import ExportOptions
 from edgeprune.errors import BudgetNotMet, PlanError, UsageError
 from edgeprune.images import Preprocess
 from edgeprune.methods import parts
-from edgeprune.methods.dalr import DALR, Choice, allocate
+from edgeprune.methods.dalr import DALR
 from edgeprune.methods.job import Job
+from edgeprune.methods.ranks import Choice, allocate
 from edgeprune.model import Network
 from edgeprune.options import PruneOptions
 from edgeprune.plan import LowRank, PruningPlan
@@ -50,8 +51,14 @@ def test_the_cheapest_loss_goes_first() -> None:
     assert allocate([easy, hard], 60) == {"easy": easy[1]}
     assert {k: v.rank for k, v in allocate([easy, hard], 110).items()} == {"easy": 4, "hard": 8}
     assert {k: v.rank for k, v in allocate([easy, hard], 100).items()} == {"easy": 8, "hard": 8}  # to spare
-    with pytest.raises(BudgetNotMet, match="low rank saves 160 of the 200"):
+    with pytest.raises(
+        BudgetNotMet, match=r"low rank saves 160 of the 200 .*: give a larger budget, or cut channels"
+    ):
         allocate([easy, hard], 200)
+    with pytest.raises(
+        BudgetNotMet, match=r"of the 200 MACs that the budget asks for: give --macs 340 or more, or"
+    ):
+        allocate([easy, hard], 200, "macs", 300.0)
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 0.95))

@@ -10,7 +10,8 @@ from torch import nn
 
 from edgeprune.bench import layers
 from edgeprune.errors import BudgetNotMet, MissingHere
-from edgeprune.methods.dalr import DALR, Look, ladders
+from edgeprune.methods.dalr import DALR
+from edgeprune.methods.ranks import Look, ladders
 from edgeprune.options import PruneOptions
 from edgeprune.plan import PruningPlan
 from edgeprune.prune import macs, pair_times

@@ -180,6 +180,15 @@ def test_a_cut_that_nothing_was_trained_for_is_told() -> None:
     assert [w for w in job.warnings if w.startswith("swmmd: nothing was trained before cut 2, so --score")]
 
 
+@pytest.mark.parametrize("history", [[], [{"partial": True}], [{"partial": False}]], ids=str)
+def test_a_network_of_all_classes_is_told(history: list[dict[str, Any]]) -> None:
+    job = striped()
+    job.network.history.extend(history)
+    SWMMDPruning()(job)
+    found = [w for w in job.warnings if "this network was adapted to all of them" in w]
+    assert len(found) == (history == [{"partial": False}])
+
+
 def whole(options: PruneOptions, *knobs: str) -> PruneOptions:
     return replace(options, method="swmmd", iterations=2, recover=4.0, set=("warm=4", *knobs))
 
