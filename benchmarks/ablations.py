@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from benchmarks import accuracy
 from benchmarks.accuracy import Place, Row
-from benchmarks.cases import Case, partial
+from benchmarks.cases import Case, fitting
 from benchmarks.tasks import TASKS, Task
 
 RESULTS = Path(__file__).with_name("results") / "ablations.json"
@@ -188,7 +188,7 @@ def cases(seeds: tuple[int, ...]) -> list[Case]:
                     f"--{kind}",
                     share,
                     *knobs,
-                    *partial(task, one.method),
+                    *fitting(task, one.method),
                     *more,
                 )
                 made += [Case("prune", task.name, one.name, seed, words, budget) for seed in seeds]

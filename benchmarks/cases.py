@@ -89,8 +89,10 @@ def adapted(task: str, method: str, seed: int) -> Case:
     return Case("adapt", task, "auto", seed, ("--objective", "auto"))
 
 
-def partial(task: Task, method: str) -> tuple[str, ...]:
-    """Words for a method that adapts as the dense network of the partial task was adapted."""
+def fitting(task: Task, method: str) -> tuple[str, ...]:
+    """Words that a method needs on a task: to adapt as the partial task's dense network was, or to learn gently."""
+    if method == "swmmd" and "--lr" in (*task.common, *task.prune):
+        return GENTLE
     adapts = method in ("prune-then-adapt", "adapt-then-prune", "two-stage")
     return ("--set", "objective.partial=true") if task.name == "pacs-partial" and adapts else ()
 
@@ -106,8 +108,7 @@ def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:
                 for name in METHODS:
                     if not task.cloud and "source" in catalog.METHODS[name].needs:
                         continue
-                    words: tuple[str, ...] = ("--method", name, f"--{kind}", share, *partial(task, name))
-                    words += GENTLE if name == "swmmd" and "--lr" in (*task.common, *task.prune) else ()
+                    words: tuple[str, ...] = ("--method", name, f"--{kind}", share, *fitting(task, name))
                     yield Case("prune", task.name, name, seed, words, budget)
                 for score in ("magnitude", "taylor", "random"):
                     words = ("--method", "distill", "--score", score, f"--{kind}", share)

@@ -124,5 +124,11 @@ def test_a_network_that_nothing_taught_is_said(tmp_path: Path) -> None:
     assert [
         one for one in said if one.startswith("--weights none: unless what makes the network loads weights")
     ]
-    for fine in (AdaptOptions(), AdaptOptions(weights="none", source=tmp_path)):
-        assert not any(one.startswith("--weights") for one in adaptable.unheard(fine, Needs(), **words))
+    given = AdaptOptions(weights="none", source=tmp_path)
+    for options, needs, told in (
+        (AdaptOptions(), Needs(), False),
+        (given, Needs(source=True), False),
+        (given, Needs(), True),  # nothing looks at the source
+    ):
+        said = adaptable.unheard(options, needs, **words)
+        assert any(one.startswith("--weights none") for one in said) == told
