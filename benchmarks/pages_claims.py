@@ -151,9 +151,9 @@ CLAIMS = (
 # What the rows above do not hold, in words; their numbers stand in the tables.
 TRIED = (
     "- TCP at 0.3 is below itself without adaptation with one adapted network (seed 0), and above with another, so the",
-    "  difference is within what networks differ by. Tried with the first were the released code's score (`variant=code`),",
-    "  the paper's removal of the lowest scores whatever they cost (`rank=threshold`), MMD in training alone",
-    "  (`variant=source`), and the comparison at as many steps. From the first cut on TCP takes about 200 steps of 32",
+    "  difference is within what networks differ by. Tried with the first were the released code's score",
+    "  (`variant=code`), the paper's removal of the lowest scores whatever they cost (`rank=threshold`), MMD in",
+    "  training alone (`variant=source`), and the comparison at as many steps. From the first cut on TCP takes about 200 steps of 32",
     "  images of each domain here; the paper takes 5 epochs after each of its many cuts and 20 at the end.",
     "- ITMC: its first form (`source=1`, `score=student`: the student learns on the source too, and the first order",
     "  of its whole loss ranks) was below distillation after one uniform cut, so the reconstruction was changed; and",
