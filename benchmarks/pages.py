@@ -187,9 +187,10 @@ def _minutes(rows: Sequence[Row]) -> str:
 
 
 def plot(task: str, rows: Sequence[Row], file: Path) -> None:
-    """Accuracy over the MACs kept: a line a method through the means of the seeds that all share, which are dots.
+    """Accuracy over the MACs kept: a line a method through the means of budgets in MACs, of the seeds that all share.
 
-    The dashed line is the adapted model before any cut.
+    Dots are single seeds, hollow markers means of budgets of another kind; the dashed line is the adapted model before
+    any cut.
     """
     import matplotlib as mpl
 
@@ -203,21 +204,25 @@ def plot(task: str, rows: Sequence[Row], file: Path) -> None:
     for place, (name, group) in enumerate(
         sorted(_by(good, "name").items(), key=lambda item: _order(item[0]))
     ):
-        each = _by(group, "budget").values()
         means = sorted(
             (
                 statistics.mean(r["macs"] / r["dense_macs"] for r in rows),
                 statistics.mean(r["chosen"] for r in rows),
+                budget.startswith("macs="),
             )
-            for rows in each
+            for budget, rows in _by(group, "budget").items()
         )
         (line,) = axes.plot(
-            *zip(*means, strict=True),
+            [x for x, _, by_macs in means if by_macs],
+            [y for _, y, by_macs in means if by_macs],
             marker=markers[place % len(markers)],
             color=mpl.colormaps["tab20"](place % 20),
             label=name,
             linewidth=1,
         )
+        for x, y, by_macs in means:
+            if not by_macs:
+                axes.plot(x, y, marker=line.get_marker(), color=line.get_color(), fillstyle="none")
         kept, accuracy = ([r["macs"] / r["dense_macs"] for r in group], [r["chosen"] for r in group])
         axes.scatter(kept, accuracy, s=8, color=line.get_color(), alpha=0.4)
     dense = [r["before"] for r in good if r["name"] == "auto"]
