@@ -195,7 +195,8 @@ def _work(
         job.timing = _with_table(job, method)
     method(job)
     bare = sum(not cut.get("images") for cut in job.trace)
-    if options.recover and options.between and 0 < bare < len(job.trace):
+    # a plan's channels and its pairs go one right after the other
+    if options.recover and options.between and not options.plan and 0 < bare < len(job.trace):
         job.warnings.append(
             f"nothing was trained after {bare} of {len(job.trace)} cuts: passes there are less than a step of --batch "
             f"{options.batch} images; give more images, a larger --recover or fewer cuts (--steps)"
