@@ -69,13 +69,18 @@ def methods(task: str, rows: Sequence[Row]) -> str:
 
     Of the seeds that most of them have, since networks of other seeds begin elsewhere: those say from where.
     """
-    mine = comparable([r for r in rows if (r["stage"], r["task"]) == ("prune", task) and "failed" not in r])
+    pruned = [r for r in rows if (r["stage"], r["task"]) == ("prune", task)]
+    mine = comparable([r for r in pruned if "failed" not in r])
+    unmet = {(r["name"], r["budget"]) for r in pruned if r.get("failed", "").startswith("exit 3")}
     shared = seeds_of_most(mine)
     cells: dict[str, list[str]] = {}
     order: dict[str, float] = {}
     for name in {r["name"] for r in mine if r["budget"] in _BUDGETS}:
         groups = [[r for r in mine if (r["name"], r["budget"]) == (name, b)] for b in _BUDGETS]
-        cells[name] = [f"{_reached(g, shared)}, {_faster(g)}" if g else "" for g in groups]
+        empty = ["budget not met" if (name, b) in unmet else "" for b in _BUDGETS]
+        cells[name] = [
+            f"{_reached(g, shared)}, {_faster(g)}" if g else e for g, e in zip(groups, empty, strict=True)
+        ]
         order[name] = max((statistics.mean(r["chosen"] for r in g) for g in groups if g), default=0.0)
     if not cells:
         raise ValueError(f"{task}: the README shows pruning rows that are not there")
@@ -115,7 +120,11 @@ def _reached(rows: Sequence[Row], shared: set[int]) -> str:
 
 def _faster(rows: Sequence[Row]) -> str:
     found = [r["speedup"]["speedup"] for r in rows if r.get("speedup")]  # none where the export failed
-    return f"{statistics.mean(found):.2f}x faster" if found else "not exported"
+    return _times(statistics.mean(found)) if found else "not exported"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
 
 
 def _fast(rows: Sequence[Row]) -> str:
@@ -123,7 +132,9 @@ def _fast(rows: Sequence[Row]) -> str:
     each = [r["speedup"] for r in rows if r.get("speedup")]
     if not each:
         return _faster(rows)
-    return f"{_faster(rows)} (99%: {min(f['ci_low'] for f in each):.2f} to {max(f['ci_high'] for f in each):.2f})"
+    low, high = min(f["ci_low"] for f in each), max(f["ci_high"] for f in each)
+    ends = (f"{low:.2f}", f"{high:.2f}") if low >= 1 else (_times(low), _times(high))
+    return f"{_faster(rows)} (99%: {' to '.join(ends)})"
 
 
 def _of(rows: Sequence[Row]) -> str:

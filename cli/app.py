@@ -101,10 +101,16 @@ class Program:
 
     def _parse(self) -> Request | int:
         """What is asked, or the exit code when the parser has answered itself (help, version, completion)."""
+        command = typer.main.get_command(options.application())
+        how: dict[str, Any] = {"prog_name": "edgeprune", "standalone_mode": False}
         try:
-            answer = typer.main.get_command(options.application()).main(
-                args=self.words, prog_name="edgeprune", standalone_mode=False
-            )
+            try:
+                answer = command.main(args=self.words, **how)
+            except PARSER_ERRORS:
+                if ("--set", "help") not in itertools.pairwise(self.words):
+                    raise
+                # what knobs there are can be asked before there is a model
+                answer = command.main(args=[*self.words, "MODEL"], **how)
         except PARSER_ERRORS as err:
             raise errors.UsageError(_one_line(err, self.words)) from err
         except typer.Exit as err:

@@ -26,7 +26,7 @@ from edgeprune.methods.then import Then
 from edgeprune.model import Network
 from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import PruneOptions
-from edgeprune.prune import macs
+from edgeprune.prune import macs, surgery
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.latency import Timing
 from edgeprune.run import Run
@@ -112,8 +112,11 @@ def prune(options: PruneOptions) -> PruneResult:
         if options.dry_run:
             return _dry(options, job, method)
         parent = _parent(options.model)
+        # what makes no sense leaves no folder
         if plan is None:
-            parts.limits(job)  # a budget or schedule that makes no sense leaves no folder
+            parts.limits(job)
+        else:
+            surgery.require(plan, job.dense_couplings)
         config, how = start.config(options), {"force": options.force, "resume": options.resume}
         opened = Run.create(options.output, command="prune", model=options.model, config=config, **how)
         job.run = stack.enter_context(opened)

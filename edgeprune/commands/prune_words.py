@@ -187,11 +187,17 @@ def read_plan(path: Path) -> PruningPlan:
 
 
 def unlike_the_run(job: Job, method: Callable[[Job], None]) -> list[str]:
-    """What --dry-run has to say of what it shows: how many cuts the run makes, and what it ranks by."""
-    options, shown = job.options, len(job.trace)
+    """What --dry-run has to say of what it shows: what the run learns, how many cuts it makes, what it ranks by."""
+    options, shown, passes = job.options, len(job.trace), job.options.recover
+    images, notes = round(passes * len(job.target)), []
+    if images:
+        notes.append(
+            f"nothing is trained here; the run shows the network {images:,} images after its first cut: "
+            f"--recover {passes:g} times the target's {len(job.target):,}"
+        )
     if options.plan is not None:
-        return []
-    making, notes = parts.cuts_in(job, method), []
+        return notes
+    making = parts.cuts_in(job, method)
     if making > shown:
         here = "is one cut" if shown == 1 else f"are {shown} cuts"
         notes.append(

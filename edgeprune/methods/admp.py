@@ -105,16 +105,16 @@ class ADMP:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         work.require_source(job, "admp")
         taught = Taught()
-        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
+        for number, ceiling, passes in work.rounds(job):
             plan = parts.cut(
                 job, ceiling, number, parts.score, partial(self._choose, number=number, taught=taught)
             )
             masks = dict(plan.why.get("masks", {}))
             if (gap := masks.get("mask_gap", 0.0)) > HALF:
-                job.warnings.append(f"admp: cut {number + 1}: a mask is {gap:.2f} unsettled: raise passes")
+                job.warnings.append(f"admp: cut {number}: a mask is {gap:.2f} unsettled: raise passes")
             if plan.cuts and self.passes and not (masks.get("images_beside") or job.options.dry_run):
-                job.warnings.append(f"admp: cut {number + 1}: masks had less than a step, so --score chose")
-            if number:  # after the first cut all that the student sees counts
+                job.warnings.append(f"admp: cut {number}: masks had less than a step, so --score chose")
+            if number > 1:  # after the first cut all that the student sees counts
                 job.count("images", masks.pop("images_beside", 0))
             job.trace[-1].update(masks)
             if self.teacher != "frozen" and taught.network is None:

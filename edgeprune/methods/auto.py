@@ -35,8 +35,7 @@ class AutoPruning:
     def __call__(self, job: Job) -> None:
         """Cut and recover `job.network` in place, within `job.budget`."""
         job = work.several(job, self.cuts_in(job), "cubic")
-        passes = work.shares(job)
-        for number, ceiling in enumerate(parts.limits(job)):
+        for number, ceiling, passes in work.rounds(job):
             parts.cut(job, ceiling, number)
             objective = parts.chosen_objective(job, self.layers)
-            work.learn(job, objective, passes[number], f"recover-{number}")
+            work.learn(job, objective, passes, f"recover-{number}")

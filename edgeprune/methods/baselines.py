@@ -180,8 +180,7 @@ def _in_turn(
     choose: bool = False,
 ) -> None:
     """Cut, train, and again; `choose`: validators choose the weights that the last training leaves."""
-    shares = work.shares(job)
-    for number, (ceiling, passes) in enumerate(zip(parts.limits(job), shares, strict=True)):
+    for number, ceiling, passes in work.rounds(job):
         parts.cut(job, ceiling, number)
-        chosen = choose and number == len(shares) - 1
+        chosen = choose and number == job.cuts
         work.learn(job, objective(job), passes, f"{stage}-{number}", choose=chosen)

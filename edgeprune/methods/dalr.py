@@ -68,7 +68,7 @@ class DALR:
 
     def preview(self, job: Job) -> None:
         """Replace layers by pairs until the budget holds and learn nothing: what --dry-run shows."""
-        number = len(job.trace)
+        number = len(job.trace) + 1
         if parts.taken_up(job, number) is None:
             with parts.looking(job):
                 self._cut(job, number)
@@ -115,7 +115,7 @@ class DALR:
 
         PlanError when a layer is not there, cannot become a pair, or has no such rank; nothing has been changed then.
         """
-        number = len(job.trace)
+        number = len(job.trace) + 1
         if parts.taken_up(job, number) is None:
             with parts.looking(job):
                 self._cut_by_plan(job, number, ranks)

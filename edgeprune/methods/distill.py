@@ -17,6 +17,6 @@ class DistillPruning:
 
     def __call__(self, job: Job) -> None:
         """Cut and recover `job.network` in place, within `job.budget`."""
-        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
+        for number, ceiling, passes in work.rounds(job):
             parts.cut(job, ceiling, number)
             work.learn(job, parts.chosen_objective(job), passes, f"recover-{number}")

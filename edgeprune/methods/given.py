@@ -40,13 +40,13 @@ class Given:
     def __call__(self, job: Job) -> None:
         """Cut, make low-rank and recover `job.network` in place."""
         self.preview(job)
-        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-0")
+        work.learn(job, parts.chosen_objective(job), job.options.recover, "recover-1")
 
     def preview(self, job: Job) -> None:
         """Apply the plan and learn nothing."""
         # why it was made is told of the run that made it: nothing of that was measured or asked for here
         cuts = replace(self.plan, low_rank=(), why={})
         if cuts.cuts or not self.plan.low_rank:
-            parts.cut(job, {}, 0, lambda *_: {}, lambda *_: cuts)
+            parts.cut(job, {}, 1, lambda *_: {}, lambda *_: cuts)
         if self.plan.low_rank:
             self.low_rank.by_plan(job, self.plan.low_rank)

@@ -125,11 +125,11 @@ class ITMC:
         each = job.options.recover / (cuts - 1 + last)
         teacher = self._teacher(job)
         self._slice(job, teacher, BEFORE * job.options.recover, "before")
-        for number, ceiling in enumerate(parts.limits(job)):
+        for number, ceiling in enumerate(parts.limits(job), start=1):
             parts.cut(job, ceiling, number, partial(self._rank, teacher=teacher))
-            if number < cuts - 1:
+            if number < cuts:
                 self._slice(job, teacher, each, f"slice-{number}")
-        for number in range(cuts - 1, cuts - 1 + self.after):
+        for number in range(cuts, cuts + self.after):
             self._slice(job, teacher, last * each / self.after, f"slice-{number}")
 
     def _teacher(self, job: Job) -> nn.Module:

@@ -90,26 +90,26 @@ Chooser = Callable[[Job, Couplings, Mapping[str, Tensor], Mapping[str, float]], 
 def cut(
     job: Job,
     ceilings: Mapping[str, float],
-    number: int = 0,
+    number: int = 1,
     criterion: Criterion = score,
     choose: Chooser | None = None,
 ) -> PruningPlan:
     """Score by `criterion` (root -> (C,), larger = keep), plan within absolute `ceilings`, cut, re-estimate statistics.
 
-    choose: makes the plan of couplings, scores and ceilings in place of `plan_within`. What was done is added to the
-    trace, and kept for resuming: a cut that an earlier process made is taken up.
+    number: of this cut, from 1. choose: makes the plan of couplings, scores and ceilings in place of `plan_within`.
+    What was done is added to the trace, and kept for resuming: a cut that an earlier process made is taken up.
     """
     if (again := taken_up(job, number)) is not None:
         return again
     found = couplings(job)
     if not job.plans:
         _require_possible(job, found)
-    with progress.doing(f"cut {number + 1}: finding what goes"), looking(job):
+    with progress.doing(f"cut {number}: finding what goes"), looking(job):
         scores = criterion(job, found)
     # may train, and be taken up from a killed process
     plan = (choose or plan_within)(job, found, scores, ceilings)
     then = ", then batch-norm" * job.options.bn_recal
-    with progress.doing(f"cut {number + 1}: removing it{then}"), looking(job):
+    with progress.doing(f"cut {number}: removing it{then}"), looking(job):
         apply(job, plan, found, number)
     return plan
 
@@ -198,7 +198,7 @@ def _plan_within(
     return budgets.choose(costs, found, scores, ceilings, rules)
 
 
-def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 0) -> None:
+def apply(job: Job, plan: PruningPlan, found: Couplings, number: int = 1) -> None:
     """Cut the network by a plan, re-estimate batch-norm, and record agreement with the dense network around it."""
     twin = recalibrate.twin(job)
     surgery.apply(job.network.module, plan, found)
@@ -213,7 +213,7 @@ def record(job: Job, plan: PruningPlan, number: int, twin: nn.Module | None = No
     twin: as `recalibrate` makes it before surgery, with the channels that are left.
     """
     resuming = {"steps_before": sum(job.steps), "owed_before": dict(job.owed)}
-    entry: dict[str, Any] = {"cut": number + 1, **resuming}
+    entry: dict[str, Any] = {"cut": number, **resuming}
     entry["agreement_after_cut"] = agreement(job)
     if job.options.bn_recal:
         recalibrate.after(job, job.network.module, twin)
@@ -230,8 +230,8 @@ def record(job: Job, plan: PruningPlan, number: int, twin: nn.Module | None = No
     job.trace.append(entry)
     _remember(job, plan)
     if job.run:
-        job.run.metric(stage="cut", step=number + 1, **entry)
-        job.run.log(f"cut {number + 1}: {json.dumps(entry)}")
+        job.run.metric(stage="cut", step=number, **entry)
+        job.run.log(f"cut {number}: {json.dumps(entry)}")
         job.network.history.append({"command": "cut", "plan": plan.to_json(), "trace": entry})
         job.run.resume_dir.mkdir(exist_ok=True)
         job.run.write(f"resume/cut-{number}.safetensors", checkpoint.dumps(job.network))

@@ -112,7 +112,7 @@ class SWMMDPruning:
         loss = taught if self.distill else own
         seen = Watched(job, loss, self.power)
         work.learn(job, seen, self.warm, "warm")
-        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
+        for number, ceiling, passes in work.rounds(job):
             watched = seen
 
             def ranked(job: Job, found: Couplings, watched: Watched = watched) -> Mapping[str, Tensor]:
@@ -137,7 +137,7 @@ class SWMMDPruning:
         """Warn of a cut that is not ranked as the paper does."""
         if self.score == "given" or job.options.dry_run:
             return
-        said = f"swmmd: nothing was trained before cut {number + 1}, so --score {job.options.score} ranks"
+        said = f"swmmd: nothing was trained before cut {number}, so --score {job.options.score} ranks"
         if watched.steps:
             said = (
                 f"swmmd: {len(watched.bare)} couplings have no batch-norm and are ranked by their weights' "

@@ -85,7 +85,7 @@ class TANA:
                 f"--objective {job.options.objective}: with --labelled-target, tana learns from those labels; "
                 "leave one of the two out (--set distill=1 adds the dense network's answers)"
             )
-        for number, (ceiling, passes) in enumerate(zip(parts.limits(job), work.shares(job), strict=True)):
+        for number, ceiling, passes in work.rounds(job):
             parts.cut(job, ceiling, number, self.score)
             self._learn(job, passes, f"recover-{number}")
 
@@ -93,7 +93,7 @@ class TANA:
         """Cut once to the whole budget and learn nothing: what --dry-run shows. One cut may take what all may."""
         most = 1 - (1 - self.most) ** work.several(job, self.cuts, "linear").cuts
         job = self._ranked(job)
-        parts.cut(job, parts.limits(job)[-1], 0, replace(self, most=most).score)
+        parts.cut(job, parts.limits(job)[-1], 1, replace(self, most=most).score)
 
     def _ranked(self, job: Job) -> Job:
         """The order of leaving is decided here, so it is a threshold for the planner, unless --score decides."""

@@ -93,12 +93,10 @@ class TCP:
             cuts = parts.decided(job, "iterations", lambda: self._iterations(job))
             job = parts.as_if(job, iterations=cuts, schedule="linear")
         last = job.cuts
-        for number, (ceiling, passes) in enumerate(
-            zip(parts.limits(job), work.shares(job), strict=True), start=1
-        ):
+        for number, ceiling, passes in work.rounds(job):
             now = beta(number, last)
-            parts.cut(job, ceiling, number - 1, partial(self.score, weight=now))
-            work.learn(job, self.objective(job, now), passes, f"recover-{number - 1}")
+            parts.cut(job, ceiling, number, partial(self.score, weight=now))
+            work.learn(job, self.objective(job, now), passes, f"recover-{number}")
 
     def _iterations(self, job: Job) -> int:
         """How often K channels are removed, by the number that one cut to the whole budget would remove."""

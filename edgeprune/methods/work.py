@@ -10,6 +10,7 @@ apart ("images_beside").
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import nn
@@ -67,6 +68,12 @@ def shares(job: Job) -> list[float]:
     cuts, total = job.cuts, job.options.recover
     short = min(job.options.between, total / 2 / (cuts - 1)) if cuts > 1 else 0.0
     return [short] * (cuts - 1) + [total - short * (cuts - 1)]
+
+
+def rounds(job: Job) -> Iterator[tuple[int, dict[str, float], float]]:
+    """Each cut's number, from 1, its absolute ceilings, and the passes after it."""
+    for number, (ceilings, passes) in enumerate(zip(parts.limits(job), shares(job), strict=True), start=1):
+        yield number, ceilings, passes
 
 
 def learn(

@@ -69,14 +69,19 @@ Place = tuple[str, int, int | None, int]
 """The name, dim and position of a slot, and its size: an attribute may follow axes of several lengths."""
 
 
+def require(plan: PruningPlan, couplings: Couplings) -> None:
+    """PlanError, as `apply` raises it, when a coupling that the plan cuts is not there or does not allow it."""
+    for cut in plan.cuts:
+        check(_find(couplings, cut), cut)
+
+
 def _dead(plan: PruningPlan, couplings: Couplings) -> dict[Place, set[int]]:
     """For each axis the indices that go."""
+    require(plan, couplings)
     dead: dict[Place, set[int]] = defaultdict(set)
     for cut in plan.cuts:
-        coupling = _find(couplings, cut)
-        check(coupling, cut)
         kept = set(cut.keep)
-        for slot in coupling.slots:
+        for slot in couplings[cut.root].slots:
             dead[(slot.name, slot.dim, slot.position, slot.size)] |= gone(slot, kept)
     return dead
 

@@ -228,13 +228,13 @@ def test_kill_9_in_recovery_takes_up_the_cut(say: Say) -> None:
         "prune dense --target images --method distill --macs 0.5 --batch 4 --recover 40 --threads 1 --device cpu"
     )
     process = shell(*prune, "-o", "killed")
-    wait_for(process, "killed", "recover-0", 60)
+    wait_for(process, "killed", "recover-1", 60)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert say(*prune, "-o", "killed", "--resume")[0] == 0
     log = Path("killed/log.txt").read_text()
-    assert "recover-0: resumed at step" in log
+    assert "recover-1: resumed at step" in log
     assert log.count(" cut 1: ") == 1  # made once
     assert say(*prune, "-o", "whole")[0] == 0
     assert same("killed", "whole")

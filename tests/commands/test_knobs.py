@@ -76,6 +76,15 @@ def test_knobs_are_shown_by_the_program(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(capsys.readouterr().out)["paper"] == catalog.OBJECTIVES["shot"].paper
 
 
+def test_knobs_need_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "--set", "help", "--method", "admp", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["paper"] == catalog.METHODS["admp"].paper
+    assert main(["prune", "--set", "help", "--metod", "admp"]) == 2
+    assert "No such option: --metod" in capsys.readouterr().err
+    assert main(["prune", "--method", "admp"]) == 2
+    assert "Missing argument 'MODEL'" in capsys.readouterr().err
+
+
 def test_meanings_are_read_from_a_docstring() -> None:
     text = """weight: peak, in nats. near, far: neighbours;
         see eq. 3. kind: "a", or\n "b"."""

@@ -100,7 +100,7 @@ def test_several_cuts_go_on_after_a_kill_at_any_of_them(
             passed.append(name)
             raise Killed
 
-    def killed_cut(job: Any, ceilings: Any, number: int = 0) -> Any:
+    def killed_cut(job: Any, ceilings: Any, number: int = 1) -> Any:
         found = cut(job, ceilings, number)
         once(f"cut {number}")
         return found
@@ -116,7 +116,7 @@ def test_several_cuts_go_on_after_a_kill_at_any_of_them(
         with pytest.raises(Killed):
             prune(replace(several, resume=True))
     found = prune(replace(several, resume=True))
-    assert passed == ["cut 0", "recover-0", "cut 1", "recover-1", "cut 2", "recover-2"]
+    assert passed == ["cut 1", "recover-1", "cut 2", "recover-2", "cut 3", "recover-3"]
     assert found.widths == whole.widths
     assert found.cuts == whole.cuts
     left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "slim"))
@@ -133,6 +133,11 @@ def test_a_plan_can_be_given(options: PruneOptions, tmp_path: Path) -> None:
     assert found.macs == other.macs == dry.macs
     with pytest.raises(UsageError, match=r"says what is kept, and so does macs 0\.5: give one"):
         prune(replace(again, macs="0.5"))
+    said = json.loads((tmp_path / "slim" / "plan.json").read_text())
+    wider = {**said["cuts"][0], "width": said["cuts"][0]["width"] + 8}
+    (tmp_path / "wider.json").write_text(json.dumps({**said, "cuts": [wider]}))
+    with pytest.raises(PlanError, match=rf"{wider['width']} channels in the plan, {wider['width'] - 8} in"):
+        prune(replace(again, plan=tmp_path / "wider.json", output=tmp_path / "none"))
     (tmp_path / "bad.json").write_text("[1]")
     for name in ("bad.json", "absent.json"):
         with pytest.raises(

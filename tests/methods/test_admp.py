@@ -334,8 +334,8 @@ def test_who_learned_teaches_to_the_end(kind: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(parts, "learn", spy)
     job = striped(iterations=3, schedule="linear", recover=4.0, between=1.5)
     ADMP(passes=2.0, teacher=kind)(job)
-    assert list(taught) == [f"{what}-{cut}" for cut in range(3) for what in ("mask", "recover")]
-    first = taught["mask-0"]
+    assert list(taught) == [f"{what}-{cut}" for cut in (1, 2, 3) for what in ("mask", "recover")]
+    first = taught["mask-1"]
     assert all(one is first for one in taught.values())
     assert (first is None) == (kind == "frozen")
     if first is not None:

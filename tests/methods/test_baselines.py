@@ -132,7 +132,7 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             passed.append(name)
             raise Killed
 
-    def killed_cut(job: Any, ceilings: Any, number: int = 0, *rest: Any) -> Any:
+    def killed_cut(job: Any, ceilings: Any, number: int = 1, *rest: Any) -> Any:
         found = cut(job, ceilings, number, *rest)
         once(f"cut {number}")
         return found

@@ -149,8 +149,8 @@ def test_what_it_learns(planted: Callable[..., Job], monkeypatch: pytest.MonkeyP
     job = planted(iterations=2, recover=4.0)
     TANA()(job)
     assert [(type(o).__name__, o.needs.source, stage) for o, _, stage in asked] == [
-        ("Imitate", False, "recover-0"),
         ("Imitate", False, "recover-1"),
+        ("Imitate", False, "recover-2"),
     ]
     asked.clear()
     few = pixels(12, 60, 4)
@@ -252,7 +252,7 @@ def test_a_killed_run_goes_on(options: PruneOptions, tmp_path: Path, monkeypatch
         with pytest.raises(Killed):
             prune(replace(words, resume=True))
     found = prune(replace(words, resume=True))
-    assert passed == ["cut 0", "recover-0", "cut 1", "recover-1"]
+    assert passed == ["cut 1", "recover-1", "cut 2", "recover-2"]
     assert (found.widths, found.cuts, found.target_labels) == (whole.widths, whole.cuts, 2)
     left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "slim"))
     assert all(torch.equal(left[name], right[name]) for name in left | right)

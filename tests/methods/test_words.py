@@ -81,7 +81,7 @@ def options(options: PruneOptions) -> PruneOptions:
 def test_knobs_without_effect_are_told(
     method: str, change: dict[str, Any], said: str | None, options: PruneOptions
 ) -> None:
-    given = replace(options, method=method, dry_run=True)
+    given = replace(options, method=method, dry_run=True, recover=0.0)
     if change.pop("labelled", False):
         given = replace(given, labelled_target=options.target)
     found = [w for w in prune(replace(given, **change)).warnings if not w.startswith(("shown", "--source"))]
@@ -116,6 +116,8 @@ def test_a_dry_run_says_how_many_cuts_the_run_makes(
         assert f"shown are the run's {made} cuts without the training" in note
     else:
         assert not note
+    images = round(words.recover * 8)
+    assert f"the run shows the network {images} images after its first cut" in " ".join(shown.warnings)
     learned = [w for w in shown.warnings if w.startswith("shown is what --score measured says: ")]
     assert len(learned) == (method in ("swmmd", "admp"))
 
@@ -169,7 +171,9 @@ def test_wrong_knobs_of_the_objective_are_told(options: PruneOptions) -> None:
 def test_a_plan_in_place_of_a_method_is_said(options: PruneOptions) -> None:
     assert options.output is not None
     prune(replace(options, method="distill", recover=0.0))
-    words = replace(options, macs=None, plan=options.output / "plan.json", source=None, dry_run=True)
+    words = replace(
+        options, macs=None, plan=options.output / "plan.json", source=None, dry_run=True, recover=0.0
+    )
     assert prune(words).method == "plan"
     assert prune(words).warnings == ()
     heard = prune(replace(words, method="tana", set=("level=0.1",), score="magnitude", iterations=3)).warnings
