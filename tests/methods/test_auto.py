@@ -16,13 +16,15 @@ from edgeprune.commands.prune import prune
 from edgeprune.data.pixels import Pixels
 from edgeprune.images import Preprocess
 from edgeprune.methods import hints, parts
-from edgeprune.methods.auto import AutoPruning
+from edgeprune.methods.auto import Ahead, AutoPruning
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
 from edgeprune.opening import open_network
 from edgeprune.options import ModelOptions, PruneOptions
+from edgeprune.plan import PruningPlan
 from edgeprune.prune import graph
 from edgeprune.prune.budget import Budget
+from edgeprune.run import Run
 from tests.methods.conftest import USELESS
 
 
@@ -125,3 +127,36 @@ def test_the_command_counts_its_images_and_is_repeatable(options: PruneOptions, 
     assert found.macs == again.macs
     for name, tensor in load(one).items():
         assert torch.equal(tensor, load(other)[name]), name
+
+
+def test_the_first_scores_decide_how_wide_layers_end(planted: Callable[..., Job], tmp_path: Path) -> None:
+    """Three cuts under scores that favour another layer each time; a process that resumes knows the widths."""
+    job = planted(channels="0.4", iterations=3, schedule="linear")
+    job.run = Run.create(tmp_path / "run", command="prune", model="m", config={})
+    found = parts.couplings(job)
+    flat = {one.root: torch.ones(one.width) for one in found}
+    begun = flat | {"first": torch.linspace(1, 2, 16), "second": torch.linspace(3, 4, 16)}
+    turned = begun | {"first": begun["second"], "second": begun["first"]}
+    first, _, last = parts.limits(job)
+    whole = kept(parts.plan_within(job, found, begun, last))
+    assert whole["first"] != whole["second"]
+    assert kept(parts.plan_within(job, found, turned, last)) != whole
+    ahead = Ahead()
+    one = kept(ahead(job, found, begun, first))
+    assert all(whole[root] <= one.get(root, 16) for root in whole)
+    assert sum(one.get(root, 16) for root in whole) <= first["channels"]
+    assert kept(ahead(job, found, turned, last)) == whole
+    assert kept(Ahead()(job, found, turned, last)) == whole
+
+
+def kept(plan: PruningPlan) -> dict[str, int]:
+    return {cut.root: len(cut.keep) for cut in plan.cuts}
+
+
+def test_widths_decided_ahead_are_those_of_the_result(planted: Callable[..., Job]) -> None:
+    job = planted(channels="0.4", recover=3.0)
+    found = parts.couplings(job)
+    whole = kept(parts.plan_within(job, found, parts.score(job, found), parts.limits(job)[-1]))
+    AutoPruning(ahead=True)(job)
+    assert len(job.trace) == 3
+    assert {root: len(left) for root, left in job.kept.items()} == whole

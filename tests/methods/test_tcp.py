@@ -75,8 +75,13 @@ def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
     ]
 
 
-def reading(net: Net, batch: tuple[Tensor, Tensor, Tensor], channel: int) -> dict[str, float]:
-    """dL/dz of a scale z on one channel of one domain, by central differences: that is the sum of a dL/da."""
+def reading(
+    net: Net, batch: tuple[Tensor, Tensor, Tensor], channel: int, frozen: bool = False
+) -> dict[str, float]:
+    """dL/dz of a scale z on one channel of one domain, by central differences: that is the sum of a dL/da.
+
+    frozen: batch-norm by its running statistics.
+    """
     images, labels, other = batch
     step = 1e-5
 
@@ -91,7 +96,7 @@ def reading(net: Net, batch: tuple[Tensor, Tensor, Tensor], channel: int) -> dic
         mean = float(np.mean([((a - b) ** 2).sum() for a in rows for b in rows]))
         return cross_entropy(net.head(s).numpy(), labels.numpy()), mmd(s.numpy(), t.numpy(), mean)
 
-    net.train()
+    net.train(not frozen)
     out = {}
     for where in "st":
         (c1, m1), (c0, m0) = both(where, 1 + step), both(where, 1 - step)
@@ -111,11 +116,16 @@ def test_in_units_of_its_layer_it_is_itmcs(batches: list[tuple[Tensor, Tensor, T
     assert found == pytest.approx(expected**2 / (expected**2).sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["paper", "code", "max", "source"])
-def test_score_is_its_equation(variant: str, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+@pytest.mark.parametrize(
+    ("variant", "frozen"),
+    [("paper", False), ("paper", True), ("code", False), ("max", False), ("source", False)],
+)
+def test_score_is_its_equation(
+    variant: str, frozen: bool, batches: list[tuple[Tensor, Tensor, Tensor]]
+) -> None:
     net = Net().double().eval()
     state = {k: v.clone() for k, v in net.state_dict().items()}
-    read = [[reading(net, b, c) for c in range(WIDTH)] for b in batches]
+    read = [[reading(net, b, c, frozen) for c in range(WIDTH)] for b in batches]
     weight = 0.7
     expected = np.zeros(WIDTH)
     if variant in ("paper", "source"):
@@ -132,7 +142,7 @@ def test_score_is_its_equation(variant: str, batches: list[tuple[Tensor, Tensor,
     net.load_state_dict(state)
     couplings = graph.find(net, batches[0][0], verify=False)
     combine: Any = {"code": "min", "max": "max"}.get(variant, "sum")
-    found = Transfer(batches, Losses(variant, weight), "head", combine)(net, couplings)
+    found = Transfer(batches, Losses(variant, weight), "head", combine, frozen=frozen)(net, couplings)
     assert found["inner"].numpy() == pytest.approx(expected, rel=1e-5, abs=1e-10)
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
     assert not net.training
