@@ -43,7 +43,7 @@ def _recovery(rows: Sequence[Row]) -> list[str]:
         f"the test images, {first['dense']:.1f} before the cut, one seed. *ours* and *torch-pruning* are one cut each,",
         "by their own choice (ours: `--score taylor`), recovered by the same command (plain distillation);",
         "Torch-Pruning chooses among inner layers of blocks by group magnitude, since its graph gets the shortcuts",
-        "wrong. *auto* is the method as users run it, with a cut for each pass, three at most.",
+        "wrong. *auto* is the method as users run it.",
         "",
         "| | MACs kept | after the cut | batch-norm statistics | 1 pass | 3 passes |",
         "|---|---|---|---|---|---|",

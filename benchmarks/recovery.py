@@ -6,7 +6,7 @@ Torch-Pruning chooses by its group magnitude among the inner convolutions of the
 strided slice and the padding of these shortcuts, and cutting what blocks put out gives a wrong network. Its choice is
 written as a plan, so both cuts run through the same command: `edgeprune prune ADAPTED --plan FILE --recover PASSES`.
 Points: after the cut alone, after batch-norm statistics were taken from the target, after one and after three passes
-over the 10,000 unlabelled images. `auto` beside them is the method as users run it, with its several cuts.
+over the 10,000 unlabelled images. `auto` beside them is the method as users run it.
 """
 
 from __future__ import annotations

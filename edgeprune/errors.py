@@ -168,4 +168,4 @@ def nearest(word: str, words: Iterable[str]) -> str:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
     if len(choices) > MANY_CHOICES:  # a thousand help nobody
         return f"there are {len(choices)} choices, which begin with {', '.join(choices[:8])}"
-    return f"the choices are {', '.join(choices)}"
+    return f"the choices are {', '.join(choices)}" if len(choices) != 1 else f"the only one is {choices[0]!r}"

@@ -43,6 +43,7 @@ def test_helpful_errors() -> None:
     assert missing.exit_code == 5
     assert errors.nearest("mmc", ["mcc", "shot"]) == "did you mean 'mcc'?"
     assert errors.nearest("zzz", ["mcc", "shot"]) == "the choices are mcc, shot"
+    assert errors.nearest("zzz", ["mcc"]) == "the only one is 'mcc'"
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES))

@@ -150,18 +150,14 @@ def cuts_in(job: Job, method: Callable[[Job], None]) -> int:
 
 
 def plan_within(
-    job: Job,
-    found: Couplings,
-    scores: Mapping[str, Tensor],
-    ceilings: Mapping[str, float],
-    least: Mapping[str, int] | None = None,
+    job: Job, found: Couplings, scores: Mapping[str, Tensor], ceilings: Mapping[str, float]
 ) -> PruningPlan:
     """The plan for absolute `ceilings`; one on latency is met as measured, where the device is here.
 
-    least: widths by root that those couplings do not go below. BudgetNotMet names the options that stand in the way.
+    BudgetNotMet names the options that stand in the way, too.
     """
     with _remedies(job.options):
-        return _plan_within(job, found, scores, ceilings, least)
+        return _plan_within(job, found, scores, ceilings)
 
 
 def _require_possible(job: Job, found: Couplings) -> None:
@@ -192,14 +188,10 @@ def _remedy(options: PruneOptions) -> str:
 
 
 def _plan_within(
-    job: Job,
-    found: Couplings,
-    scores: Mapping[str, Tensor],
-    ceilings: Mapping[str, float],
-    least: Mapping[str, int] | None,
+    job: Job, found: Couplings, scores: Mapping[str, Tensor], ceilings: Mapping[str, float]
 ) -> PruningPlan:
     options = job.options
-    rules = Rules(options.width_multiple, options.floor, options.rank, job.dense_widths, least)
+    rules = Rules(options.width_multiple, options.floor, options.rank, job.dense_widths)
     if LATENCY in ceilings:
         return latency_plan.choose(job, found, scores, ceilings, rules)
     costs = macs.trace(job.network.module, job.network.example(), found)

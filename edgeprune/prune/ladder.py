@@ -36,14 +36,12 @@ class Rules:
     (all with all, by score alone), "local" (the same fraction everywhere), "isomorphic" (the same quantile
     among couplings of the same structure; Fang et al., ECCV 2024, arXiv 2407.04616). dense: widths that
     floors and steps refer to, when the network has been cut before: several cuts end at no width that one may not.
-    least: legal widths by root that those couplings do not go below.
     """
 
     multiple: int = 8
     floor: float = 0.1
     rank: str = "global"
     dense: Mapping[str, int] | None = None
-    least: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         if self.rank not in RANKS:
@@ -61,7 +59,6 @@ def legal(coupling: Coupling, rules: Rules) -> tuple[int, ...]:
     grain = coupling.unit * coupling.sections
     jump = _step(coupling, base, rules.multiple)
     low = max(jump, math.ceil(round(rules.floor * base / jump, 9)) * jump)
-    low = max(low, (rules.least or {}).get(coupling.root, low))
     return (*range(low, width, jump), width) if width > rules.multiple or grain > 1 else (width,)
 
 

@@ -215,7 +215,7 @@ def test_mistakes_leave_no_folder(options: PruneOptions, tmp_path: Path, make_im
         (UsageError, "--macs 3: expected what is kept", {"macs": "3"}),
         (UsageError, "--macs 150%: expected what is kept", {"macs": "150%"}),
         (UsageError, "no method is called 'distil': did you mean 'distill'", {"method": "distil"}),
-        (UsageError, "auto has no knob 'rounds': the choices are cuts, layers", {"set": ("rounds=2",)}),
+        (UsageError, "auto has no knob 'rounds': the only one is 'layers'", {"set": ("rounds=2",)}),
         (UsageError, "no score is called 'tailor': did you mean 'taylor'", {"score": "tailor"}),
         (UsageError, "--score taylor-labels needs labelled source", {"score": "taylor-labels"}),
         (UsageError, "--objective mcc learns from labelled source", {"objective": "mcc"}),

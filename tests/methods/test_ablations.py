@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ablations, accuracy
-from benchmarks.accuracy import Place
+from benchmarks.accuracy import Place, Row
 from benchmarks.cases import Case, pruning
 from benchmarks.tasks import TASKS
 from edgeprune import catalog
@@ -57,15 +57,24 @@ def test_a_row_is_a_command_that_can_be_typed(
 
 def test_table() -> None:
     facts = {"task": "digits", "budget": "macs=0.5", "dense_macs": 100, "dense_params": 10}
-    rows = [
-        {**facts, "key": str(n), "name": "tcp+variant=code", "chosen": 90.0 + n, "macs": 50, "params": 3}
-        for n in (0, 2)
-    ]
-    rows.append({**facts, "key": "x", "name": "tcp", "failed": "exit 1: no"})
-    lines = ablations.table(rows).splitlines()
+    facts |= {"macs": 50, "params": 3}
+
+    def row(name: str, seed: int, begins: str, chosen: float) -> Row:
+        known = {"key": f"{name}/{seed}", "name": name, "seed": seed, "begins_with": begins}
+        return {**facts, **known, "chosen": chosen}
+
+    rows = [row("tcp+variant=code", seed, "a", 90.0 + seed) for seed in (0, 2)]
+    failed = {**facts, "key": "x", "name": "tcp", "failed": "exit 1: no"}
+    lines = ablations.table([*rows, failed]).splitlines()
     assert len(lines) == 3
     assert lines[2].startswith("| digits | macs=0.5 | tcp+variant=code | the released code's score")
-    assert lines[2].endswith("| 91.0 ± 1.4 | 0.50 | 0.30 |")
+    assert lines[2].endswith("| 91.0 ± 1.4 | 0.50 | 0.30 | - |")
+    more = row("tcp", 0, "a", 88.0), row("tcp", 1, "a", 10.0), row("tcp", 2, "made anew", 10.0)
+    lines = ablations.table([*rows, *more]).splitlines()
+    assert lines[2].endswith("| 0.50 | 0.30 |  |"), "the method itself"
+    assert lines[3].endswith("| 91.0 ± 1.4 | 0.50 | 0.30 | +2.0 (1) |"), (
+        "of the one network that both began with"
+    )
 
 
 def test_commands_in_results_name_no_place_of_this_machine(tmp_path: Path) -> None:

@@ -16,35 +16,44 @@ from edgeprune.commands.prune import prune
 from edgeprune.data.pixels import Pixels
 from edgeprune.images import Preprocess
 from edgeprune.methods import hints, parts
-from edgeprune.methods.auto import Ahead, AutoPruning
+from edgeprune.methods.auto import AutoPruning
+from edgeprune.methods.distill import DistillPruning
 from edgeprune.methods.job import Job
 from edgeprune.model import Network
 from edgeprune.opening import open_network
 from edgeprune.options import ModelOptions, PruneOptions
-from edgeprune.plan import PruningPlan
 from edgeprune.prune import graph
 from edgeprune.prune.budget import Budget
-from edgeprune.run import Run
 from tests.methods.conftest import USELESS
 
 
 def test_exactly_the_useless_channels_go(planted: Callable[..., Job]) -> None:
-    job = planted()
-    AutoPruning(cuts=2)(job)
+    job = planted(iterations=2)
+    AutoPruning()(job)
     assert {root: tuple(sorted(set(range(16)) - set(kept))) for root, kept in job.kept.items()} == USELESS
     assert job.channels == (16, 32)
 
 
-@pytest.mark.parametrize(("passes", "cuts"), [(0.0, 1), (0.5, 1), (1.0, 1), (2.9, 2), (9.0, 3)])
-def test_no_more_cuts_than_passes(passes: float, cuts: int, planted: Callable[..., Job]) -> None:
-    job = planted(recover=passes)
+@pytest.mark.parametrize(("asked", "cuts"), [(None, 1), (3, 3)])
+def test_one_cut_unless_more_are_asked_for(asked: int | None, cuts: int, planted: Callable[..., Job]) -> None:
+    job = planted(recover=9.0, iterations=asked)
     AutoPruning()(job)
     assert len(job.trace) == cuts
 
 
+def test_without_layers_it_is_distill(planted: Callable[..., Job]) -> None:
+    made = []
+    for method in (AutoPruning(layers=0.0), DistillPruning(), AutoPruning()):
+        job = planted(recover=2.0, seed=3)
+        method(job)
+        made.append(torch.cat([p.flatten() for p in job.network.module.parameters()]).detach())
+    assert torch.equal(made[0], made[1])
+    assert not torch.equal(made[0], made[2]), "what is inside is learned, too"
+
+
 def test_hints_are_met_where_nothing_of_use_was_cut(planted: Callable[..., Job]) -> None:
     job = planted(bn_recal=False)
-    AutoPruning(cuts=1)(job)
+    AutoPruning()(job)
     objective = parts.chosen_objective(job, 1.0)
     example = torch.rand(1, 3, 8, 8)
     shared = hints.shared_channels(job.dense, example, "head", job.dense_couplings, job.kept)
@@ -110,7 +119,7 @@ def test_what_maps_have_on_their_last_axis_is_imitated(make: Callable[[], nn.Mod
     AutoPruning()(job)
     assert parts.chosen_objective(job, 1.0).needs.layers, "something inside is compared"
     assert network.module(example).isfinite().all()
-    assert job.steps == [1, 3], "two passes, two cuts"
+    assert job.steps == [4], "two passes of sixteen images, eight a step"
 
 
 def test_the_command_counts_its_images_and_is_repeatable(options: PruneOptions, tmp_path: Path) -> None:
@@ -127,36 +136,3 @@ def test_the_command_counts_its_images_and_is_repeatable(options: PruneOptions, 
     assert found.macs == again.macs
     for name, tensor in load(one).items():
         assert torch.equal(tensor, load(other)[name]), name
-
-
-def test_the_first_scores_decide_how_wide_layers_end(planted: Callable[..., Job], tmp_path: Path) -> None:
-    """Three cuts under scores that favour another layer each time; a process that resumes knows the widths."""
-    job = planted(channels="0.4", iterations=3, schedule="linear")
-    job.run = Run.create(tmp_path / "run", command="prune", model="m", config={})
-    found = parts.couplings(job)
-    flat = {one.root: torch.ones(one.width) for one in found}
-    begun = flat | {"first": torch.linspace(1, 2, 16), "second": torch.linspace(3, 4, 16)}
-    turned = begun | {"first": begun["second"], "second": begun["first"]}
-    first, _, last = parts.limits(job)
-    whole = kept(parts.plan_within(job, found, begun, last))
-    assert whole["first"] != whole["second"]
-    assert kept(parts.plan_within(job, found, turned, last)) != whole
-    ahead = Ahead()
-    one = kept(ahead(job, found, begun, first))
-    assert all(whole[root] <= one.get(root, 16) for root in whole)
-    assert sum(one.get(root, 16) for root in whole) <= first["channels"]
-    assert kept(ahead(job, found, turned, last)) == whole
-    assert kept(Ahead()(job, found, turned, last)) == whole
-
-
-def kept(plan: PruningPlan) -> dict[str, int]:
-    return {cut.root: len(cut.keep) for cut in plan.cuts}
-
-
-def test_widths_decided_ahead_are_those_of_the_result(planted: Callable[..., Job]) -> None:
-    job = planted(channels="0.4", recover=3.0)
-    found = parts.couplings(job)
-    whole = kept(parts.plan_within(job, found, parts.score(job, found), parts.limits(job)[-1]))
-    AutoPruning(ahead=True)(job)
-    assert len(job.trace) == 3
-    assert {root: len(left) for root, left in job.kept.items()} == whole
