@@ -15,6 +15,7 @@ from edgeprune.images import Preprocess
 from edgeprune.methods import outcome, parts, work
 from edgeprune.methods.auto import AutoPruning
 from edgeprune.methods.job import Job
+from edgeprune.methods.tana import TANA
 from edgeprune.model import Network
 from edgeprune.options import PruneOptions
 from edgeprune.prune import graph, surgery
@@ -88,9 +89,10 @@ def test_a_schedule_is_the_users_with_the_methods_number_of_cuts() -> None:
     for kind in (None, "linear", "cubic"):
         torch.manual_seed(1)
         found = job(Split(), iterations=None, recover=3.0, schedule=kind, macs="0.4", bn_recal=False)
-        AutoPruning()(found)
+        TANA(cuts=3)(found)
         shares[kind] = [cut["macs"] for cut in found.trace]
-    assert shares[None] == shares["cubic"]
+    assert [len(cuts) for cuts in shares.values()] == [3, 3, 3]
+    assert shares[None] == shares["linear"]
     assert shares["linear"][0] > shares["cubic"][0]
 
 
