@@ -132,7 +132,7 @@ TASKS = {
             ("--batch", "32"),
             ("--steps", "150", "--lr", "5e-4"),
             ("--steps", "300", "--lr", "5e-4"),
-            ("--recover", "6", "--lr", "1e-3"),
+            ("--recover", "6"),
             older=_imagenet,
         ),
         Task(

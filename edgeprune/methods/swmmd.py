@@ -13,8 +13,9 @@ in L, so channels that serve these alone have little gradient, and leave. `--ran
 whatever they cost, as the paper does.
 
 The network comes adapted, so lambda is at its peak from the start, and classes weigh what the network gives them. That
-the student also learns from the dense network is ours: without it (`--set distill=false`) a large cut costs more than
-the paper says in as few steps as these; docs/claims.md has both.
+the student also learns from the dense network, and from that alone after the last removal, is ours: without
+(`--set distill=false`, `tune=both`) a large cut costs more than the paper says in as few steps as these, as source and
+target together are learned with batch-norm statistics that stand still, and so by small steps. docs/claims.md has all.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class SWMMDPruning:
     entropy. momentum: of the moving average that weighs the classes; 1 weighs all alike, which is plain MMD. through:
     the discrepancy's gradient reaches these weights, too. power: 2 sums squares of the changes, 1 their sizes.
     normalise: scores by their mean in each layer. score: "given" ranks by --score. distill: also learn from the dense
-    network, which is ours.
+    network, which is ours. tune: after the last removal, "distill" learns from that alone, "both" goes on as before.
     """
 
     partial: ClassVar[bool] = True
@@ -66,6 +67,7 @@ class SWMMDPruning:
     normalise: Literal["none", "layer"] = "none"
     score: Literal["gradients", "given"] = "gradients"
     distill: bool = True
+    tune: Literal["distill", "both"] = "distill"
 
     def __post_init__(self) -> None:
         expect(self, remove=SOME_SHARE, momentum=SHARE, power=POSITIVE)
@@ -83,6 +85,8 @@ class SWMMDPruning:
         found = ranks if self.score == "given" else {}
         if self.through and (self.momentum == 1 or not self.weight):
             found["through"] = "has no effect: momentum=1 has no weights, weight=0 no discrepancy"
+        if not self.distill:
+            found["tune"] = "has no effect: distill=false has no teacher"
         return found
 
     @property
@@ -108,8 +112,9 @@ class SWMMDPruning:
         if self.momentum < 1:  # else all weigh alike
             answers = inference.logits_of(job.dense, job.target, job.network.preprocess)
             own.average = answers.softmax(1).mean(0)
-        taught = Together([(1.0, own), (1.0, Distill(learning.task(job.network)))])
-        loss = taught if self.distill else own
+        teacher = Distill(learning.task(job.network))
+        loss = Together([(1.0, own), (1.0, teacher)]) if self.distill else own
+        last = teacher if self.distill and self.tune == "distill" else None
         seen = Watched(job, loss, self.power)
         work.learn(job, seen, self.warm, "warm")
         for number, ceiling, passes in work.rounds(job):
@@ -121,7 +126,7 @@ class SWMMDPruning:
             self._warn(job, watched, number)
             parts.cut(job, ceiling, number, ranked)
             seen = Watched(job, loss, self.power)
-            work.learn(job, seen, passes, f"recover-{number}")
+            work.learn(job, last if last and number == job.cuts else seen, passes, f"recover-{number}")
 
     def _rank(self, job: Job, found: Couplings, watched: Watched) -> Mapping[str, Tensor]:
         """(C,) of each coupling; by --score where it is asked for, or nothing was trained yet to be read."""

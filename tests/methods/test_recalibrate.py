@@ -139,7 +139,7 @@ def test_a_channel_that_nothing_enters_any_more_is_no_trouble() -> None:
     [
         (AutoPruning(), {"iterations": 2, "objective": "auto"}),
         (AdaptThenPrune(), {}),
-        (SWMMDPruning(), {"iterations": 2}),
+        (SWMMDPruning(tune="both"), {"iterations": 2}),
         (ITMC(distill=False, source=1.0), {"iterations": 2}),
     ],
 )
@@ -176,6 +176,7 @@ def test_what_a_cut_moved_stays_while_the_network_learns(
         (AutoPruning(), {"iterations": 2}),
         (DistillPruning(), {"iterations": 2}),
         (ITMC(), {"iterations": 2}),
+        (SWMMDPruning(), {"iterations": 2}),
         (ADMP(teacher="ema"), {}),
         (DALR(), {"budget": "params"}),
     ],

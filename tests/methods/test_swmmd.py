@@ -119,9 +119,32 @@ def test_training_reads_it_off_without_a_pass_of_its_own(monkeypatch: pytest.Mon
         return step(self, at)
 
     monkeypatch.setattr(train._Loop, "_step", counted)
-    SWMMDPruning(remove=1.0, warm=4.0)(job)
+    SWMMDPruning(remove=1.0, warm=4.0, tune="both")(job)
     assert steps
     assert sum(forwards) == 2 * len(steps)  # one of the source and one of the target
+
+
+@pytest.mark.parametrize(
+    ("knobs", "last"),
+    [({}, (False, False)), ({"tune": "both"}, (True, True)), ({"distill": False}, (True, True))],
+    ids=str,
+)
+def test_what_is_learned_after_the_last_removal(
+    knobs: dict[str, Any], last: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the source is learned from, and whether statistics stand still meanwhile."""
+    job = striped(recover=3.0)
+    job.partial = True
+    seen: dict[str, tuple[bool, bool]] = {}
+    fit = train.fit
+
+    def spy(network: Any, objective: Objective, *given: Any, **named: Any) -> train.Fit:
+        seen[named["stage"]] = objective.needs.source, objective.needs.frozen_statistics
+        return fit(network, objective, *given, **named)
+
+    monkeypatch.setattr(train, "fit", spy)
+    SWMMDPruning(remove=0.25, warm=1.0, **knobs)(job)
+    assert seen == {"warm": (True, True), "recover-1": (True, True), "recover-2": last}
 
 
 @pytest.mark.parametrize("normalise", ["none", "layer"])

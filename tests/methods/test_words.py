@@ -72,6 +72,7 @@ def options(options: PruneOptions) -> PruneOptions:
         ),
         ("swmmd", {"set": ("through=true", "momentum=1")}, "--set through=true: has no effect: momentum=1"),
         ("swmmd", {"set": ("power=1", "score=given")}, "--set power=1: has no effect: --score"),
+        ("swmmd", {"set": ("tune=both", "distill=false")}, "--set tune=both: has no effect: distill=false"),
         ("swmmd", {"set": ("remove=0.2",), "iterations": 2}, "--set remove=0.2: has no effect: --steps 2"),
         ("itmc", {"set": ("cuts=2",), "iterations": 2}, "--set cuts=2: has no effect: --steps 2"),
         ("tana", {"set": ("layers=1",)}, None),
