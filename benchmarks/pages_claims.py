@@ -152,7 +152,7 @@ CLAIMS = (
 TRIED = (
     "- TCP at 0.3 is below itself without adaptation with one adapted network (seed 0), and 5 points and more above",
     "  with two others (seeds 2 and 3), so the difference is within what networks differ by; its margin over that",
-    "  grows with the cut with one of the three. Its margin over two-stage shrinks, as that loses 2 points from half to",
+    "  grows with the cut with one of the three. Its margin over two-stage shrinks: that loses 2 points from half to",
     "  0.3 where TCP loses 8: why was not found out. Tried with the first were the released code's score",
     "  (`variant=code`), the paper's removal of the lowest scores whatever they cost (`rank=threshold`), MMD in",
     "  training alone (`variant=source`), and the comparison at as many steps. From the first cut on TCP takes about",
