@@ -28,12 +28,16 @@ OF_ADMP = ("channels=0.4", "params=0.4")  # what its claims are about
 
 
 class Ablation(NamedTuple):
-    """What is asked, of which method, by which knobs (--set), and by which other options of the command, in pairs."""
+    """What is asked, of which method, by which knobs (--set), and by which other options of the command, in pairs.
+
+    source: whether those look at source images where the method does not.
+    """
 
     question: str
     method: str
     knobs: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    source: bool = False
 
     @property
     def name(self) -> str:
@@ -161,7 +165,7 @@ ABLATIONS = (
     Ablation("every layer keeps the same share", "auto", (), ("--rank", "local")),
     Ablation("the adaptation goes on", "auto", (), ("--objective", "auto")),
     Ablation("the baseline", "adapt-then-prune"),
-    Ablation("tuned on source alone", "adapt-then-prune", ("tune=source",)),
+    Ablation("tuned on source alone", "adapt-then-prune", ("tune=source",), source=True),
     Ablation("cut by label-free Taylor", "adapt-then-prune", ("score=taylor",)),
     Ablation("the baseline", "prune-then-adapt"),
     Ablation(
@@ -180,7 +184,8 @@ def cases(seeds: tuple[int, ...]) -> list[Case]:
     """Every ablation on every task that has the images for it, at every budget."""
     made = []
     for task in TASKS.values():
-        able = [a for a in ABLATIONS if task.cloud or "source" not in catalog.METHODS[a.method].needs]
+        needy = {a for a in ABLATIONS if a.source or "source" in catalog.METHODS[a.method].needs}
+        able = [a for a in ABLATIONS if task.cloud or a not in needy]
         for budget in (*BUDGETS, *OF_ADMP):
             kind, share = budget.split("=")
             for one in (a for a in able if budget in BUDGETS or a.method == "admp"):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import functools
+import hashlib
 import json
 import os
 import shlex
@@ -24,8 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import edgeprune
 from benchmarks import torch_pruning_plan
-from benchmarks.cases import LABELLED, TORCH_PRUNING, Case, adapted, adapting, pruning
+from benchmarks.cases import LABELLED, TORCH_PRUNING, Case, adapted, adapting, common, pruning
 from benchmarks.tasks import TASKS, Task, few
 from edgeprune import __version__, artifact, checkpoint, records
 from edgeprune.artifact import write_atomically
@@ -76,7 +79,7 @@ def command(case: Case, place: Place) -> list[str]:
                 "--labelled-target",
                 str(few(labelled, place.work / "data" / f"few-{case.task}-{case.seed}", case.seed)),
             )
-    words = (*head, *images, *task.common, *task.trust, *case.words, "--seed", str(case.seed))
+    words = (*head, *images, *common(task, case), *task.trust, *case.words, "--seed", str(case.seed))
     return ["edgeprune", *words, "--device", place.device, "-o", str(place.run(case)), "--json"]
 
 
@@ -114,11 +117,14 @@ def _start(task: Task, case: Case, place: Place) -> tuple[str, ...]:
 def made(case: Case, place: Place) -> Row:
     """Run a row's command unless its run is finished; an earlier kill is resumed. `failed` holds the last line.
 
-    A finished run of another command, or that began with other weights, is replaced.
+    A finished run of another command, or that began with other weights, is replaced; so is a cut that other code made,
+    while networks to begin with stay, for the rows that were cut from them.
     """
     folder, words = place.run(case), command(case, place)
     spoken, note = portable(words, place), folder / "row.json"
     facts: Row = {"command": spoken, "begins_with": _weights(Path(words[2]))}
+    if case.stage == "prune":
+        facts["code"] = code()
     if records.is_done(folder):
         told = records.read_json(note) or {}
         if {k: told.get(k) for k in facts} == facts:
@@ -137,6 +143,15 @@ def made(case: Case, place: Place) -> Row:
     facts["seconds"] = round(time.monotonic() - begun, 1)
     write_atomically(note, json.dumps(facts).encode())
     return {**records.results(folder), **facts}
+
+
+@functools.cache
+def code() -> str:
+    """What tells the package as it is from any other version of it: the first digits of its sources' sha256."""
+    root, digest = Path(edgeprune.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _weights(run: Path) -> str:
@@ -161,7 +176,7 @@ def portable(words: list[str], place: Place) -> str:
 
 _KEPT = (
     "objective", "method", "steps", "macs", "dense_macs", "params", "dense_params", "channels", "dense_channels",
-    "agreement", "seconds", "command", "begins_with",
+    "agreement", "seconds", "command", "begins_with", "code",
 )  # fmt: skip
 
 

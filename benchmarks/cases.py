@@ -29,10 +29,6 @@ LABELLED: Mapping[str, tuple[str, ...]] = {
     "tana+labelled": (),
     "tana+labelled+uniform": ("--set", "statistic=given", "--rank", "local", "--score", "magnitude"),
 }
-GENTLE = (
-    "--lr",
-    "3e-4",
-)  # what swmmd takes by itself: it keeps batch-norm statistics, and larger steps ruin it
 # At 40% of the inner channels and of the parameters: admp, and what its claim compares it with.
 COMPARED = (("admp", ()), ("tcp", ()), ("distill+magnitude", ("--score", "magnitude")))
 
@@ -90,11 +86,18 @@ def adapted(task: str, method: str, seed: int) -> Case:
 
 
 def fitting(task: Task, method: str) -> tuple[str, ...]:
-    """Words that a method needs on a task: to adapt as the partial task's dense network was, or to learn gently."""
-    if method == "swmmd" and "--lr" in (*task.common, *task.prune):
-        return GENTLE
+    """Words that a method needs on a task: to adapt as the partial task's dense network was."""
     adapts = method in ("prune-then-adapt", "adapt-then-prune", "two-stage")
     return ("--set", "objective.partial=true") if task.name == "pacs-partial" and adapts else ()
+
+
+def common(task: Task, case: Case) -> tuple[str, ...]:
+    """What the task's commands share; but swmmd prunes without --lr, as its stages learn by steps of two lengths."""
+    words = task.common
+    if case.stage != "prune" or case.name.partition("+")[0] != "swmmd" or "--lr" not in words:
+        return words
+    here = words.index("--lr")
+    return words[:here] + words[here + 2 :]
 
 
 def pruning(seeds: tuple[int, ...]) -> Iterator[Case]:

@@ -17,6 +17,7 @@ README = Path(__file__).parent.parent / "README.md"
 _MARK = re.compile(
     r"(<!-- numbers: (?P<all>methods of )?(?P<task>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
 )
+SAME = 0.02  # as edgeprune.bench.compare: a ratio so near 1 is no change
 _BUDGETS = ("macs=0.5", "macs=0.3")
 _CALLED = {
     "pacs": ("trained on photos", "accuracy on the paintings"),
@@ -37,8 +38,9 @@ def filled(text: str, rows: Sequence[Row]) -> str:
 def table(task: str, rows: Sequence[Row]) -> str:
     """Markdown: the network as it came, adapted, and at each budget, by `auto`."""
     mine = [r for r in rows if (r["task"], r["name"]) == (task, "auto") and "failed" not in r]
-    adapted = [r for r in mine if r["stage"] == "adapt"]
     cuts = [r for r in mine if r["stage"] == "prune"]
+    seeds = {r["seed"] for r in cuts}  # the networks that were cut, so that the lines can be compared
+    adapted = [r for r in mine if r["stage"] == "adapt" and r["seed"] in seeds]
     if not adapted or not cuts:
         raise ValueError(f"{task}: the README shows rows of `auto` that are not there")
     came, accuracy = _CALLED[task]
@@ -124,7 +126,9 @@ def _faster(rows: Sequence[Row]) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
+    if abs(ratio - 1) <= SAME:
+        return "as fast"
+    return f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
 
 
 def _fast(rows: Sequence[Row]) -> str:

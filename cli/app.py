@@ -101,16 +101,8 @@ class Program:
 
     def _parse(self) -> Request | int:
         """What is asked, or the exit code when the parser has answered itself (help, version, completion)."""
-        command = typer.main.get_command(options.application())
-        how: dict[str, Any] = {"prog_name": "edgeprune", "standalone_mode": False}
         try:
-            try:
-                answer = command.main(args=self.words, **how)
-            except PARSER_ERRORS:
-                if ("--set", "help") not in itertools.pairwise(self.words):
-                    raise
-                # what knobs there are can be asked before there is a model
-                answer = command.main(args=[*self.words, "MODEL"], **how)
+            answer = self._understood()
         except PARSER_ERRORS as err:
             raise errors.UsageError(_one_line(err, self.words)) from err
         except typer.Exit as err:
@@ -118,6 +110,19 @@ class Program:
         except typer.Abort:
             return errors.Interrupted.exit_code
         return answer if isinstance(answer, Request) else int(answer or 0)
+
+    def _understood(self) -> Any:
+        """The parser's answer; what knobs there are (--set help) can be asked before there is a model."""
+        command = typer.main.get_command(options.application())
+        how: dict[str, Any] = {"prog_name": "edgeprune", "standalone_mode": False}
+        try:
+            return command.main(args=self.words, **how)
+        except PARSER_ERRORS as err:
+            asked = "--set=help" in self.words or ("--set", "help") in itertools.pairwise(self.words)
+            if not asked or getattr(getattr(err, "param", None), "name", None) != "model":
+                raise
+            after = 1 + next(i for i, word in enumerate(self.words) if word in COMMANDS)
+            return command.main(args=[*self.words[:after], "MODEL", *self.words[after:]], **how)
 
     def _print(self, request: Request, facts: dict[str, Any]) -> None:
         for warning in facts.get("warnings", ()):

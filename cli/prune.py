@@ -19,10 +19,7 @@ EXAMPLES = (
     "edgeprune prune runs/adapt-resnet50-1 --target camera/ --macs 0.3 --then dalr",
 )
 
-INSIDE = ("owed_before", "steps_before")  # of a cut: what resuming needs
-
 
 def show(facts: page.Facts, console: Console) -> None:
     """Print what `edgeprune.commands.prune` returned."""
-    cuts = [{k: v for k, v in cut.items() if not k.startswith(INSIDE)} for cut in facts.get("cuts", ())]
-    page.result({**facts, "cuts": cuts}, console)
+    page.result(facts, console)

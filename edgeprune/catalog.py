@@ -114,7 +114,7 @@ OBJECTIVES: Mapping[str, Entry] = {
 METHODS: Mapping[str, Entry] = {
     "auto": Entry(
         "edgeprune.methods.auto:AutoPruning",
-        "the recommended one, with and without source: one cut, then imitation of the dense network, inside it too",
+        "the recommended one, with and without source: one cut, then it imitates the dense network, layer by layer too",
         "distillation: Hinton et al., 2015, arXiv 1503.02531; hints on shared channels are ours",
     ),
     "distill": Entry(

@@ -18,7 +18,7 @@ from edgeprune.commands import estimating, prune_words, start, timing
 from edgeprune.data import folder
 from edgeprune.data.pixels import Pixels, without
 from edgeprune.errors import DataError, UsageError
-from edgeprune.methods import learning, outcome, parts
+from edgeprune.methods import dalr, learning, outcome, parts
 from edgeprune.methods.dalr import DALR, require_clock
 from edgeprune.methods.given import Given
 from edgeprune.methods.job import Job
@@ -26,6 +26,7 @@ from edgeprune.methods.then import Then
 from edgeprune.model import Network
 from edgeprune.opening import before_fine_tuning, open_network
 from edgeprune.options import PruneOptions
+from edgeprune.plan import PruningPlan
 from edgeprune.prune import macs, surgery
 from edgeprune.prune.budget import Budget
 from edgeprune.prune.latency import Timing
@@ -41,7 +42,8 @@ class PruneResult:
     on it, what was requested, predicted and measured. channels: inside blocks, of those that can be cut.
     target_labels: how many labelled target images were learned from; they are left out of the accuracies.
     low_rank: layer that became a pair -> its inputs (of a patch), its outputs, its rank. partial: the target was taken
-    to lack classes.
+    to lack classes. trained_images: that the student learned from after the first cut, source and target and every view
+    together; of a dry run, about how many they would be.
     """
 
     run: Path | None
@@ -66,6 +68,7 @@ class PruneResult:
     low_rank: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     estimate: Mapping[str, Any] | None = None
     partial: bool = False
+    trained_images: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -109,14 +112,11 @@ def prune(options: PruneOptions) -> PruneResult:
             job.timing = timing.of(job.network, options.table, stack)
             if isinstance(method, (DALR, Then)):
                 require_clock(job)
+        job.warnings += prune_words.of_several_cuts(job, method)  # how many there are may depend on the time
         if options.dry_run:
             return _dry(options, job, method)
         parent = _parent(options.model)
-        # what makes no sense leaves no folder
-        if plan is None:
-            parts.limits(job)
-        else:
-            surgery.require(plan, job.dense_couplings)
+        _require(job, plan, method)
         config, how = start.config(options), {"force": options.force, "resume": options.resume}
         opened = Run.create(options.output, command="prune", model=options.model, config=config, **how)
         job.run = stack.enter_context(opened)
@@ -125,6 +125,19 @@ def prune(options: PruneOptions) -> PruneResult:
         if job.partial:
             job.run.log("the target is taken to lack classes")
         return _work(options, job, method, labelled, parent)
+
+
+def _require(job: Job, plan: PruningPlan | None, method: Callable[[Job], None]) -> None:
+    """Refuse what can be known not to work before there is a folder, or one that --force replaces is lost."""
+    if plan is not None:
+        surgery.require(plan, job.dense_couplings)
+        dalr.check(job.network.module, job.network.classifier, plan.low_rank)
+        return
+    parts.limits(job)
+    if isinstance(method, Then):
+        parts.require_possible(method.on_the_way(job))
+    elif not isinstance(method, DALR):
+        parts.require_possible(job)
 
 
 def _job(options: PruneOptions, target: Path, budget: Budget) -> tuple[Job, Pixels | None]:
@@ -233,7 +246,8 @@ def _dry(options: PruneOptions, job: Job, method: Callable[[Job], None]) -> Prun
         job.timing = _with_table(job, method)
     parts.preview(job, method)
     job.warnings += prune_words.unlike_the_run(job, method)
-    return _result(options, job, (None, None))
+    images = prune_words.images_to_come(job, method)
+    return replace(_result(options, job, (None, None)), trained_images=images)
 
 
 def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float | None]) -> PruneResult:
@@ -271,6 +285,7 @@ def _result(options: PruneOptions, job: Job, accuracy: tuple[float | None, float
         target_labels=len(job.labelled) if job.labelled is not None else None,
         low_rank=low_rank(job.network),
         partial=job.partial,
+        trained_images=sum(cut.get("images", 0) for cut in job.trace),
     )
 
 

@@ -187,17 +187,11 @@ def read_plan(path: Path) -> PruningPlan:
 
 
 def unlike_the_run(job: Job, method: Callable[[Job], None]) -> list[str]:
-    """What --dry-run has to say of what it shows: what the run learns, how many cuts it makes, what it ranks by."""
-    options, shown, passes = job.options, len(job.trace), job.options.recover
-    images, notes = round(passes * len(job.target)), []
-    if images:
-        notes.append(
-            f"nothing is trained here; the run shows the network {images:,} images after its first cut: "
-            f"--recover {passes:g} times the target's {len(job.target):,}"
-        )
+    """What --dry-run has to say of what it shows: how many cuts the run makes, and what it ranks by."""
+    options, shown = job.options, len(job.trace)
     if options.plan is not None:
-        return notes
-    making = parts.cuts_in(job, method)
+        return []
+    making, notes = parts.cuts_in(job, method), []
     if making > shown:
         here = "is one cut" if shown == 1 else f"are {shown} cuts"
         notes.append(
@@ -210,6 +204,31 @@ def unlike_the_run(job: Job, method: Callable[[Job], None]) -> list[str]:
     if learned := getattr(method, "learns_ranks", None):
         notes.append(f"shown is what --score {options.score} says: {learned}")
     return notes
+
+
+def images_to_come(job: Job, method: Callable[[Job], None]) -> int:
+    """About how many images the run would train on after its first cut; stages of it are rounded to whole steps."""
+    count = job.options.recover * len(job.target)
+    beside: Callable[[Job], float] = getattr(method, "passes_beside", lambda job: 0.0)
+    few = (
+        min(job.options.batch, len(job.target)) * job.options.accumulate / 2
+    )  # the least of which a step is made
+    return round(count + beside(job) * len(job.target)) if count >= few else 0
+
+
+def of_several_cuts(job: Job, method: Callable[[Job], None]) -> list[str]:
+    """A warning for each option that only says how several cuts follow each other, where the method makes one."""
+    options, usual, unheard = job.options, PruneOptions(), getattr(method, "ignores", {})
+    said = [
+        n for n in ("schedule", "between") if getattr(options, n) != getattr(usual, n) and n not in unheard
+    ]
+    if options.plan is not None or not said or isinstance(method, Then) or parts.cuts_in(job, method) != 1:
+        return []
+    return [
+        f"--{name} {getattr(options, name)}: has no effect: --method {options.method} makes one cut "
+        "(--steps N makes more)"
+        for name in said
+    ]
 
 
 def unlike_the_words(options: PruneOptions, job: Job, widths: Mapping[str, tuple[int, int]]) -> list[str]:

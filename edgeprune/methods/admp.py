@@ -101,6 +101,10 @@ class ADMP:
         said = "how many channels of a layer stay is settled, but which, the run's masks find out"
         return said if self.passes else None
 
+    def passes_beside(self, job: Job) -> float:
+        """Passes over the target after the first cut that are not of --recover: with the masks before later cuts."""
+        return self.passes * (job.cuts - 1)
+
     def __call__(self, job: Job) -> None:
         """Cut and fine-tune `job.network` in place, within `job.budget`."""
         work.require_source(job, "admp")
@@ -208,9 +212,8 @@ class Losses(Objective):
 
 def divergence(teacher: Tensor, student: Tensor, kind: str = "l1") -> Tensor:
     """Mean over N of |softmax(teacher) - softmax(student)|_1 / K, or of KL(teacher || student), of logits (N, K)."""
-    if kind == "kl":
-        return softened_kl(teacher, student, 1.0)
-    return (teacher.softmax(1) - student.softmax(1)).abs().mean()
+    l1 = (teacher.softmax(1) - student.softmax(1)).abs().mean()
+    return softened_kl(teacher, student, 1.0) if kind == "kl" else l1
 
 
 class Duel(Losses):
@@ -312,8 +315,7 @@ class Duel(Losses):
         if self.how.admm and following.number % self.how.every == 0:
             self.chosen = project(self.layout, self.hard + self.dual, self.keep)
             self.dual += self.hard - self.chosen.float()
-            # it is in units of 1 / rho: Boyd et al. 2011, section 3.4.1
-            self.dual *= rho / self.rho(following)
+            self.dual *= rho / self.rho(following)  # in units of 1 / rho: Boyd et al. 2011, section 3.4.1
         if self.teacher is not None:
             decay = DECAYS[self.how.teacher]
             for mine, now in zip(self.teacher.parameters(), self._student[0].parameters(), strict=True):

@@ -1,4 +1,4 @@
-"""The recommended way: one cut by the measured score, then imitation of the dense network, inside it too.
+"""The recommended way: one cut by the measured score, then imitation of the dense network, layer by layer too.
 
 Ours. A cut network still has some of the dense one's channels, so besides its answers it can be shown what those
 channels should hold (edgeprune.objectives.imitate). It needs no source image. Expects an adapted network.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune import checkpoint, progress, train
-from edgeprune.errors import BudgetNotMet, UsageError
+from edgeprune.errors import BudgetNotMet, RunError, UsageError
 from edgeprune.methods import hints, latency_plan, learning, recalibrate
 from edgeprune.methods.job import Job, find
 from edgeprune.objectives.imitate import Imitate
@@ -103,7 +103,7 @@ def cut(
         return again
     found = couplings(job)
     if not job.plans:
-        _require_possible(job, found)
+        require_possible(job)
     with progress.doing(f"cut {number}: finding what goes"), looking(job):
         scores = criterion(job, found)
     # may train, and be taken up from a killed process
@@ -160,13 +160,13 @@ def plan_within(
         return _plan_within(job, found, scores, ceilings)
 
 
-def _require_possible(job: Job, found: Couplings) -> None:
+def require_possible(job: Job) -> None:
     """BudgetNotMet before the first of several cuts when the last is out of reach; of latency only plans can tell."""
     last = {kind: ceiling for kind, ceiling in limits(job)[-1].items() if kind != LATENCY}
     rules = Rules(job.options.width_multiple, job.options.floor)
     with _remedies(job.options):
         if last:
-            budgets.require_possible(job.dense_costs, found, last, rules)
+            budgets.require_possible(job.dense_costs, job.dense_couplings, last, rules)
 
 
 @contextmanager
@@ -253,6 +253,11 @@ def taken_up(job: Job, number: int) -> PruningPlan | None:
         before = checkpoint.read(file, [job.network.spec])
     job.network.module, job.network.history = before.module, before.history
     entry = before.history[-1]
+    if entry["trace"]["cut"] != number:  # they were counted from 0 once
+        raise RunError(
+            f"{file.parent.parent}: was begun by an earlier version, which counted its cuts otherwise; "
+            "begin again with --force"
+        )
     plan = PruningPlan.from_json(entry["plan"])
     _remember(job, plan)
     job.trace.append(entry["trace"])  # the same as in the history, which what follows is added to

@@ -8,7 +8,8 @@ before the cut (no variance is below 0, though). Both are measured with each lay
 either case. Taking the target's is AdaBN (Li et al. 2016, arXiv 1603.04779); moving one's own is ours.
 
 A student that a teacher answers to about the target learns under the target's statistics, whichever classes it holds:
-the answers do not depend on them; so does admp's after the cut, and itmc's with `source` beside. What else learns from
+the answers do not depend on them; so does admp's after each cut, swmmd's after its last, and itmc's with `source`
+beside. What else learns from
 the source, or by comparing the domains, keeps its own.
 """
 

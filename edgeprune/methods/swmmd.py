@@ -118,15 +118,16 @@ class SWMMDPruning:
         seen = Watched(job, loss, self.power)
         work.learn(job, seen, self.warm, "warm")
         for number, ceiling, passes in work.rounds(job):
-            watched = seen
+            ends, watched = number == job.cuts, seen
 
             def ranked(job: Job, found: Couplings, watched: Watched = watched) -> Mapping[str, Tensor]:
                 return self._rank(job, found, watched)
 
             self._warn(job, watched, number)
             parts.cut(job, ceiling, number, ranked)
-            seen = Watched(job, loss, self.power)
-            work.learn(job, last if last and number == job.cuts else seen, passes, f"recover-{number}")
+            if not (ends and last):  # what goes next is read from the training
+                seen = Watched(job, loss, self.power)
+            work.learn(job, last if ends and last else seen, passes, f"recover-{number}")
 
     def _rank(self, job: Job, found: Couplings, watched: Watched) -> Mapping[str, Tensor]:
         """(C,) of each coupling; by --score where it is asked for, or nothing was trained yet to be read."""

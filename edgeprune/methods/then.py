@@ -54,6 +54,11 @@ class Then:
         before = parts.as_if(self.on_the_way(job), recover=job.options.recover * self.share)
         return 1 + parts.cuts_in(before, self.first)
 
+    def passes_beside(self, job: Job) -> float:
+        """Passes after the first cut that are not of --recover."""
+        found: float = getattr(self.first, "passes_beside", lambda job: 0.0)(job)
+        return found
+
     def __call__(self, job: Job) -> None:
         """Cut, make low-rank and recover `job.network` in place, within `job.budget`."""
         passes = job.options.recover

@@ -79,6 +79,14 @@ def test_knobs_are_shown_by_the_program(capsys: pytest.CaptureFixture[str]) -> N
 def test_knobs_need_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", "--set", "help", "--method", "admp", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["paper"] == catalog.METHODS["admp"].paper
+    assert main(["prune", "--set=help"]) == 0
+    capsys.readouterr()
+    for words, said in (
+        (["prune", "m", "x", "--set", "help"], "unexpected extra argument(s) (x)"),
+        (["prune", "--set", "help", "--macs"], "'--macs' requires an argument"),
+    ):
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
     assert main(["prune", "--set", "help", "--metod", "admp"]) == 2
     assert "No such option: --metod" in capsys.readouterr().err
     assert main(["prune", "--method", "admp"]) == 2

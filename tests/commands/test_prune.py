@@ -137,7 +137,14 @@ def test_a_plan_can_be_given(options: PruneOptions, tmp_path: Path) -> None:
     wider = {**said["cuts"][0], "width": said["cuts"][0]["width"] + 8}
     (tmp_path / "wider.json").write_text(json.dumps({**said, "cuts": [wider]}))
     with pytest.raises(PlanError, match=rf"{wider['width']} channels in the plan, {wider['width'] - 8} in"):
-        prune(replace(again, plan=tmp_path / "wider.json", output=tmp_path / "none"))
+        prune(replace(again, plan=tmp_path / "wider.json", force=True, output=tmp_path / "slim"))
+    pair = {"layer": said["cuts"][0]["root"], "rank": 10**6}
+    (tmp_path / "pairs.json").write_text(json.dumps({**said, "cuts": [], "low_rank": [pair]}))
+    with pytest.raises(PlanError, match=r"low-rank|rank 1000000 in the plan"):
+        prune(replace(again, plan=tmp_path / "pairs.json", force=True, output=tmp_path / "slim"))
+    with pytest.raises(BudgetNotMet):
+        prune(replace(options, macs="0.0001", force=True, output=tmp_path / "slim"))
+    assert (tmp_path / "slim" / "done.json").is_file(), "what makes no sense replaces no finished run"
     (tmp_path / "bad.json").write_text("[1]")
     for name in ("bad.json", "absent.json"):
         with pytest.raises(
