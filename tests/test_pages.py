@@ -132,3 +132,22 @@ def test_a_method_without_the_seed_of_most_says_where_it_began() -> None:
         "75.0%",
         "65.0% of 70.0%",
     ]
+
+
+def _timed(speedup: float, low: float, high: float) -> dict[str, object]:
+    return {"speedup": {"speedup": speedup, "ci_low": low, "ci_high": high}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([_timed(1.5, 1.4, 1.6)], "1.50x faster (99%: 1.40 to 1.60)"),
+        ([_timed(1.5, 1.4, 1.6), _timed(1.3, 1.2, 1.7)], "1.40x faster (99%: 1.20 to 1.70)"),
+        ([_timed(1.01, 0.99, 1.03)], "as fast (99%: as fast to 1.03x faster)"),
+        ([_timed(0.8, 0.5, 0.99)], "1.25x slower (99%: 2.00x slower to as fast)"),
+        ([_timed(0.5, 0.4, 0.8), {}], "2.00x slower (99%: 2.50x slower to 1.25x slower)"),
+        ([{}], "not exported"),
+    ],
+)
+def test_a_ratio_is_said_as_faster_slower_or_the_same(rows: list[dict[str, object]], said: str) -> None:
+    assert pages_readme._fast(rows) == said

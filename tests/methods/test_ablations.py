@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,20 +120,33 @@ def test_a_row_cut_from_a_network_that_was_made_anew_is_open_again(
     accuracy.work([case], place, file)
 
 
+Counted = Callable[[Place, Case], None]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Makes the tool one that ends at once; its accuracy is how often it ran."""
+
+    def put(place: Place, case: Case) -> None:
+        ran: list[list[str]] = []
+
+        def tool(program: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+            assert "--resume" not in program
+            ran.append(program)
+            place.run(case).mkdir()
+            (place.run(case) / "done.json").write_text(json.dumps({"results": {"accuracy": len(ran)}}))
+            return subprocess.CompletedProcess(program, 0, "", "")
+
+        monkeypatch.setattr("subprocess.run", tool)
+
+    return put
+
+
 def test_a_finished_run_of_another_command_is_not_taken_for_this_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: Counted
 ) -> None:
     place, case = Place(None, tmp_path, "cpu"), Case("adapt", "digits", "mcc", 0)
-    ran: list[list[str]] = []
-
-    def tool(program: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        assert "--resume" not in program
-        ran.append(program)
-        place.run(case).mkdir()
-        (place.run(case) / "done.json").write_text(json.dumps({"results": {"accuracy": len(ran)}}))
-        return subprocess.CompletedProcess(program, 0, "", "")
-
-    monkeypatch.setattr("subprocess.run", tool)
+    counted(place, case)
     cloud = tmp_path / "cloud"
     cloud.mkdir()
     for weights, steps, runs in (("a", "1", 1), ("a", "1", 1), ("a", "2", 2), ("b", "2", 3), ("b", "2", 3)):
@@ -140,3 +154,15 @@ def test_a_finished_run_of_another_command_is_not_taken_for_this_one(
         words = ["edgeprune", "adapt", str(cloud), "--steps", steps]
         monkeypatch.setattr(accuracy, "command", lambda c, p, w=words: w)
         assert accuracy.made(case, place)["accuracy"] == runs
+
+
+@pytest.mark.parametrize(("stage", "runs"), [("prune", 2), ("adapt", 1)])
+def test_a_finished_cut_of_other_code_is_made_anew_but_no_network_to_begin_with(
+    stage: str, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted: Counted
+) -> None:
+    place, case = Place(None, tmp_path, "cpu"), Case(stage, "digits", "auto", 0)
+    counted(place, case)
+    monkeypatch.setattr(accuracy, "command", lambda c, p: ["edgeprune", stage, str(tmp_path)])
+    assert [accuracy.made(case, place)["accuracy"] for _ in range(2)] == [1, 1]
+    monkeypatch.setattr(accuracy, "code", lambda: "another")
+    assert [accuracy.made(case, place)["accuracy"] for _ in range(2)] == [runs, runs]
