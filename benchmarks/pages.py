@@ -186,11 +186,11 @@ def _minutes(rows: Sequence[Row]) -> str:
     return f"{statistics.mean(known) / 60:.0f}" if known else ""
 
 
-def plot(task: str, rows: Sequence[Row], file: Path) -> None:
+def plot(task: str, rows: Sequence[Row], file: Path, names: Sequence[str]) -> None:
     """Accuracy over the MACs kept: a line a method through the means of budgets in MACs, of the seeds that all share.
 
     Dots are single seeds, hollow markers means of budgets of another kind; the dashed line is the adapted model before
-    any cut.
+    any cut. `names` are the methods of all tasks: a method has one colour and marker by its place there.
     """
     import matplotlib as mpl
 
@@ -201,9 +201,8 @@ def plot(task: str, rows: Sequence[Row], file: Path) -> None:
     good = pages_readme.comparable([r for r in rows if "failed" not in r])
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     markers = "osv^D<>Pp*hX"
-    for place, (name, group) in enumerate(
-        sorted(_by(good, "name").items(), key=lambda item: _order(item[0]))
-    ):
+    for name, group in sorted(_by(good, "name").items(), key=lambda item: _order(item[0])):
+        place = names.index(name)
         means = sorted(
             (
                 statistics.mean(r["macs"] / r["dense_macs"] for r in rows),
@@ -297,8 +296,10 @@ def main() -> int:
     (DOCS / "claims.md").write_text(pages_claims.page())
     (DOCS / "training.md").write_text(pages_training.page())
     pages_readme.README.write_text(pages_readme.filled(pages_readme.README.read_text(), rows))
-    for task, group in _by((r for r in rows if r["stage"] == "prune"), "task").items():
-        plot(task, group, DOCS / plot_name(task))
+    cuts = [r for r in rows if r["stage"] == "prune"]
+    names = sorted(_by(cuts, "name"), key=_order)
+    for task, group in _by(cuts, "task").items():
+        plot(task, group, DOCS / plot_name(task), names)
     return 0
 
 
