@@ -296,9 +296,8 @@ def _result(
     unheard = _unheard(options, how, data)
     if fit is None:
         return AdaptResult(run, *facts, plan=_plan(options, how, data), warnings=unheard)
-    following = start.words(
-        "edgeprune", "prune", run, "--target", options.target, "--macs", "0.5", *start.trusted(network)
-    )
+    more = (*start.trusted(network), *(() if options.flip else ("--no-flip",)))
+    following = start.words("edgeprune", "prune", run, "--target", options.target, "--macs", "0.5", *more)
     before, after = accuracies
     return AdaptResult(
         run,

@@ -144,7 +144,10 @@ def _job(options: PruneOptions, target: Path, budget: Budget) -> tuple[Job, Pixe
     """The job with its network and images, and the images that accuracy is measured on."""
     network, fresh = open_network(options.model, options)
     if fresh:
-        raise UsageError("the classifier is new and untrained; adapt first, then prune the run")
+        raise UsageError(
+            f"--classes {options.classes}: the classifier is new and untrained; adapt first, then prune the run "
+            "(a run has its classes: leave --classes out)"
+        )
     pre, cache = network.preprocess, options.cache
     images = folder.unlabelled(target, pre, cache)
     labelled = start.evaluated(options.evaluate, network, cache) if options.evaluate else None

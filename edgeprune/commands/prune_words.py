@@ -122,7 +122,9 @@ def unheard(options: PruneOptions, method: Callable[[Job], None]) -> list[str]:
     idle |= getattr(method, "idle", lambda options: {})(options)
     takes = "source" in catalog.METHODS[options.method].needs | catalog.SCORES[options.score].needs
     if options.source and not takes and options.objective == "none" and options.method != "adapt-then-prune":
-        alone = [f"--source {options.source}: {who} learns from the target; --objective NAME adapts on"]
+        alone = [
+            f"--source {options.source} is not used: {who} learns from the target; an --objective may use it"
+        ]
     else:
         alone = []
     return (

@@ -72,6 +72,7 @@ def test_result_log_and_history(options: AdaptOptions, images: Path) -> None:
     assert found.next == f"edgeprune prune {options.output} --target {images} --macs 0.5"
     assert records.results(options.output or Path()) == found.to_json()
     assert adapt(replace(options, force=True)).accuracy is None
+    assert adapt(replace(options, force=True, flip=False)).next == f"{found.next} --no-flip"
 
 
 @pytest.mark.parametrize("objective", ["mcc", "shot", "fixmatch"])
