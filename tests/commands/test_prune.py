@@ -185,7 +185,7 @@ def test_a_model_that_was_no_run(options: PruneOptions) -> None:
     history = checkpoint.read(found.run).history
     assert history[-1]["parent"] is None
     assert any(said.startswith("--weights none: unless") for said in found.warnings)
-    with pytest.raises(UsageError, match="^--classes 3: the classifier is new and untrained; adapt first"):
+    with pytest.raises(UsageError, match=r"^--classes 3: the classifier is new and untrained; adapt first"):
         prune(replace(options, model=DIGITS, weights="none", classes="3"))
 
 
